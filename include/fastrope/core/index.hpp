@@ -1,0 +1,35 @@
+// Index arithmetic shared by every header.
+//
+// Sizes, strides and offsets are signed 64-bit (`Index`), so that differences such as lags need no casts and
+// products such as heads * n * d do not wrap at 2^31 elements.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+namespace fastrope {
+
+/// Sizes, strides and row numbers.
+using Index = std::ptrdiff_t;
+
+/// Token positions and their differences, lags.
+using Position = std::int64_t;
+
+/// A half-open range [begin, end); empty when end <= begin.
+struct Range {
+  Index begin = 0;
+  Index end = 0;
+
+  constexpr Index size() const { return std::max<Index>(0, end - begin); }
+  constexpr bool empty() const { return end <= begin; }
+  friend constexpr bool operator==(const Range&, const Range&) = default;
+};
+
+constexpr Range intersect(Range a, Range b) { return {std::max(a.begin, b.begin), std::min(a.end, b.end)}; }
+
+constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+constexpr Index round_up(Index a, Index multiple) { return ceil_div(a, multiple) * multiple; }
+constexpr Index round_down(Index a, Index multiple) { return a / multiple * multiple; }
+
+}  // namespace fastrope

@@ -1,0 +1,55 @@
+// Workspace: scratch memory that the caller owns, counted and carved by the same code.
+//
+// A function that needs scratch takes a Workspace and asks it for arrays. Given a counting workspace it gets
+// null spans and bytes() says what it would have used; given memory it gets the arrays. The two cannot
+// disagree.
+#pragma once
+
+#include <cassert>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "fastrope/core/index.hpp"
+
+namespace fastrope {
+
+/// Alignment of every array that a workspace hands out: a cache line, the widest vector.
+inline constexpr std::size_t kAlignment = 64;
+
+/// Hands out arrays from a block of bytes, or counts them.
+class Workspace {
+ public:
+  /// Counts only.
+  Workspace() = default;
+
+  /// Carves `bytes`, whose alignment may be any.
+  explicit Workspace(std::span<std::byte> bytes)
+      : begin_(bytes.data()), size_(bytes.size()), counting_(false) {}
+
+  /// An uninitialised array of `count` elements, aligned to kAlignment; without data when counting.
+  template <class T>
+  std::span<T> take(Index count) {
+    static_assert(alignof(T) <= kAlignment);
+    const std::size_t offset = used_;
+    used_ += (static_cast<std::size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    if (counting_) return {};
+    assert(bytes() <= size_);
+    const auto address = reinterpret_cast<std::uintptr_t>(begin_);
+    std::byte* aligned = begin_ + (kAlignment - address % kAlignment) % kAlignment;
+    return {reinterpret_cast<T*>(aligned + offset), static_cast<std::size_t>(count)};
+  }
+
+  bool counting() const { return counting_; }
+
+  /// Bytes a block must have for what was taken so far, whatever its alignment.
+  std::size_t bytes() const { return used_ == 0 ? 0 : used_ + kAlignment - 1; }
+
+ private:
+  std::byte* begin_ = nullptr;
+  std::size_t size_ = 0;
+  std::size_t used_ = 0;
+  bool counting_ = true;
+};
+
+}  // namespace fastrope
