@@ -24,7 +24,7 @@
 #include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
-#include <bit>
+#include <limits>
 
 #include "fastrope/core/index.hpp"
 
@@ -106,6 +106,19 @@ HWY_INLINE Real reduce_add(Vec<Real> x) {
 template <class Real>
 HWY_INLINE Real reduce_max(Vec<Real> x) {
   return hn::GetLane(hn::MaxOfLanes(Tag<Real>{}, x));
+}
+/// 0 where a < b, else x.
+template <class V>
+HWY_INLINE V zero_if_less(V a, V b, V x) {
+  return hn::IfThenZeroElse(hn::Lt(a, b), x);
+}
+/// x * 2^n for the integer n in the low bits of `bits`; requires a normal result.
+template <class Real>
+HWY_INLINE Vec<Real> scale_by_low_bits(Vec<Real> x, Vec<Real> bits) {
+  const hn::RebindToSigned<Tag<Real>> integers;
+  constexpr int kMantissa = std::numeric_limits<Real>::digits - 1;
+  return hn::BitCast(
+      Tag<Real>{}, hn::Add(hn::BitCast(integers, x), hn::ShiftLeft<kMantissa>(hn::BitCast(integers, bits))));
 }
 template <class Real>
 HWY_INLINE Vec<Real> tanh(Vec<Real> x) {

@@ -52,4 +52,26 @@ class Workspace {
   bool counting_ = true;
 };
 
+/// An equal share of a workspace for each worker.
+class WorkerScratch {
+ public:
+  /// `use(workspace)` takes what one worker needs; it is called once, to count.
+  template <class Use>
+  WorkerScratch(Index workers, Workspace& workspace, Use&& use) {
+    Workspace counting;
+    use(counting);
+    bytes_ = counting.bytes();
+    memory_ = workspace.take<std::byte>(workers * static_cast<Index>(bytes_));
+  }
+
+  /// Worker `w`'s share, from its beginning.
+  Workspace of(Index w) const {
+    return Workspace(memory_.subspan(static_cast<std::size_t>(w) * bytes_, bytes_));
+  }
+
+ private:
+  std::size_t bytes_ = 0;
+  std::span<std::byte> memory_ = {};
+};
+
 }  // namespace fastrope

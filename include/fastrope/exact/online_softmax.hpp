@@ -1,0 +1,130 @@
+// Online softmax: attention over part of the keys, in a form that can be continued and merged.
+//
+// For one row and a set of keys, with y_j = x_j log2(e):
+//     maximum m >= max_j y_j,   sum l = sum_j 2^(y_j - m),   output o = sum_j 2^(y_j - m) v_j.
+// Two sets merge by raising both to the larger maximum; out = o / l and lse = ln(sum_j exp(x_j)) = (m + log2
+// l) ln 2. A row without keys has m = -infinity, l = 0, o = 0; its output is 0 and its lse -infinity.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+
+#include "fastrope/core/error.hpp"
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/tensor_view.hpp"
+#include "fastrope/core/workspace.hpp"
+#include "fastrope/exact/exp2.hpp"
+#include "fastrope/exact/tile_kernel.hpp"
+
+namespace fastrope {
+
+/// The states of a block of rows.
+template <class Real>
+struct SoftmaxRows {
+  Index width = 0;          ///< values per row, padded to whole vectors
+  Real* maximum = nullptr;  ///< [rows], base-2
+  Real* sum = nullptr;      ///< [rows]
+  Real* output = nullptr;   ///< [rows, width]
+
+  static constexpr Real kEmpty = -std::numeric_limits<Real>::infinity();
+
+  SoftmaxRows(Index rows, Index value_stride, Workspace& workspace)
+      : width(value_stride),
+        maximum(workspace.take<Real>(rows).data()),
+        sum(workspace.take<Real>(rows).data()),
+        output(workspace.take<Real>(rows * value_stride).data()) {}
+
+  Real* row(Index i) const { return output + i * width; }
+
+  void clear(Index rows) const {
+    std::fill_n(maximum, rows, kEmpty);
+    std::fill_n(sum, rows, Real{0});
+    std::fill_n(output, rows * width, Real{0});
+  }
+
+  /// Makes room for scores up to `candidate`: the maximum rises and what was summed shrinks by the same
+  /// factor.
+  void raise(Index i, Real candidate) const {
+    if (!(candidate > maximum[i])) return;
+    if (maximum[i] != kEmpty) {
+      const Real shrink = std::exp2(maximum[i] - candidate);
+      sum[i] *= shrink;
+      using namespace simd;
+      for (Index c = 0; c < width; c += kLanes<Real>)
+        store<Real>(mul(load(row(i) + c), set(shrink)), row(i) + c);
+    }
+    maximum[i] = candidate;
+  }
+
+  /// scores [cols], base-2, become weights 2^(score - maximum), and their sum is added. Scores of -infinity
+  /// weigh 0. Requires cols a multiple of the vector length. The output is left to the caller.
+  void weigh(Index i, Real* scores, Index cols) const {
+    using namespace simd;
+    constexpr Index kStep = kLanes<Real>;
+    Vec<Real> largest = set(kEmpty);
+    for (Index j = 0; j < cols; j += kStep) largest = max(load(scores + j), largest);
+    raise(i, reduce_max<Real>(largest));
+    const Vec<Real> shift = set(maximum[i] == kEmpty ? Real{0} : maximum[i]);
+    Vec<Real> total = zero<Real>();
+    for (Index j = 0; j < cols; j += kStep) {
+      const Vec<Real> weight = exp2_nonpositive<Real>(sub(load(scores + j), shift));
+      total = add(total, weight);
+      store<Real>(weight, scores + j);
+    }
+    sum[i] += reduce_add<Real>(total);
+  }
+
+  /// One more logit that has no value: an attention sink.
+  void add_sink(Index i, Real logit) const {
+    raise(i, logit);
+    if (maximum[i] != kEmpty) sum[i] += std::exp2(logit - maximum[i]);
+  }
+
+  /// Row i of out, o / l, in the storage type.
+  template <class Out>
+  void write(Index i, Out* out, Index d_v) const {
+    const Real inverse = sum[i] == 0 ? Real{0} : 1 / sum[i];
+    for (Index c = 0; c < d_v; ++c) out[c] = static_cast<Out>(row(i)[c] * inverse);
+  }
+
+  /// Natural log of the sum of exponentials.
+  Real lse(Index i) const {
+    return sum[i] == 0 ? kEmpty : (maximum[i] + std::log2(sum[i])) * static_cast<Real>(kLn2);
+  }
+};
+
+/// Merges two partial results of the same queries over disjoint sets of keys into the first.
+///     lse = ln(e^lse_a + e^lse_b),  out = (e^lse_a out_a + e^lse_b out_b) / e^lse
+/// out, other_out: [heads, n_q, d_v]; lse, other_lse: [heads, n_q], natural log, -infinity where nothing was
+/// attended. Associative and commutative up to rounding. Throws Error where shapes differ.
+template <class Real>
+void merge(TensorView<Real> out, std::type_identity_t<MatrixView<Real>> lse,
+           std::type_identity_t<TensorView<const Real>> other_out,
+           std::type_identity_t<MatrixView<const Real>> other_lse) {
+  if (out.heads != other_out.heads || out.rows != other_out.rows || out.cols != other_out.cols)
+    detail::fail("merge: out is [", out.heads, ", ", out.rows, ", ", out.cols, "], other_out is [",
+                 other_out.heads, ", ", other_out.rows, ", ", other_out.cols, "]");
+  if (lse.rows != out.heads || lse.cols != out.rows || other_lse.rows != out.heads ||
+      other_lse.cols != out.rows)
+    detail::fail("merge: lse is [", lse.rows, ", ", lse.cols, "] and other_lse is [", other_lse.rows, ", ",
+                 other_lse.cols, "], both must be [heads = ", out.heads, ", n_q = ", out.rows, "]");
+  for (Index h = 0; h < out.heads; ++h) {
+    for (Index i = 0; i < out.rows; ++i) {
+      const Real a = lse(h, i), b = other_lse(h, i);
+      if (b == SoftmaxRows<Real>::kEmpty) continue;
+      const Real top = a > b ? a : b;
+      const Real weight_a = std::exp(a - top), weight_b = std::exp(b - top);
+      const Real total = weight_a + weight_b;
+      for (Index c = 0; c < out.cols; ++c) {
+        Real& x = out.head(h)(i, c);
+        x = a == SoftmaxRows<Real>::kEmpty ? other_out.head(h)(i, c)
+                                           : (weight_a * x + weight_b * other_out.head(h)(i, c)) / total;
+      }
+      lse(h, i) = top + std::log(total);
+    }
+  }
+}
+
+}  // namespace fastrope

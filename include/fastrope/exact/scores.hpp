@@ -1,0 +1,131 @@
+// Scores: the logits of a block of queries against a run of key panels, base-2, ready for the online softmax.
+//
+// A logit is scale q.k, or scale q^T W(lag) k for a general family, then softcap, lag bias, dense bias and
+// mask, in that order. Each stage is a pass over scores that are in the first-level cache, and one that is
+// not used is not run.
+#pragma once
+
+#include <limits>
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/workspace.hpp"
+#include "fastrope/exact/exp2.hpp"
+#include "fastrope/exact/lag_lines.hpp"
+#include "fastrope/exact/packing.hpp"
+#include "fastrope/exact/tile_kernel.hpp"
+#include "fastrope/problem/problem.hpp"
+
+namespace fastrope {
+
+/// Makes score blocks for one problem; shared by all workers.
+template <class Real>
+class Scores {
+ public:
+  Scores(const Problem& problem, Workspace& workspace)
+      : bias_(problem.grid, problem.bias.empty() ? 0 : problem.shapes.heads, workspace),
+        weights_(problem.grid, problem.weights ? static_cast<Index>(problem.weights->support().size()) : 0,
+                 workspace) {}
+
+  /// Lays out the lag functions. Call once, before any block.
+  void prepare(const Problem& problem) {
+    problem.executor.parallel_for(bias_.count() + weights_.count(), [&](Index task, Index) {
+      if (task < bias_.count()) {
+        bias_.fill(problem.grid, task, [&](Position lag) { return kLog2E * problem.bias(task, lag); });
+      } else {
+        const Index s = task - bias_.count();
+        weights_.fill(problem.grid, s, [&](Position lag) { return (*problem.weights)(lag, s); });
+      }
+    });
+  }
+
+  /// What queries are multiplied by when they are packed.
+  static double query_factor(const Problem& problem) {
+    return problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2E;
+  }
+
+  /// Raw products: scores [row_count, keys.size()], row stride `stride`, from a query panel [d, panel_width]
+  /// and the key panels of `keys`. Requires keys made of whole panels and row_count a multiple of
+  /// kRowMultiple. `rows` are the queries in the panel; scratch: [keys.size()].
+  void product(const Problem& problem, const PackedKeys<Real>& packed, Index kv, const Real* queries,
+               Index panel_width, Range rows, Index row_count, Range keys, Real* scores, Index stride,
+               Real* scratch) const {
+    constexpr Index kWidth = PackedKeys<Real>::kWidth;
+    for (Index j = keys.begin; j < keys.end; j += kWidth) {
+      const Real* panel = packed.panel(kv, j / kWidth);
+      Real* block = scores + (j - keys.begin);
+      if (problem.weights)
+        weighted_product(problem, queries, panel_width, rows, {j, j + kWidth}, panel, block, stride, scratch);
+      else
+        multiply<false>(row_count, kWidth, problem.shapes.d, BroadcastOperand<Real>{queries, 1, panel_width},
+                        panel, kWidth, block, stride);
+    }
+  }
+
+  /// Softcap, biases and mask on the scores of query i of head h: those of keys outside `allowed` become
+  /// -infinity. scores, scratch: [keys.size()].
+  void finish(const Problem& problem, Index h, Index i, Range keys, Range allowed, Real* scores,
+              Real* scratch) const {
+    using namespace simd;
+    constexpr Index kStep = kLanes<Real>;
+    if (problem.softcap > 0) {
+      const Vec<Real> cap = set(static_cast<Real>(problem.softcap * kLog2E));
+      for (Index j = 0; j < keys.size(); j += kStep)
+        store<Real>(mul(cap, tanh<Real>(load(scores + j))), scores + j);
+    }
+    if (bias_.count() > 0) {
+      const Real* bias = bias_.row(
+          problem.grid, h, i, keys, [&](Position lag) { return kLog2E * problem.bias(h, lag); }, scratch);
+      for (Index j = 0; j < keys.size(); j += kStep)
+        store<Real>(add(load(scores + j), load(bias + j)), scores + j);
+    }
+    allowed = intersect(allowed, keys);
+    if (problem.dense_bias.data != nullptr) {
+      const float* dense = problem.dense_bias.head(h).row(i);
+      for (Index j = allowed.begin; j < allowed.end; ++j) {
+        const float b = dense[problem.grid.source(j)];
+        Real& score = scores[j - keys.begin];
+        score =
+            b == -std::numeric_limits<float>::infinity() ? kMasked : score + b * static_cast<Real>(kLog2E);
+      }
+    }
+    const Index first = allowed.empty() ? keys.size() : allowed.begin - keys.begin;
+    const Index last = allowed.empty() ? keys.size() : allowed.end - keys.begin;
+    std::fill(scores, scores + first, kMasked);
+    std::fill(scores + last, scores + keys.size(), kMasked);
+  }
+
+  /// Whether query i of head h may attend to key j, which the mask allows.
+  static bool dense_allows(const Problem& problem, Index h, Index i, Index j) {
+    return problem.dense_bias.data == nullptr ||
+           problem.dense_bias.head(h)(i, problem.grid.source(j)) != -std::numeric_limits<float>::infinity();
+  }
+
+ private:
+  static constexpr Real kMasked = -std::numeric_limits<Real>::infinity();
+
+  /// scores(i, j) = sum over the support of q(i, a) W(lag)[a, b] k(j, b): 3 n^2 |S| flops.
+  void weighted_product(const Problem& problem, const Real* queries, Index panel_width, Range rows,
+                        Range keys, const Real* panel, Real* scores, Index stride, Real* scratch) const {
+    using namespace simd;
+    constexpr Index kStep = kLanes<Real>;
+    const auto support = problem.weights->support();
+    for (Index i = rows.begin; i < rows.end; ++i) {
+      Real* row = scores + (i - rows.begin) * stride;
+      std::fill_n(row, keys.size(), Real{0});
+      for (Index s = 0; s < weights_.count(); ++s) {
+        const auto [a, b] = support[static_cast<std::size_t>(s)];
+        const Real* weight = weights_.row(
+            problem.grid, s, i, keys, [&](Position lag) { return (*problem.weights)(lag, s); }, scratch);
+        const Vec<Real> query = set(queries[a * panel_width + (i - rows.begin)]);
+        const Real* column = panel + b * keys.size();
+        for (Index j = 0; j < keys.size(); j += kStep)
+          store<Real>(fma(mul(query, load(weight + j)), load(column + j), load(row + j)), row + j);
+      }
+    }
+  }
+
+  LagLines<Real> bias_;     // a line per head, base-2
+  LagLines<Real> weights_;  // a line per support entry
+};
+
+}  // namespace fastrope

@@ -1,0 +1,117 @@
+// The register-tiled product C += A B that every path's inner loops are made of.
+//
+// Scores are (queries x columns)(columns x keys), outputs (weights)(values), and the polynomial path's state
+// is (features)(values): always a few rows of A, read element by element and broadcast, against vectors of B.
+// A tile of kRows x kVecs accumulators stays in registers over the whole depth; each step loads kVecs vectors
+// of B and broadcasts kRows elements of A for kRows * kVecs fused multiply-adds.
+#pragma once
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/simd.hpp"
+
+namespace fastrope {
+
+/// A read with two strides: element (i, k) is data[i * row_stride + k * depth_stride].
+template <class Real>
+struct BroadcastOperand {
+  const Real* data;
+  Index row_stride;
+  Index depth_stride;
+
+  BroadcastOperand rows_from(Index i) const { return {data + i * row_stride, row_stride, depth_stride}; }
+};
+
+/// Vectors in the widest tile, and so in a panel of keys: the tile, one row of B and one element of A fit the
+/// registers.
+inline constexpr int kTileVecs = simd::kRegisters >= 32 ? 4 : 2;
+
+template <class Real>
+inline constexpr Index kTileCols = kTileVecs* simd::kLanes<Real>;
+
+/// Rows of a tile of `vecs` vectors: enough accumulators to hide the latency of a fused multiply-add.
+constexpr int tile_rows(int vecs) {
+  constexpr int rows32[] = {12, 12, 8, 6};
+  constexpr int rows16[] = {12, 6};
+  return simd::kRegisters >= 32 ? rows32[vecs - 1] : rows16[vecs - 1];
+}
+
+/// Row counts given to multiply_add are multiples of this, which every tile height divides.
+inline constexpr Index kRowMultiple = simd::kRegisters >= 32 ? 24 : 12;
+
+namespace detail {
+
+/// C [kRows, kVecs vectors] = A [kRows, depth] B [depth, kVecs vectors], plus C where kAccumulate.
+template <class Real, int kRows, int kVecs, bool kAccumulate>
+HWY_INLINE void tile(Index depth, BroadcastOperand<Real> a, const Real* HWY_RESTRICT b, Index b_stride,
+                     Real* HWY_RESTRICT c, Index c_stride) {
+  using namespace simd;
+  constexpr Index kStep = kLanes<Real>;
+  Vec<Real> sum[kRows][kVecs];
+#pragma GCC unroll 32
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v)
+      sum[i][v] = kAccumulate ? load(c + i * c_stride + v * kStep) : zero<Real>();
+  for (Index k = 0; k < depth; ++k) {
+    Vec<Real> row[kVecs];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) row[v] = load(b + k * b_stride + v * kStep);
+    const Real* column = a.data + k * a.depth_stride;
+#pragma GCC unroll 32
+    for (int i = 0; i < kRows; ++i) {
+      const Vec<Real> element = set(column[i * a.row_stride]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) sum[i][v] = fma(element, row[v], sum[i][v]);
+    }
+  }
+#pragma GCC unroll 32
+  for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) store<Real>(sum[i][v], c + i * c_stride + v * kStep);
+}
+
+template <class Real, int kVecs, bool kAccumulate>
+void tile_column(Index rows, Index depth, BroadcastOperand<Real> a, const Real* b, Index b_stride, Real* c,
+                 Index c_stride) {
+  constexpr int kRows = tile_rows(kVecs);
+  for (Index i = 0; i < rows; i += kRows)
+    tile<Real, kRows, kVecs, kAccumulate>(depth, a.rows_from(i), b, b_stride, c + i * c_stride, c_stride);
+}
+
+}  // namespace detail
+
+/// C [rows, cols] = A [rows, depth] B [depth, cols], plus C where kAccumulate.
+/// Requires: rows a multiple of kRowMultiple, cols a multiple of the vector length (pad A's rows and B's
+/// columns).
+template <bool kAccumulate, class Real>
+void multiply(Index rows, Index cols, Index depth, BroadcastOperand<Real> a, const Real* b, Index b_stride,
+              Real* c, Index c_stride) {
+  constexpr Index kStep = simd::kLanes<Real>;
+  const Index vectors = cols / kStep;
+  const Index columns = ceil_div(vectors, kTileVecs);
+  // Columns of tiles as equal as can be: 5 vectors are 3 + 2, not 4 + 1, since narrow tiles load more than
+  // they compute.
+  for (Index t = 0, done = 0; t < columns; ++t) {
+    const Index width = (vectors - done) / (columns - t);
+    const Real* b_t = b + done * kStep;
+    Real* c_t = c + done * kStep;
+    switch (width) {
+      case 1:
+        detail::tile_column<Real, 1, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+        break;
+      case 2:
+        detail::tile_column<Real, 2, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+        break;
+      default:
+        if constexpr (kTileVecs > 2) {
+          if (width == 3)
+            detail::tile_column<Real, 3, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+          else
+            detail::tile_column<Real, 4, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+        }
+    }
+    done += width;
+  }
+}
+
+}  // namespace fastrope

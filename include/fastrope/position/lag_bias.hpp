@@ -1,0 +1,123 @@
+// LagBias: an additive bias on the logits that depends on the lag alone, b(lag), for each query head.
+//
+// ALiBi, T5's buckets and learned tables have one normal form: a table over the lags [first, last], constant
+// beyond its ends, minus a slope times |lag|. So does every combination of them that the paths below ever
+// see.
+#pragma once
+
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "fastrope/core/error.hpp"
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/numbers.hpp"
+
+namespace fastrope {
+
+/// b(lag) = table[clamp(lag)] - slope |lag|, natural-log units, added to the scaled logit.
+class LagBias {
+ public:
+  /// No bias.
+  static LagBias none() { return {}; }
+
+  /// -slopes[h] * |lag| (Press et al. 2021); one slope a query head, or one for all.
+  static LagBias alibi(Numbers slopes) {
+    LagBias bias;
+    bias.heads_ = slopes.size();
+    if (bias.heads_ == 0) detail::fail("LagBias::alibi: no slopes");
+    for (double slope : slopes.values)
+      if (!std::isfinite(slope)) detail::fail("LagBias::alibi: slope ", slope, " is not finite");
+    bias.slopes_ = std::move(slopes.values);
+    return bias;
+  }
+
+  /// T5's relative position buckets: half of them one lag each, the other half growing logarithmically up to
+  /// max_distance, all farther lags in the last. Bidirectional: the upper half of the buckets serves keys
+  /// after the query; otherwise those share bucket 0. table: [buckets, heads], T5's own layout, row_stride =
+  /// heads. Boundaries are where real arithmetic has them.
+  static LagBias t5(const Numbers& table, Index heads, bool bidirectional, Index max_distance = 128) {
+    if (heads < 1 || table.size() == 0 || table.size() % heads != 0)
+      detail::fail("LagBias::t5: a table of ", table.size(), " values is not [buckets, heads = ", heads, "]");
+    const Index buckets = table.size() / heads;
+    const Index one_way = bidirectional ? buckets / 2 : buckets;
+    if (one_way < 2 || (bidirectional && buckets % 2 != 0) || max_distance <= one_way / 2)
+      detail::fail("LagBias::t5: ", buckets, " buckets ", bidirectional ? "(both ways)" : "(one way)",
+                   " do not fit max_distance = ", max_distance);
+    LagBias bias;
+    bias.heads_ = heads;
+    bias.first_ = bidirectional ? -max_distance : 0;
+    bias.last_ = max_distance;
+    bias.clamped_ = true;
+    const Index lags = bias.last_ - bias.first_ + 1;
+    bias.values_.resize(heads * lags);
+    for (Position lag = bias.first_; lag <= bias.last_; ++lag) {
+      const Index bucket =
+          t5_bucket(std::abs(lag), one_way, max_distance) + (bidirectional && lag < 0 ? one_way : 0);
+      for (Index h = 0; h < heads; ++h)
+        bias.values_[h * lags + lag - bias.first_] = table.values[bucket * heads + h];
+    }
+    bias.require_finite("LagBias::t5");
+    return bias;
+  }
+
+  /// values[h * lags + (lag - first_lag)] for lags first_lag .. first_lag + lags - 1, [heads, lags] (heads
+  /// may be 1: all the same). Lags outside are an error when a call needs them.
+  static LagBias table(Numbers values, Index heads, Position first_lag) {
+    if (heads < 1 || values.size() == 0 || values.size() % heads != 0)
+      detail::fail("LagBias::table: ", values.size(), " values are not [heads = ", heads, ", lags]");
+    LagBias bias;
+    bias.heads_ = heads;
+    bias.first_ = first_lag;
+    bias.last_ = first_lag + values.size() / heads - 1;
+    bias.values_ = std::move(values.values);
+    bias.require_finite("LagBias::table");
+    return bias;
+  }
+
+  bool empty() const { return heads_ == 0; }
+
+  /// b(lag) of a query head. Requires: not empty, covers({lag, lag}).
+  double operator()(Index head, Position lag) const {
+    const Index h = heads_ == 1 ? 0 : head;
+    double b = 0;
+    if (!values_.empty()) b = values_[h * (last_ - first_ + 1) + std::clamp(lag, first_, last_) - first_];
+    if (!slopes_.empty()) b -= slopes_[h] * static_cast<double>(std::abs(lag));
+    return b;
+  }
+
+  /// Throws Error unless there is a bias for each of `heads` heads and every lag in [first, last].
+  void require_covers(Index heads, Position first, Position last) const {
+    if (empty()) return;
+    if (heads_ != 1 && heads_ != heads) detail::fail("the lag bias is for ", heads_, " heads, q has ", heads);
+    if (!values_.empty() && !clamped_ && first <= last && (first < first_ || last > last_))
+      detail::fail("the bias table covers lags ", first_, "..", last_, ", the call needs ", first, "..",
+                   last);
+  }
+
+ private:
+  static Index t5_bucket(Position distance, Index one_way, Index max_distance) {
+    const Index exact = one_way / 2;
+    if (distance < exact) return distance;
+    const double ratio = std::log(static_cast<double>(distance) / static_cast<double>(exact)) /
+                         std::log(static_cast<double>(max_distance) / static_cast<double>(exact));
+    const double above = ratio * static_cast<double>(one_way - exact);
+    // A boundary that real arithmetic puts on an integer must not fall below it by rounding.
+    return std::min(exact + static_cast<Index>(above + 1e-9), one_way - 1);
+  }
+
+  void require_finite(const char* name) const {
+    for (double v : values_)
+      if (!std::isfinite(v))
+        detail::fail(name, ": the bias ", v, " is not finite (use a Mask to exclude lags)");
+  }
+
+  Index heads_ = 0;
+  std::vector<double> slopes_ = {};  // [heads] or empty
+  Position first_ = 0;               // table's lags
+  Position last_ = -1;
+  bool clamped_ = false;             // constant beyond the table's ends, else undefined there
+  std::vector<double> values_ = {};  // [heads, last - first + 1] or empty
+};
+
+}  // namespace fastrope

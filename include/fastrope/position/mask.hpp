@@ -1,0 +1,33 @@
+// Mask: the lags (query position - key position) that may be attended to, as one inclusive range.
+#pragma once
+
+#include <limits>
+
+#include "fastrope/core/index.hpp"
+
+namespace fastrope {
+
+/// Keys at lags first..last, inclusive, are allowed; the others have weight zero.
+struct Mask {
+  /// Beyond every lag: positions are limited to 2^40 in absolute value.
+  static constexpr Position kUnlimited = Position{1} << 42;
+
+  Position first = -kUnlimited;
+  Position last = kUnlimited;
+
+  static constexpr Mask full() { return {}; }
+  /// No key later than the query.
+  static constexpr Mask causal() { return lags(0, kUnlimited); }
+  /// The query's own position and the w - 1 before it.
+  static constexpr Mask sliding_window(Position w) { return lags(0, w - 1); }
+  /// Any range; lags(-right, left) is a window that looks both ways. An empty range (first > last) masks
+  /// every key.
+  static constexpr Mask lags(Position first, Position last) {
+    return {std::max(first, -kUnlimited), std::min(last, kUnlimited)};
+  }
+
+  constexpr bool allows(Position lag) const { return first <= lag && lag <= last; }
+  friend constexpr bool operator==(const Mask&, const Mask&) = default;
+};
+
+}  // namespace fastrope

@@ -1,0 +1,81 @@
+// Options: what a caller asks for beside q, k and v.
+#pragma once
+
+#include <optional>
+#include <ostream>
+#include <span>
+#include <vector>
+
+#include "fastrope/core/error.hpp"
+#include "fastrope/core/executor.hpp"
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/numbers.hpp"
+#include "fastrope/core/tensor_view.hpp"
+#include "fastrope/position/lag_bias.hpp"
+#include "fastrope/position/mask.hpp"
+#include "fastrope/position/relative_weights.hpp"
+#include "fastrope/position/rope.hpp"
+
+namespace fastrope {
+
+/// The ways attention is computed; automatic lets the dispatcher choose for each head.
+enum class Path { automatic, exact, polynomial, toeplitz };
+
+constexpr const char* to_string(Path path) {
+  switch (path) {
+    case Path::automatic:
+      return "automatic";
+    case Path::exact:
+      return "exact";
+    case Path::polynomial:
+      return "polynomial";
+    case Path::toeplitz:
+      return "toeplitz";
+  }
+  return "unknown";
+}
+
+inline std::ostream& operator<<(std::ostream& out, Path path) { return out << to_string(path); }
+
+/// What is done to a logit before rows are normalised: exp, or a polynomial that the model was trained with.
+class Kernel {
+ public:
+  static Kernel softmax() { return {}; }
+  /// A_ij = sum_p c_p x_ij^p, coefficients ascending: Taylor, power and even-power attention.
+  static Kernel polynomial(Numbers coefficients) {
+    if (coefficients.size() == 0) detail::fail("Kernel::polynomial: no coefficients");
+    Kernel kernel;
+    kernel.coefficients_ = std::move(coefficients.values);
+    return kernel;
+  }
+
+  bool is_softmax() const { return coefficients_.empty(); }
+  std::span<const double> coefficients() const { return coefficients_; }
+
+ private:
+  std::vector<double> coefficients_ = {};
+};
+
+/// One attention call. A logit is
+///     x = scale * q^T W(lag) k,  x = softcap * tanh(x / softcap) if softcap > 0,  x += bias(lag) +
+///     dense_bias,
+/// where W comes from rope, weights or neither (the identity).
+struct Options {
+  std::optional<Rope> rope = {};
+  bool rope_already_applied = false;  ///< q and k arrive turned: rope is only described, not applied
+  Mask mask = Mask::full();
+  LagBias bias = LagBias::none();
+  std::optional<RelativeWeights> weights = {};  ///< general W(lag); excludes rope
+  std::optional<double> scale = {};             ///< default 1/sqrt(d)
+  double tolerance = 0;                         ///< max |out - exact| / max|V| allowed; 0: exact path only
+  Path path = Path::automatic;
+  double softcap = 0;                              ///< 0: none
+  std::span<const float> sinks = {};               ///< one logit per query head that joins the denominator
+  TensorView<const float> dense_bias = {};         ///< [heads, n_q, n_k], -inf masks; strides may be 0
+  std::span<const Position> query_positions = {};  ///< empty: the last n_q of the key positions' range
+  std::span<const Position> key_positions = {};    ///< empty: 0..n_k-1
+  Kernel kernel = Kernel::softmax();
+  Executor executor = Executor::serial();
+};
+
+}  // namespace fastrope

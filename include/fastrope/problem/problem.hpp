@@ -1,0 +1,136 @@
+// Problem: one call, checked and resolved. Every path computes from this and never looks at Options.
+#pragma once
+
+#include <cmath>
+#include <optional>
+#include <vector>
+
+#include "fastrope/core/error.hpp"
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/tensor_view.hpp"
+#include "fastrope/position/lag_grid.hpp"
+#include "fastrope/position/rotation.hpp"
+#include "fastrope/problem/options.hpp"
+
+namespace fastrope {
+
+/// Sizes of q [heads, n_q, d], k [kv_heads, n_k, d], v [kv_heads, n_k, d_v] and out [heads, n_q, d_v].
+struct Shapes {
+  Index heads = 0;
+  Index kv_heads = 0;
+  Index n_q = 0;
+  Index n_k = 0;
+  Index d = 0;
+  Index d_v = 0;
+
+  bool empty() const { return heads == 0 || n_q == 0 || d_v == 0; }
+  friend bool operator==(const Shapes&, const Shapes&) = default;
+};
+
+/// A valid request with every default filled in.
+struct Problem {
+  Shapes shapes;
+  LagGrid grid;
+  Rotation rotation;  ///< of no pairs where q and k are used as they are
+  LagBias bias;
+  std::optional<RelativeWeights> weights;
+  double scale = 1;
+  double softcap = 0;
+  std::vector<double> sinks;  ///< [heads] or empty
+  TensorView<const float> dense_bias;
+  Kernel kernel;
+  Executor executor;
+
+  /// Throws Error, naming the values, for shapes and options that clash.
+  Problem(const Shapes& shapes, const Options& options);
+
+  /// The key/value head that query head h reads.
+  Index kv_head(Index h) const { return h / (shapes.heads / shapes.kv_heads); }
+  bool rotates() const { return rotation.pairs() > 0; }
+};
+
+/// The shapes of one call's tensors. Throws Error, naming the values, where they clash or a pointer is null.
+template <class Q, class K, class V>
+Shapes shapes_of(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<V>& v) {
+  const auto check = [](const char* name, const auto& t) {
+    if (t.heads < 0 || t.rows < 0 || t.cols < 0)
+      detail::fail(name, " has a negative size: [", t.heads, ", ", t.rows, ", ", t.cols, "]");
+    if (t.data == nullptr && t.heads * t.rows * t.cols != 0)
+      detail::fail(name, " is a null pointer with size [", t.heads, ", ", t.rows, ", ", t.cols, "]");
+  };
+  check("q", q);
+  check("k", k);
+  check("v", v);
+  if (k.cols != q.cols) detail::fail("k has d = ", k.cols, " columns, q has d = ", q.cols);
+  if (v.rows != k.rows) detail::fail("v has n_k = ", v.rows, " rows, k has n_k = ", k.rows);
+  if (v.heads != k.heads) detail::fail("v has ", v.heads, " heads, k has ", k.heads);
+  return {q.heads, k.heads, q.rows, k.rows, q.cols, v.cols};
+}
+
+/// Throws Error unless out is [heads, n_q, d_v], not null, and no stride of 0 makes rows share memory.
+template <class Out>
+void require_output(const Shapes& s, const TensorView<Out>& out) {
+  if (out.heads != s.heads || out.rows != s.n_q || out.cols != s.d_v)
+    detail::fail("out is [", out.heads, ", ", out.rows, ", ", out.cols, "], the result is [heads = ", s.heads,
+                 ", n_q = ", s.n_q, ", d_v = ", s.d_v, "]");
+  if (s.empty()) return;
+  if (out.data == nullptr)
+    detail::fail("out is a null pointer with size [", s.heads, ", ", s.n_q, ", ", s.d_v, "]");
+  if ((s.n_q > 1 && out.row_stride == 0) || (s.heads > 1 && out.head_stride == 0))
+    detail::fail("out has stride 0 (head_stride ", out.head_stride, ", row_stride ", out.row_stride,
+                 "): rows would overwrite each other");
+}
+
+namespace detail {
+
+inline Rotation resolve_rotation(const Shapes& s, const Options& options) {
+  if (!options.rope) return Rotation{};
+  RopeFrequencies frequencies = rope_frequencies(*options.rope, s.d);
+  return options.rope_already_applied ? Rotation{} : Rotation{std::move(frequencies)};
+}
+
+inline void require_nonnegative(const char* name, double value) {
+  if (!(value >= 0) || !std::isfinite(value)) fail(name, " must be finite and not negative, got ", value);
+}
+
+}  // namespace detail
+
+inline Problem::Problem(const Shapes& s, const Options& options)
+    : shapes(s),
+      grid(s.n_q, s.n_k, options.query_positions, options.key_positions, options.mask),
+      rotation(detail::resolve_rotation(s, options)),
+      bias(options.bias),
+      weights(options.weights),
+      scale(options.scale.value_or(s.d > 0 ? 1 / std::sqrt(static_cast<double>(s.d)) : 1)),
+      softcap(options.softcap),
+      sinks(options.sinks.begin(), options.sinks.end()),
+      dense_bias(options.dense_bias),
+      kernel(options.kernel),
+      executor(options.executor) {
+  if (s.heads < 0 || s.kv_heads < 0 || s.n_q < 0 || s.n_k < 0 || s.d < 0 || s.d_v < 0)
+    detail::fail("shapes must not be negative: heads ", s.heads, ", kv_heads ", s.kv_heads, ", n_q ", s.n_q,
+                 ", n_k ", s.n_k, ", d ", s.d, ", d_v ", s.d_v);
+  if (s.heads > 0 && (s.kv_heads == 0 || s.heads % s.kv_heads != 0))
+    detail::fail("q has ", s.heads, " heads, which is not a multiple of k's ", s.kv_heads);
+  if (!std::isfinite(scale)) detail::fail("scale must be finite, got ", scale);
+  detail::require_nonnegative("tolerance", options.tolerance);
+  detail::require_nonnegative("softcap", softcap);
+  if (weights && options.rope)
+    detail::fail(
+        "options.weights and options.rope are both set: RelativeWeights::rope() writes rope as weights");
+  if (!sinks.empty() && static_cast<Index>(sinks.size()) != s.heads)
+    detail::fail("sinks has ", sinks.size(), " entries for ", s.heads, " query heads");
+  for (double sink : sinks)
+    if (std::isnan(sink) || sink == INFINITY)
+      detail::fail("a sink's logit must be below infinity, got ", sink);
+  if (dense_bias.data != nullptr &&
+      (dense_bias.heads != s.heads || dense_bias.rows != s.n_q || dense_bias.cols != s.n_k))
+    detail::fail("dense_bias is [", dense_bias.heads, ", ", dense_bias.rows, ", ", dense_bias.cols,
+                 "], the call is [", s.heads, ", ", s.n_q, ", ", s.n_k,
+                 "] (repeat rows or heads by a stride of 0)");
+  const LagGrid::Lags lags = grid.allowed_lags();
+  bias.require_covers(s.heads, lags.first, lags.last);
+  if (weights) weights->require_covers(s.d, lags.first, lags.last);
+}
+
+}  // namespace fastrope
