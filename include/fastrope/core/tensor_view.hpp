@@ -105,6 +105,29 @@ struct TensorView {
   constexpr MatrixView<T> head(Index h) const { return {data + h * head_stride, rows, cols, row_stride}; }
 };
 
+/// Anything that converts to a TensorView, as one: the element type is deduced.
+template <class T>
+constexpr TensorView<T> as_tensor(const TensorView<T>& tensor) {
+  return tensor;
+}
+template <class T>
+constexpr TensorView<T> as_tensor(const MatrixView<T>& matrix) {
+  return matrix;
+}
+template <detail::EigenRowMajor Expression>
+TensorView<detail::EigenElement<Expression>> as_tensor(Expression&& matrix) {
+  return std::forward<Expression>(matrix);
+}
+
+/// A TensorView, MatrixView or Eigen row-major object of a storage type.
+template <class X>
+concept TensorLike =
+    Element<std::remove_const_t<std::remove_pointer_t<decltype(as_tensor(std::declval<X>()).data)>>>;
+
+/// Its element type, without const.
+template <TensorLike X>
+using ElementOf = std::remove_const_t<std::remove_pointer_t<decltype(as_tensor(std::declval<X>()).data)>>;
+
 /// A [heads, rows, cols] array without gaps.
 template <class T>
 constexpr TensorView<T> contiguous(T* data, Index heads, Index rows, Index cols) {

@@ -55,6 +55,7 @@ class Workspace {
 /// An equal share of a workspace for each worker.
 class WorkerScratch {
  public:
+  WorkerScratch() = default;
   /// `use(workspace)` takes what one worker needs; it is called once, to count.
   template <class Use>
   WorkerScratch(Index workers, Workspace& workspace, Use&& use) {

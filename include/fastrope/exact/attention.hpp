@@ -32,7 +32,9 @@ class QueryBlock {
         scratch_(workspace.take<Real>(std::max(kKeys, problem.shapes.d)).data()),
         state_(kRows, value_stride, workspace) {}
 
-  SoftmaxRows<Real>& state() { return state_; }
+  /// The block's queries times Scores::query_factor, [d, kRows].
+  const Real* queries() const { return queries_; }
+  const SoftmaxRows<Real>& state() const { return state_; }
 
   /// Takes up rows of query head h, with nothing attended yet. Requires rows.size() <= kRows.
   template <class Q>

@@ -61,7 +61,6 @@ class LagGrid {
 
   /// The row of k and v that holds the j-th key in ascending order.
   Index source(Index j) const { return order_.empty() ? j : order_[j]; }
-  bool permuted() const { return !order_.empty(); }
 
   /// lag(i, j) = i - j + offset(): what depends on the lag is a Toeplitz matrix.
   bool consecutive() const { return queries_.empty() && keys_.empty(); }

@@ -37,25 +37,6 @@ constexpr const char* to_string(Path path) {
 
 inline std::ostream& operator<<(std::ostream& out, Path path) { return out << to_string(path); }
 
-/// What is done to a logit before rows are normalised: exp, or a polynomial that the model was trained with.
-class Kernel {
- public:
-  static Kernel softmax() { return {}; }
-  /// A_ij = sum_p c_p x_ij^p, coefficients ascending: Taylor, power and even-power attention.
-  static Kernel polynomial(Numbers coefficients) {
-    if (coefficients.size() == 0) detail::fail("Kernel::polynomial: no coefficients");
-    Kernel kernel;
-    kernel.coefficients_ = std::move(coefficients.values);
-    return kernel;
-  }
-
-  bool is_softmax() const { return coefficients_.empty(); }
-  std::span<const double> coefficients() const { return coefficients_; }
-
- private:
-  std::vector<double> coefficients_ = {};
-};
-
 /// One attention call. A logit is
 ///     x = scale * q^T W(lag) k,  x = softcap * tanh(x / softcap) if softcap > 0,  x += bias(lag) +
 ///     dense_bias,
@@ -74,7 +55,6 @@ struct Options {
   TensorView<const float> dense_bias = {};         ///< [heads, n_q, n_k], -inf masks; strides may be 0
   std::span<const Position> query_positions = {};  ///< empty: the last n_q of the key positions' range
   std::span<const Position> key_positions = {};    ///< empty: 0..n_k-1
-  Kernel kernel = Kernel::softmax();
   Executor executor = Executor::serial();
 };
 

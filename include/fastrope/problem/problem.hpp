@@ -38,7 +38,6 @@ struct Problem {
   double softcap = 0;
   std::vector<double> sinks;  ///< [heads] or empty
   TensorView<const float> dense_bias;
-  Kernel kernel;
   Executor executor;
 
   /// Throws Error, naming the values, for shapes and options that clash.
@@ -89,10 +88,6 @@ inline Rotation resolve_rotation(const Shapes& s, const Options& options) {
   return options.rope_already_applied ? Rotation{} : Rotation{std::move(frequencies)};
 }
 
-inline void require_nonnegative(const char* name, double value) {
-  if (!(value >= 0) || !std::isfinite(value)) fail(name, " must be finite and not negative, got ", value);
-}
-
 }  // namespace detail
 
 inline Problem::Problem(const Shapes& s, const Options& options)
@@ -105,7 +100,6 @@ inline Problem::Problem(const Shapes& s, const Options& options)
       softcap(options.softcap),
       sinks(options.sinks.begin(), options.sinks.end()),
       dense_bias(options.dense_bias),
-      kernel(options.kernel),
       executor(options.executor) {
   if (s.heads < 0 || s.kv_heads < 0 || s.n_q < 0 || s.n_k < 0 || s.d < 0 || s.d_v < 0)
     detail::fail("shapes must not be negative: heads ", s.heads, ", kv_heads ", s.kv_heads, ", n_q ", s.n_q,
@@ -113,8 +107,8 @@ inline Problem::Problem(const Shapes& s, const Options& options)
   if (s.heads > 0 && (s.kv_heads == 0 || s.heads % s.kv_heads != 0))
     detail::fail("q has ", s.heads, " heads, which is not a multiple of k's ", s.kv_heads);
   if (!std::isfinite(scale)) detail::fail("scale must be finite, got ", scale);
-  detail::require_nonnegative("tolerance", options.tolerance);
-  detail::require_nonnegative("softcap", softcap);
+  if (!(softcap >= 0) || !std::isfinite(softcap))
+    detail::fail("softcap must be finite and not negative, got ", softcap);
   if (weights && options.rope)
     detail::fail(
         "options.weights and options.rope are both set: RelativeWeights::rope() writes rope as weights");

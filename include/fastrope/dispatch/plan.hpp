@@ -1,0 +1,181 @@
+// Plan: a call that has been checked, looked at and decided, ready to run any number of times.
+//
+//     Options -> Problem -> entry bounds -> candidates -> Plan -> run
+// Making a plan allocates and may throw; running one does neither.
+#pragma once
+
+#include <optional>
+#include <ostream>
+#include <span>
+#include <vector>
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/workspace.hpp"
+#include "fastrope/dispatch/candidates.hpp"
+#include "fastrope/dispatch/cost_model.hpp"
+#include "fastrope/dispatch/entry_bounds.hpp"
+#include "fastrope/dispatch/report.hpp"
+#include "fastrope/exact/attention.hpp"
+#include "fastrope/polynomial/attention.hpp"
+#include "fastrope/problem/options.hpp"
+#include "fastrope/problem/problem.hpp"
+#include "fastrope/toeplitz/attention.hpp"
+
+namespace fastrope {
+
+/// What became of Plan::run.
+enum class RunStatus {
+  ok,
+  shape_mismatch,       ///< tensors are not of the plan's shapes, or null; nothing was written
+  workspace_too_small,  ///< fewer than workspace_bytes(); nothing was written
+  executor_failed,      ///< the caller's executor threw; out has no meaning
+};
+
+/// Throws Error unless the tolerance is a finite number >= 0 that a forced path can work with.
+inline void require_tolerance(const Options& options) {
+  if (!(options.tolerance >= 0) || !std::isfinite(options.tolerance))
+    detail::fail("tolerance must be finite and not negative, got ", options.tolerance);
+  if (options.tolerance == 0 && (options.path == Path::polynomial || options.path == Path::toeplitz))
+    detail::fail("path ", options.path, " approximates: it cannot meet tolerance 0");
+}
+
+/// A planned attention call with arithmetic in Real. Copies are independent; one plan may be run by several
+/// threads at once, each with its own workspace.
+template <class Real>
+class Plan {
+ public:
+  /// What make_plan found.
+  Plan(Problem problem, double tolerance, std::vector<HeadPlan> heads) : problem_(std::move(problem)) {
+    report_ = {.shapes = problem_.shapes, .tolerance = tolerance};
+    for (std::size_t h = 0; h < heads.size(); ++h) {
+      HeadPlan& head = heads[h];
+      if (head.polynomial) polynomial_heads_.push_back(std::move(*head.polynomial));
+      if (head.toeplitz) toeplitz_heads_.push_back(std::move(*head.toeplitz));
+      if (head.report.path == Path::exact)
+        append_row_tasks<Real>(problem_, static_cast<Index>(h), exact_rows_);
+      exact_rows_.insert(exact_rows_.end(), head.exact_rows.begin(), head.exact_rows.end());
+      report_.heads.push_back(std::move(head.report));
+    }
+    if (!toeplitz_heads_.empty()) embedding_.emplace(problem_.shapes.n_q, problem_.shapes.n_k);
+    Workspace counting;
+    Parts(*this, counting);
+    report_.workspace_bytes = counting.bytes();
+  }
+
+  /// Path, bounds, cost and reason of every head.
+  const Report& report() const { return report_; }
+  /// Scratch memory that run needs.
+  std::size_t workspace_bytes() const { return report_.workspace_bytes; }
+  const Shapes& shapes() const { return problem_.shapes; }
+
+  /// Computes out [heads, n_q, d_v] from q [heads, n_q, d], k [kv_heads, n_k, d] and v [kv_heads, n_k, d_v],
+  /// each a view or an Eigen row-major object. Allocates nothing and throws nothing. out must not overlap the
+  /// inputs. A plan made with a tolerance holds for the q, k and v that it was made for.
+  template <TensorLike Q, TensorLike K, TensorLike V, TensorLike Out>
+  RunStatus run(const Q& q, const K& k, const V& v, Out&& out,
+                std::span<std::byte> workspace) const noexcept {
+    return run_views<ElementOf<const Q&>, ElementOf<const K&>, ElementOf<const V&>, ElementOf<Out>>(
+        as_tensor(q), as_tensor(k), as_tensor(v), as_tensor(std::forward<Out>(out)), workspace);
+  }
+
+  friend std::ostream& operator<<(std::ostream& out, const Plan& plan) { return out << plan.report_; }
+
+ private:
+  /// The components of a run, in the order in which they take workspace.
+  struct Parts {
+    PackedKeys<Real> packed;
+    ExactAttention<Real> exact;
+    PolynomialAttention<Real> polynomial;
+    ToeplitzAttention<Real> toeplitz;
+
+    Parts(const Plan& plan, Workspace& workspace)
+        : packed(plan.problem_, workspace),
+          exact(plan.problem_, packed, workspace),
+          polynomial(plan.problem_, packed, plan.polynomial_heads_, workspace),
+          toeplitz(plan.problem_, plan.embedding_ ? &*plan.embedding_ : nullptr, plan.toeplitz_heads_,
+                   workspace) {}
+  };
+
+  template <class Q, class K, class V, class Out>
+  RunStatus run_views(TensorView<const Q> q, TensorView<const K> k, TensorView<const V> v,
+                      TensorView<Out> out, std::span<std::byte> memory) const noexcept {
+    try {
+      if (shapes_of(q, k, v) != problem_.shapes) return RunStatus::shape_mismatch;
+      require_output(problem_.shapes, out);
+    } catch (...) {
+      return RunStatus::shape_mismatch;
+    }
+    if (memory.size() < workspace_bytes()) return RunStatus::workspace_too_small;
+    if (problem_.shapes.empty()) return RunStatus::ok;
+    try {
+      Workspace workspace(memory);
+      Parts parts(*this, workspace);
+      parts.packed.pack(problem_, k, v);
+      parts.exact.prepare(problem_);
+      parts.polynomial.run(problem_, parts.packed, parts.exact, q, out);
+      parts.toeplitz.run(problem_, parts.packed, q, out);
+      parts.exact.run(problem_, parts.packed, q, out, MatrixView<Real>{}, exact_rows_);
+    } catch (...) {
+      return RunStatus::executor_failed;
+    }
+    return RunStatus::ok;
+  }
+
+  Problem problem_;
+  Report report_;
+  std::vector<LowRankHead> polynomial_heads_ = {};
+  std::vector<ToeplitzHead> toeplitz_heads_ = {};
+  std::vector<RowTask> exact_rows_ = {};
+  std::optional<CirculantEmbedding<Real>> embedding_ = {};
+};
+
+/// A plan for any data of these shapes: the exact path for every head.
+/// Throws Error for shapes and options that clash, and for a tolerance or a forced path that would need a
+/// look at the data.
+template <class Real = float>
+Plan<Real> make_plan(const Shapes& shapes, const Options& options) {
+  if (options.tolerance != 0 && options.path != Path::exact)
+    detail::fail("a plan with tolerance ", options.tolerance,
+                 " belongs to the data: make_plan(q, k, v, options)");
+  require_tolerance(options);
+  Problem problem(shapes, options);
+  const CostModel cost;
+  HeadPlanner<Real> planner(problem, options.tolerance, options.path, cost);
+  std::vector<HeadPlan> heads;
+  const char* reason = options.path == Path::exact ? "forced" : "tolerance 0 asks for the exact path";
+  for (Index h = 0; h < shapes.heads; ++h) heads.push_back(planner.plan_exact(reason));
+  return {std::move(problem), options.tolerance, std::move(heads)};
+}
+
+/// A plan for these tensors, each a view or an Eigen row-major object: validates, bounds the entries (O(n d),
+/// two passes), and chooses the cheapest path that meets options.tolerance for each head. Throws Error,
+/// naming the values, for tensors and options that clash and for a forced path that cannot meet the
+/// tolerance.
+template <TensorLike Q, TensorLike K, TensorLike V>
+Plan<ArithmeticOf<ElementOf<const Q&>>> make_plan(const Q& q, const K& k, const V& v, const Options& options,
+                                                  const CostModel& cost = {}) {
+  using Real = ArithmeticOf<ElementOf<const Q&>>;
+  const TensorView<const ElementOf<const Q&>> q_view = as_tensor(q);
+  const TensorView<const ElementOf<const K&>> k_view = as_tensor(k);
+  const TensorView<const ElementOf<const V&>> v_view = as_tensor(v);
+  const Shapes shapes = shapes_of(q_view, k_view, v_view);
+  require_tolerance(options);
+  if (options.tolerance == 0 || options.path == Path::exact) return make_plan<Real>(shapes, options);
+  Problem problem(shapes, options);
+  HeadPlanner<Real> planner(problem, options.tolerance, options.path, cost);
+  std::vector<HeadPlan> heads;
+  if (shapes.empty() || shapes.n_k == 0) {
+    for (Index h = 0; h < shapes.heads; ++h)
+      heads.push_back(planner.plan_exact("there is nothing to attend to"));
+  } else {
+    const EntryBounds bounds = entry_bounds(problem, q_view, k_view, v_view);
+    for (Index h = 0; h < shapes.heads; ++h) {
+      const auto kv = static_cast<std::size_t>(problem.kv_head(h));
+      heads.push_back(planner.plan(h, bounds.queries[static_cast<std::size_t>(h)], bounds.keys[kv],
+                                   bounds.finite_values[kv]));
+    }
+  }
+  return {std::move(problem), options.tolerance, std::move(heads)};
+}
+
+}  // namespace fastrope

@@ -1,0 +1,59 @@
+// attend_partial: exact attention over part of the keys, in the form that merge() joins.
+//
+// Split-K, a prefix shared by many requests, and keys spread over machines: each part gives (out, lse), and
+// merge(out, lse, other_out, other_lse) of online_softmax.hpp makes the whole.
+#pragma once
+
+#include <vector>
+
+#include "fastrope/core/tensor_view.hpp"
+#include "fastrope/core/workspace.hpp"
+#include "fastrope/exact/attention.hpp"
+#include "fastrope/exact/packing.hpp"
+#include "fastrope/problem/options.hpp"
+#include "fastrope/problem/problem.hpp"
+
+namespace fastrope {
+
+/// Arithmetic type for elements of type T: double for double, else float.
+template <class T>
+using ArithmeticOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+/// out [heads, n_q, d_v] = attention over these keys alone; lse [heads, n_q] = natural log of the sum of
+/// exponentials, -infinity where the mask leaves no key (out is 0 there). The default positions are those of
+/// these keys: give options.key_positions and query_positions for a part of a longer sequence. A sink belongs
+/// to one part only. options.tolerance and path are not looked at: partial states are exact. Allocates the
+/// workspace. Throws Error, naming the values, for tensors and options that clash.
+template <TensorLike Q, TensorLike K, TensorLike V, TensorLike Out>
+void attend_partial(const Q& q, const K& k, const V& v, Out&& out,
+                    MatrixView<ArithmeticOf<ElementOf<const Q&>>> lse, const Options& options) {
+  using Real = ArithmeticOf<ElementOf<const Q&>>;
+  const TensorView<const ElementOf<const Q&>> q_view = as_tensor(q);
+  const TensorView<const ElementOf<const K&>> k_view = as_tensor(k);
+  const TensorView<const ElementOf<const V&>> v_view = as_tensor(v);
+  const TensorView<ElementOf<Out>> out_view = as_tensor(std::forward<Out>(out));
+  const Shapes shapes = shapes_of(q_view, k_view, v_view);
+  require_output(shapes, out_view);
+  if (lse.rows != shapes.heads || lse.cols != shapes.n_q || (lse.data == nullptr && lse.rows * lse.cols != 0))
+    detail::fail("lse is [", lse.rows, ", ", lse.cols, lse.data == nullptr ? "] and null" : "]",
+                 ", the result is [heads = ", shapes.heads, ", n_q = ", shapes.n_q, "]");
+  const Problem problem(shapes, options);
+
+  const auto parts = [&](Workspace& workspace) {
+    PackedKeys<Real> packed(problem, workspace);
+    ExactAttention<Real> exact(problem, packed, workspace);
+    return std::pair{packed, exact};
+  };
+  Workspace counting;
+  parts(counting);
+  std::vector<std::byte> memory(counting.bytes());
+  Workspace workspace(memory);
+  auto [packed, exact] = parts(workspace);
+  std::vector<RowTask> tasks;
+  for (Index h = 0; h < shapes.heads; ++h) append_row_tasks<Real>(problem, h, tasks);
+  packed.pack(problem, k_view, v_view);
+  exact.prepare(problem);
+  exact.run(problem, packed, q_view, out_view, lse, tasks);
+}
+
+}  // namespace fastrope

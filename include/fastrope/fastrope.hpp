@@ -1,0 +1,6 @@
+// All of fastrope.
+#pragma once
+
+#include "fastrope/core.hpp"
+#include "fastrope/dispatch/attend.hpp"
+#include "fastrope/toeplitz/toeplitz.hpp"
