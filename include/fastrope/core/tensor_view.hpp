@@ -119,14 +119,13 @@ TensorView<detail::EigenElement<Expression>> as_tensor(Expression&& matrix) {
   return std::forward<Expression>(matrix);
 }
 
+/// The element type, without const, of what as_tensor makes of an X.
+template <class X>
+using ElementOf = std::remove_const_t<std::remove_pointer_t<decltype(as_tensor(std::declval<X&>()).data)>>;
+
 /// A TensorView, MatrixView or Eigen row-major object of a storage type.
 template <class X>
-concept TensorLike =
-    Element<std::remove_const_t<std::remove_pointer_t<decltype(as_tensor(std::declval<X>()).data)>>>;
-
-/// Its element type, without const.
-template <TensorLike X>
-using ElementOf = std::remove_const_t<std::remove_pointer_t<decltype(as_tensor(std::declval<X>()).data)>>;
+concept TensorLike = Element<ElementOf<X>>;
 
 /// A [heads, rows, cols] array without gaps.
 template <class T>

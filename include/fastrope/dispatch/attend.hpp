@@ -18,7 +18,7 @@ namespace fastrope {
 /// clash or a forced path that cannot meet the tolerance.
 template <TensorLike Q, TensorLike K, TensorLike V, TensorLike Out>
 Report attend(const Q& q, const K& k, const V& v, Out&& out, const Options& options) {
-  const auto out_view = as_tensor(std::forward<Out>(out));
+  const auto out_view = as_tensor(out);
   require_output(shapes_of(as_tensor(q), as_tensor(k), as_tensor(v)), out_view);
   const auto plan = make_plan(q, k, v, options);
   std::vector<std::byte> workspace(plan.workspace_bytes());

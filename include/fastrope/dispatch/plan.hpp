@@ -74,8 +74,8 @@ class Plan {
   template <TensorLike Q, TensorLike K, TensorLike V, TensorLike Out>
   RunStatus run(const Q& q, const K& k, const V& v, Out&& out,
                 std::span<std::byte> workspace) const noexcept {
-    return run_views<ElementOf<const Q&>, ElementOf<const K&>, ElementOf<const V&>, ElementOf<Out>>(
-        as_tensor(q), as_tensor(k), as_tensor(v), as_tensor(std::forward<Out>(out)), workspace);
+    return run_views<ElementOf<Q>, ElementOf<K>, ElementOf<V>, ElementOf<Out>>(
+        as_tensor(q), as_tensor(k), as_tensor(v), as_tensor(out), workspace);
   }
 
   friend std::ostream& operator<<(std::ostream& out, const Plan& plan) { return out << plan.report_; }
@@ -152,12 +152,12 @@ Plan<Real> make_plan(const Shapes& shapes, const Options& options) {
 /// naming the values, for tensors and options that clash and for a forced path that cannot meet the
 /// tolerance.
 template <TensorLike Q, TensorLike K, TensorLike V>
-Plan<ArithmeticOf<ElementOf<const Q&>>> make_plan(const Q& q, const K& k, const V& v, const Options& options,
-                                                  const CostModel& cost = {}) {
-  using Real = ArithmeticOf<ElementOf<const Q&>>;
-  const TensorView<const ElementOf<const Q&>> q_view = as_tensor(q);
-  const TensorView<const ElementOf<const K&>> k_view = as_tensor(k);
-  const TensorView<const ElementOf<const V&>> v_view = as_tensor(v);
+Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, const Options& options,
+                                           const CostModel& cost = {}) {
+  using Real = ArithmeticOf<ElementOf<Q>>;
+  const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
+  const TensorView<const ElementOf<K>> k_view = as_tensor(k);
+  const TensorView<const ElementOf<V>> v_view = as_tensor(v);
   const Shapes shapes = shapes_of(q_view, k_view, v_view);
   require_tolerance(options);
   if (options.tolerance == 0 || options.path == Path::exact) return make_plan<Real>(shapes, options);

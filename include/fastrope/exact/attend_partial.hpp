@@ -25,13 +25,13 @@ using ArithmeticOf = std::conditional_t<std::is_same_v<T, double>, double, float
 /// to one part only. options.tolerance and path are not looked at: partial states are exact. Allocates the
 /// workspace. Throws Error, naming the values, for tensors and options that clash.
 template <TensorLike Q, TensorLike K, TensorLike V, TensorLike Out>
-void attend_partial(const Q& q, const K& k, const V& v, Out&& out,
-                    MatrixView<ArithmeticOf<ElementOf<const Q&>>> lse, const Options& options) {
-  using Real = ArithmeticOf<ElementOf<const Q&>>;
-  const TensorView<const ElementOf<const Q&>> q_view = as_tensor(q);
-  const TensorView<const ElementOf<const K&>> k_view = as_tensor(k);
-  const TensorView<const ElementOf<const V&>> v_view = as_tensor(v);
-  const TensorView<ElementOf<Out>> out_view = as_tensor(std::forward<Out>(out));
+void attend_partial(const Q& q, const K& k, const V& v, Out&& out, MatrixView<ArithmeticOf<ElementOf<Q>>> lse,
+                    const Options& options) {
+  using Real = ArithmeticOf<ElementOf<Q>>;
+  const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
+  const TensorView<const ElementOf<K>> k_view = as_tensor(k);
+  const TensorView<const ElementOf<V>> v_view = as_tensor(v);
+  const TensorView<ElementOf<Out>> out_view = as_tensor(out);
   const Shapes shapes = shapes_of(q_view, k_view, v_view);
   require_output(shapes, out_view);
   if (lse.rows != shapes.heads || lse.cols != shapes.n_q || (lse.data == nullptr && lse.rows * lse.cols != 0))

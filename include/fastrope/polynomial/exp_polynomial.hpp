@@ -53,7 +53,8 @@ class ExpPolynomial {
 
   int degree() const { return static_cast<int>(coefficients_.size()) - 1; }
   /// c_p of x^p, p = 0 .. degree().
-  std::span<const double> coefficients() const { return coefficients_; }
+  std::span<const double> coefficients() const& { return coefficients_; }
+  std::span<const double> coefficients() const&& = delete;  // would dangle
   double radius() const { return radius_; }
   /// Certified: |P(x) e^-x - 1| <= relative_error() for every |x| <= radius().
   double relative_error() const { return relative_error_; }
@@ -98,9 +99,9 @@ class ExpRemez {
         node_(angle_.size()),
         weight_(angle_.size()),
         value_(angle_.size()) {
-    const double n = degree + 1, skew = std::min(1.0, radius / n);
+    const double n = degree + 1, skew = radius / n;
     for (std::size_t i = 1; i + 1 < angle_.size(); ++i) {
-      // Newton's method, monotone from 0; the points need not be accurate.
+      // Newton's method; from 0 it ascends a concave function. The points need not be accurate.
       double& angle = angle_[i];
       for (int iteration = 0; iteration < 8; ++iteration)
         angle -= (angle + skew * std::sin(angle) - std::numbers::pi * static_cast<double>(i) / n) /

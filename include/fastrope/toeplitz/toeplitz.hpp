@@ -99,26 +99,26 @@ class ToeplitzOperator {
   Index n_cols() const { return embedding_.n_cols(); }
 
   /// Y = T X.  x: [n_cols, c], y: [n_rows, c]; they must not overlap.
-  /// Throws Error when the shapes clash. Cost: 2 c transforms of length N; allocates for each worker at most
-  /// 64 bytes / sizeof(Real) vectors of length N.
+  /// Throws Error when the shapes clash. Cost: 2 c transforms of length N. Allocates some 64 / sizeof(Real)
+  /// vectors of length N for each worker, fewer when there are fewer channels.
   void apply(MatrixView<const Real> x, MatrixView<Real> y,
              const Executor& executor = Executor::serial()) const {
     check("apply", x, n_cols(), y, n_rows());
-    product(&CirculantEmbedding<Real>::multiply, x, y, executor);
+    product(&Embedding::multiply, x, y, executor);
   }
 
   /// Y = T' X.  x: [n_rows, c], y: [n_cols, c]; otherwise as apply().
   void apply_transpose(MatrixView<const Real> x, MatrixView<Real> y,
                        const Executor& executor = Executor::serial()) const {
     check("apply_transpose", x, n_rows(), y, n_cols());
-    product(&CirculantEmbedding<Real>::multiply_transpose, x, y, executor);
+    product(&Embedding::multiply_transpose, x, y, executor);
   }
 
   /// Y = (T o U V') X, without forming an n_rows x n_cols matrix.
   ///   u: [n_rows, r], v: [n_cols, r], x: [n_cols, c], y: [n_rows, c]; y must not overlap the others
   /// Throws Error when the shapes clash. Error for each channel x: the sum over l of |U_l|_max times the
   /// bound of apply for V_l o x, on top of the rounding of a sum of r terms. Cost: 2 r c transforms of length
-  /// N; allocates no more than apply(), whatever r is.
+  /// N; memory as for apply(), whatever r is.
   void apply_hadamard(MatrixView<const Real> u, MatrixView<const Real> v, MatrixView<const Real> x,
                       MatrixView<Real> y, const Executor& executor = Executor::serial()) const {
     check("apply_hadamard", x, n_cols(), y, n_rows());
