@@ -1,0 +1,132 @@
+// The Llama 2 forward pass with a key/value cache: dense algebra by Eigen, attention by fastrope.
+//
+// For the rows x of the new tokens, in every layer:
+//     x += attention(h) Wo^T,             h = rms(x)
+//     x += (silu(h W1^T) o h W3^T) W2^T,  h = rms(x)
+// and logits = rms(x) Wcls^T. Any number of new tokens goes through in one call: a prompt, or one token.
+#pragma once
+
+#include <fastrope/fastrope.hpp>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "checkpoint.hpp"
+#include "tokenizer.hpp"
+
+namespace llama2 {
+
+/// A checkpoint and the cache of one text.
+class Model {
+ public:
+  /// `options` chooses tolerance, path and executor; the model sets the mask and the rotary positions. Single
+  /// tokens always take the exact path: one query leaves nothing to gain from approximating.
+  explicit Model(Checkpoint checkpoint, fastrope::Options options = {})
+      : weights_(std::move(checkpoint)), options_(std::move(options)) {
+    options_.mask = fastrope::Mask::causal();
+    options_.rope = fastrope::Rope{.base = 10000.0, .pairing = fastrope::RopePairing::interleaved};
+    decode_options_ = options_;
+    decode_options_.path = fastrope::Path::exact;
+    cache_.resize(weights_.layers.size());
+    for (Cache& cache : cache_) {
+      cache.keys.resize(config().context, config().kv_dim());
+      cache.values.resize(config().context, config().kv_dim());
+    }
+  }
+
+  const Config& config() const { return weights_.config; }
+
+  /// Tokens of the text so far.
+  Index length() const { return length_; }
+
+  /// What fastrope did in each layer of the last call: [layers].
+  std::span<const fastrope::Report> reports() const { return reports_; }
+
+  /// Appends n tokens to the text and returns the logits that follow each of them: [n, vocab].
+  /// Throws Error if the context has no room or a token is not in the vocabulary; the text is then as before.
+  Matrix forward(std::span<const Token> tokens) {
+    const Index n = static_cast<Index>(tokens.size());
+    if (length_ + n > config().context)
+      throw Error(std::to_string(length_) + " + " + std::to_string(n) +
+                  " tokens exceed the model's context of " + std::to_string(config().context));
+    Matrix x = embed(tokens);  // [n, dim]
+    reports_.clear();
+    for (std::size_t i = 0; i < weights_.layers.size(); ++i) {
+      const Layer& layer = weights_.layers[i];
+      x += attention(rms_norm(x, layer.rms_attention), layer, cache_[i]);
+      x += feed_forward(rms_norm(x, layer.rms_ffn), layer);
+    }
+    length_ += n;
+    return rms_norm(x, weights_.rms_final) * weights_.classifier().transpose();
+  }
+
+ private:
+  struct Cache {
+    Matrix keys;    // [context, kv_heads, d], as projected: not rotated
+    Matrix values;  // [context, kv_heads, d]
+  };
+
+  /// [n, dim]
+  Matrix embed(std::span<const Token> tokens) const {
+    Matrix x(static_cast<Index>(tokens.size()), config().dim);
+    Index row = 0;
+    for (const Token token : tokens) {
+      if (token < 0 || token >= config().vocab_size)
+        throw Error("token " + std::to_string(token) + " is not in the vocabulary of " +
+                    std::to_string(config().vocab_size));
+      x.row(row++) = weights_.embedding.row(token);
+    }
+    return x;
+  }
+
+  /// Each row over its root mean square, times the weight.
+  static Matrix rms_norm(const Matrix& x, const RowVector& weight) {
+    const Eigen::ArrayXf mean_square = x.rowwise().squaredNorm() / static_cast<float>(x.cols());  // [n]
+    const Eigen::VectorXf inverse = 1.0f / (mean_square + 1e-5f).sqrt();                          // [n]
+    return inverse.asDiagonal() * x * weight.asDiagonal();
+  }
+
+  /// h: [n, dim], normalised. Appends keys and values to the cache; returns [n, dim].
+  Matrix attention(const Matrix& h, const Layer& layer, Cache& cache) {
+    const Index n = h.rows(), n_k = length_ + n, d = config().head_size();
+    const Index heads = config().heads, kv_heads = config().kv_heads;
+    const Matrix q = h * layer.wq.transpose();                                 // [n, heads, d]
+    cache.keys.middleRows(length_, n).noalias() = h * layer.wk.transpose();    // [n, kv_heads, d]
+    cache.values.middleRows(length_, n).noalias() = h * layer.wv.transpose();  // [n, kv_heads, d]
+
+    // A token's heads lie side by side: a head is d columns further on, a row is a whole token.
+    using View = fastrope::TensorView<const float>;
+    const View queries(q.data(), heads, n, d, /*head_stride=*/d, /*row_stride=*/heads * d);
+    const View keys(cache.keys.data(), kv_heads, n_k, d, d, kv_heads * d);
+    const View values(cache.values.data(), kv_heads, n_k, d, d, kv_heads * d);
+    Matrix mixed(n, heads * d);  // [n, heads, d]
+    const fastrope::TensorView<float> out(mixed.data(), heads, n, d, d, heads * d);
+    reports_.push_back(fastrope::attend(queries, keys, values, out, n == 1 ? decode_options_ : options_));
+    return mixed * layer.wo.transpose();
+  }
+
+  /// h: [n, dim], normalised; returns [n, dim].
+  static Matrix feed_forward(const Matrix& h, const Layer& layer) {
+    const Matrix gate = h * layer.w1.transpose();                                     // [n, hidden]
+    const Matrix up = h * layer.w3.transpose();                                       // [n, hidden]
+    const Matrix inner = gate.array() / (1.0f + (-gate.array()).exp()) * up.array();  // silu(gate) o up
+    return inner * layer.w2.transpose();
+  }
+
+  Checkpoint weights_;
+  fastrope::Options options_;
+  fastrope::Options decode_options_;
+  std::vector<Cache> cache_;               // [layers]
+  Index length_ = 0;                       // rows of the cache in use
+  std::vector<fastrope::Report> reports_;  // [layers]
+};
+
+/// The likeliest token after the last row of logits [n, vocab].
+inline Token likeliest(const Matrix& logits) {
+  Index token = 0;
+  logits.row(logits.rows() - 1).maxCoeff(&token);
+  return static_cast<Token>(token);
+}
+
+}  // namespace llama2
