@@ -116,6 +116,9 @@ class HeadPlanner {
     return plan;
   }
 
+  /// Predicted seconds of the exact path for a head.
+  double exact_seconds() const { return exact_candidate().seconds; }
+
   /// The plan of a head that nobody looks at.
   HeadPlan plan_exact(const std::string& reason) const {
     HeadPlan plan;
@@ -266,9 +269,8 @@ class HeadPlanner {
     report.error_bound = chosen.error_bound;
     report.rounding = chosen.rounding;
     report.reason = chosen.reason;
-    if (chosen.path == Path::exact && report.candidates.size() > 1)
-      for (const Candidate& c : report.candidates)
-        if (c.path != Path::exact) report.reason += detail::message("; ", c.path, ": ", c.reason);
+    if (chosen.path == Path::exact && forced_ == Path::automatic && report.candidates.size() > 1)
+      report.reason = detail::message(runner_up(report).path, ": ", runner_up(report).reason);
     if (chosen.path == Path::polynomial)
       plan.polynomial->monomials = sets_.get(problem_.shapes.d, chosen.degree);
     if (chosen.path != Path::polynomial) plan.polynomial.reset();
@@ -280,6 +282,16 @@ class HeadPlanner {
       plan.toeplitz.reset();
       plan.exact_rows.clear();
     }
+  }
+
+  /// The approximation that came closest to being chosen: the cheapest that could run, else the polynomial
+  /// path unless the options alone rule it out.
+  const Candidate& runner_up(const HeadReport& report) const {
+    const Candidate &polynomial = report.candidates[1], &toeplitz = report.candidates[2];
+    if (polynomial.feasible && toeplitz.feasible)
+      return polynomial.seconds <= toeplitz.seconds ? polynomial : toeplitz;
+    const bool prefer_toeplitz = !polynomial_refusal_.empty() && toeplitz_refusal_.empty();
+    return toeplitz.feasible || (!polynomial.feasible && prefer_toeplitz) ? toeplitz : polynomial;
   }
 
   const Problem& problem_;

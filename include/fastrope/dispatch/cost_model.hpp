@@ -19,7 +19,21 @@ struct CostModel {
   double weigh = 3.0e9;      ///< scores turned into weights: mask, maximum, exponential, sum
   double feature = 4.0e9;    ///< monomials evaluated, summed and scaled
   double transform = 8.0e9;  ///< flops in Fourier transforms, 2.5 N log2 N each
-  double element = 1.0e9;    ///< elements packed, scaled or accumulated outside of the kernels
+  double element = 1.0e9;    ///< elements packed, bounded, scaled or accumulated outside of the kernels
+  double fit = 2.0e-4;       ///< seconds to find and certify the polynomials of one head
+
+  /// What looking at the data costs for each head, and the least that any approximation of it could:
+  /// degree 1.
+  template <class Real>
+  double least_approximate(const Problem& problem) const {
+    const Shapes& s = problem.shapes;
+    const double group = static_cast<double>(problem.group());
+    const double look = static_cast<double>(s.d) *
+                        (2 * static_cast<double>(s.n_q) + 2 * static_cast<double>(s.n_k) / group) / element;
+    const Index variables = problem.weights ? static_cast<Index>(problem.weights->support().size()) : s.d;
+    const double rank = static_cast<double>(variables + 1);
+    return look + fit + std::min(polynomial<Real>(problem, rank), toeplitz<Real>(problem, rank));
+  }
 
   /// Exact attention of rows that attend to `pairs` keys in all.
   template <class Real>

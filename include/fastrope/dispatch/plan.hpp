@@ -164,9 +164,14 @@ Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, c
   Problem problem(shapes, options);
   HeadPlanner<Real> planner(problem, options.tolerance, options.path, cost);
   std::vector<HeadPlan> heads;
+  const auto all_exact = [&](const char* reason) {
+    for (Index h = 0; h < shapes.heads; ++h) heads.push_back(planner.plan_exact(reason));
+  };
   if (shapes.empty() || shapes.n_k == 0) {
-    for (Index h = 0; h < shapes.heads; ++h)
-      heads.push_back(planner.plan_exact("there is nothing to attend to"));
+    all_exact("there is nothing to attend to");
+  } else if (options.path == Path::automatic &&
+             planner.exact_seconds() <= cost.template least_approximate<Real>(problem)) {
+    all_exact("exact costs less than a look at the data and the cheapest approximation");
   } else {
     const EntryBounds bounds = entry_bounds(problem, q_view, k_view, v_view);
     for (Index h = 0; h < shapes.heads; ++h) {

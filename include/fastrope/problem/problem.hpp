@@ -44,7 +44,9 @@ struct Problem {
   Problem(const Shapes& shapes, const Options& options);
 
   /// The key/value head that query head h reads.
-  Index kv_head(Index h) const { return h / (shapes.heads / shapes.kv_heads); }
+  Index kv_head(Index h) const { return h / group(); }
+  /// Query heads of each key/value head.
+  Index group() const { return shapes.kv_heads == 0 ? 1 : shapes.heads / shapes.kv_heads; }
   bool rotates() const { return rotation.pairs() > 0; }
 };
 
