@@ -127,6 +127,10 @@ using ElementOf = std::remove_const_t<std::remove_pointer_t<decltype(as_tensor(s
 template <class X>
 concept TensorLike = Element<ElementOf<X>>;
 
+/// Arithmetic type for elements of type T: double for double, else float.
+template <class T>
+using ArithmeticOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
 /// A [heads, rows, cols] array without gaps.
 template <class T>
 constexpr TensorView<T> contiguous(T* data, Index heads, Index rows, Index cols) {

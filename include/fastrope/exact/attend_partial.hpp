@@ -15,10 +15,6 @@
 
 namespace fastrope {
 
-/// Arithmetic type for elements of type T: double for double, else float.
-template <class T>
-using ArithmeticOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
-
 /// out [heads, n_q, d_v] = attention over these keys alone; lse [heads, n_q] = natural log of the sum of
 /// exponentials, -infinity where the mask leaves no key (out is 0 there). The default positions are those of
 /// these keys: give options.key_positions and query_positions for a part of a longer sequence. A sink belongs
