@@ -5,6 +5,7 @@
 // ran which task.
 #pragma once
 
+#include <concepts>
 #include <functional>
 #include <memory>
 #include <type_traits>

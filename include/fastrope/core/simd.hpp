@@ -24,9 +24,14 @@
 #include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
+#include <hwy/cache_control.h>
+
+#include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/tensor_view.hpp"
 
 #if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
 #pragma message( \
@@ -77,6 +82,54 @@ HWY_INLINE void store(Vec<Real> x, Real* p) {
   hn::StoreU(x, Tag<Real>{}, p);
 }
 
+/// Elements of any storage type, converted to Real.
+template <class Real, class T>
+HWY_INLINE Vec<Real> load_as(const T* p) {
+  if constexpr (std::is_same_v<T, Real>) {
+    return load(p);
+  } else if constexpr (std::is_same_v<Real, float> && std::is_same_v<T, bfloat16>) {
+    const hn::Rebind<std::uint16_t, Tag<float>> half_words;
+    const hn::RebindToUnsigned<Tag<float>> words;
+    const auto bits = hn::LoadU(half_words, reinterpret_cast<const std::uint16_t*>(p));
+    return hn::BitCast(Tag<float>{}, hn::ShiftLeft<16>(hn::PromoteTo(words, bits)));
+  } else if constexpr (std::is_same_v<Real, float> && std::is_same_v<T, float16>) {
+    const hn::Rebind<hwy::float16_t, Tag<float>> halves;
+    return hn::PromoteTo(Tag<float>{}, hn::LoadU(halves, reinterpret_cast<const hwy::float16_t*>(p)));
+  } else {
+    alignas(64) Real converted[kLanes<Real>];
+    for (Index i = 0; i < kLanes<Real>; ++i) converted[i] = static_cast<Real>(p[i]);
+    return load(converted);
+  }
+}
+/// The first `count` < kLanes elements, zeros after them; nothing past them is read.
+template <class Real, class T>
+HWY_INLINE Vec<Real> load_first_as(const T* p, Index count) {
+  alignas(64) Real converted[kLanes<Real>] = {};
+  for (Index i = 0; i < count; ++i) converted[i] = static_cast<Real>(p[i]);
+  return load(converted);
+}
+/// a = p[0], p[2], .., b = p[1], p[3], ..
+template <class Real>
+HWY_INLINE void load_pairs(const Real* p, Vec<Real>& a, Vec<Real>& b) {
+  hn::LoadInterleaved2(Tag<Real>{}, p, a, b);
+}
+template <class V, class Real>
+HWY_INLINE void store_pairs(V a, V b, Real* p) {
+  hn::StoreInterleaved2(a, b, Tag<Real>{}, p);
+}
+/// to[0 .. count) = from[0 .. count) in Real.
+template <class Real, class T>
+HWY_INLINE void convert(const T* from, Index count, Real* to) {
+  Index i = 0;
+  for (; i + kLanes<Real> <= count; i += kLanes<Real>) store<Real>(load_as<Real>(from + i), to + i);
+  for (; i < count; ++i) to[i] = static_cast<Real>(from[i]);
+}
+/// Asks for the cache line at p.
+template <class T>
+HWY_INLINE void prefetch(const T* p) {
+  hwy::Prefetch(p);
+}
+
 template <class V>
 HWY_INLINE V add(V a, V b) {
   return hn::Add(a, b);
@@ -89,36 +142,94 @@ template <class V>
 HWY_INLINE V mul(V a, V b) {
   return hn::Mul(a, b);
 }
+template <class V>
+HWY_INLINE V neg(V a) {
+  return hn::Neg(a);
+}
 /// a * b + c
 template <class V>
 HWY_INLINE V fma(V a, V b, V c) {
   return hn::MulAdd(a, b, c);
 }
-/// a or b, whichever is larger; b when either is NaN.
+/// a or b, whichever is larger; either when one is NaN.
 template <class V>
 HWY_INLINE V max(V a, V b) {
-  return hn::IfThenElse(hn::Gt(a, b), a, b);
+  return hn::Max(a, b);
 }
 template <class Real>
 HWY_INLINE Real reduce_add(Vec<Real> x) {
   return hn::GetLane(hn::SumOfLanes(Tag<Real>{}, x));
 }
+#if HWY_TARGET != HWY_SCALAR
+/// The sum of a vector's 128-bit blocks.
+template <class D, class V>
+HWY_INLINE auto add_blocks(D, V x) {
+  if constexpr (hn::MaxLanes(D{}) * sizeof(hn::TFromD<D>) <= 16) {
+    return x;
+  } else {
+    const hn::Half<D> half;
+    return add_blocks(half, hn::Add(hn::LowerHalf(half, x), hn::UpperHalf(half, x)));
+  }
+}
+#endif
+/// The sums of four vectors, to sums[0..3].
+template <class Real>
+HWY_INLINE void reduce_add4(Vec<Real> a, Vec<Real> b, Vec<Real> c, Vec<Real> d, Real* sums) {
+#if HWY_TARGET != HWY_SCALAR
+  if constexpr (sizeof(Real) == 4) {
+    // Per 128-bit block: [a0+a2, b0+b2, a1+a3, b1+b3], then [a, b, c, d]; then the blocks are added.
+    const Tag<Real> tag;
+    const auto ab = add(hn::InterleaveLower(tag, a, b), hn::InterleaveUpper(tag, a, b));
+    const auto cd = add(hn::InterleaveLower(tag, c, d), hn::InterleaveUpper(tag, c, d));
+    const hn::Repartition<double, Tag<Real>> wide;
+    const auto ab2 = hn::BitCast(wide, ab), cd2 = hn::BitCast(wide, cd);
+    const auto abcd = add(hn::BitCast(tag, hn::InterleaveLower(wide, ab2, cd2)),
+                          hn::BitCast(tag, hn::InterleaveUpper(wide, ab2, cd2)));
+    hn::StoreU(add_blocks(tag, abcd), hn::FixedTag<Real, 4>{}, sums);
+    return;
+  }
+#endif
+  sums[0] = reduce_add<Real>(a);
+  sums[1] = reduce_add<Real>(b);
+  sums[2] = reduce_add<Real>(c);
+  sums[3] = reduce_add<Real>(d);
+}
 template <class Real>
 HWY_INLINE Real reduce_max(Vec<Real> x) {
   return hn::GetLane(hn::MaxOfLanes(Tag<Real>{}, x));
 }
-/// 0 where a < b, else x.
-template <class V>
-HWY_INLINE V zero_if_less(V a, V b, V x) {
-  return hn::IfThenZeroElse(hn::Lt(a, b), x);
-}
-/// x * 2^n for the integer n in the low bits of `bits`; requires a normal result.
+/// x - floor(x), in [0, 1]; finite for x = -infinity where the hardware has an instruction for it.
 template <class Real>
-HWY_INLINE Vec<Real> scale_by_low_bits(Vec<Real> x, Vec<Real> bits) {
+HWY_INLINE Vec<Real> fraction(Vec<Real> x) {
+#if HWY_TARGET == HWY_AVX3
+  constexpr int kToFloor = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
+  if constexpr (sizeof(Real) == 4)
+    return Vec<Real>{_mm512_reduce_ps(x.raw, kToFloor)};
+  else
+    return Vec<Real>{_mm512_reduce_pd(x.raw, kToFloor)};
+#else
+  return hn::Sub(x, hn::Floor(x));
+#endif
+}
+/// p * 2^floor(x) for x < max_exponent and p in [1, 2]; 0 where x < lowest, which is at least min_exponent.
+template <class Real>
+HWY_INLINE Vec<Real> scale_by_floor(Vec<Real> p, Vec<Real> x, Vec<Real> lowest) {
+#if HWY_TARGET == HWY_AVX3
+  if constexpr (sizeof(Real) == 4)
+    return Vec<Real>{
+        _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x.raw, lowest.raw, _CMP_NLT_UQ), p.raw, x.raw)};
+  else
+    return Vec<Real>{
+        _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(x.raw, lowest.raw, _CMP_NLT_UQ), p.raw, x.raw)};
+#else
+  // Multiplied, not added to the exponent bits: NaN stays NaN.
   const hn::RebindToSigned<Tag<Real>> integers;
   constexpr int kMantissa = std::numeric_limits<Real>::digits - 1;
-  return hn::BitCast(
-      Tag<Real>{}, hn::Add(hn::BitCast(integers, x), hn::ShiftLeft<kMantissa>(hn::BitCast(integers, bits))));
+  const auto exponent = hn::ConvertTo(integers, hn::Floor(hn::Max(x, lowest)));
+  const auto biased = hn::Add(exponent, hn::Set(integers, std::numeric_limits<Real>::max_exponent - 1));
+  const auto power = hn::BitCast(Tag<Real>{}, hn::ShiftLeft<kMantissa>(biased));
+  return hn::IfThenZeroElse(hn::Lt(x, lowest), hn::Mul(p, power));
+#endif
 }
 template <class Real>
 HWY_INLINE Vec<Real> tanh(Vec<Real> x) {

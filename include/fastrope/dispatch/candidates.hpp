@@ -208,10 +208,10 @@ class HeadPlanner {
     const std::vector<double> bounds = transform_error<Real>(
         problem_, generator, radius, fit.polynomial.relative_error(), fit.amplification);
     const double allowed = tolerance_ - fit.error_bound - fit.rounding;
-    std::vector<RowTask> blocks;
-    append_row_tasks<Real>(problem_, head, blocks);
+    const RowTasks<Real> blocks(problem_, {head, head + 1});
     double exact_pairs = 0, worst = 0;
-    for (const RowTask& block : blocks) {
+    for (Index b = 0; b < blocks.count(); ++b) {
+      const RowTask block = blocks[b];
       const auto begin = bounds.begin() + block.rows.begin, end = bounds.begin() + block.rows.end;
       const double largest = *std::max_element(begin, end);
       if (largest <= allowed) {

@@ -15,7 +15,7 @@
 #include "fastrope/dispatch/cost_model.hpp"
 #include "fastrope/dispatch/entry_bounds.hpp"
 #include "fastrope/dispatch/report.hpp"
-#include "fastrope/exact/attention.hpp"
+#include "fastrope/exact/exact_call.hpp"
 #include "fastrope/polynomial/attention.hpp"
 #include "fastrope/problem/options.hpp"
 #include "fastrope/problem/problem.hpp"
@@ -51,14 +51,19 @@ class Plan {
       HeadPlan& head = heads[h];
       if (head.polynomial) polynomial_heads_.push_back(std::move(*head.polynomial));
       if (head.toeplitz) toeplitz_heads_.push_back(std::move(*head.toeplitz));
-      if (head.report.path == Path::exact)
-        append_row_tasks<Real>(problem_, static_cast<Index>(h), exact_rows_);
+      if (head.report.path == Path::exact) {
+        const RowTasks<Real> blocks(problem_, {static_cast<Index>(h), static_cast<Index>(h) + 1});
+        for (Index b = 0; b < blocks.count(); ++b) exact_rows_.push_back(blocks[b]);
+      }
       exact_rows_.insert(exact_rows_.end(), head.exact_rows.begin(), head.exact_rows.end());
       report_.heads.push_back(std::move(head.report));
     }
     if (!toeplitz_heads_.empty()) embedding_.emplace(problem_.shapes.n_q, problem_.shapes.n_k);
     Workspace counting;
-    Parts(*this, counting);
+    if (all_exact())
+      ExactCall<Real>(problem_, counting);
+    else
+      Mixture(*this, counting);
     report_.workspace_bytes = counting.bytes();
   }
 
@@ -81,20 +86,35 @@ class Plan {
   friend std::ostream& operator<<(std::ostream& out, const Plan& plan) { return out << plan.report_; }
 
  private:
-  /// The components of a run, in the order in which they take workspace.
-  struct Parts {
+  /// The components of a run with approximations, in the order in which they take workspace.
+  struct Mixture {
     PackedKeys<Real> packed;
     ExactAttention<Real> exact;
     PolynomialAttention<Real> polynomial;
     ToeplitzAttention<Real> toeplitz;
 
-    Parts(const Plan& plan, Workspace& workspace)
+    Mixture(const Plan& plan, Workspace& workspace)
         : packed(plan.problem_, workspace),
           exact(plan.problem_, packed, workspace),
           polynomial(plan.problem_, packed, plan.polynomial_heads_, workspace),
           toeplitz(plan.problem_, plan.embedding_ ? &*plan.embedding_ : nullptr, plan.toeplitz_heads_,
                    workspace) {}
+
+    template <class Q, class K, class V, class Out>
+    void run(const Plan& plan, TensorView<const Q> q, TensorView<const K> k, TensorView<const V> v,
+             TensorView<Out> out) {
+      const Problem& problem = plan.problem_;
+      packed.pack(problem, k, v);
+      exact.prepare(problem);
+      polynomial.run(problem, packed, exact, q, out);
+      toeplitz.run(problem, packed, q, out);
+      const auto task = [&](Index t) { return plan.exact_rows_[static_cast<std::size_t>(t)]; };
+      exact.run(problem, packed, q, out, MatrixView<Real>{}, static_cast<Index>(plan.exact_rows_.size()),
+                task);
+    }
   };
+
+  bool all_exact() const { return polynomial_heads_.empty() && toeplitz_heads_.empty(); }
 
   template <class Q, class K, class V, class Out>
   RunStatus run_views(TensorView<const Q> q, TensorView<const K> k, TensorView<const V> v,
@@ -109,12 +129,10 @@ class Plan {
     if (problem_.shapes.empty()) return RunStatus::ok;
     try {
       Workspace workspace(memory);
-      Parts parts(*this, workspace);
-      parts.packed.pack(problem_, k, v);
-      parts.exact.prepare(problem_);
-      parts.polynomial.run(problem_, parts.packed, parts.exact, q, out);
-      parts.toeplitz.run(problem_, parts.packed, q, out);
-      parts.exact.run(problem_, parts.packed, q, out, MatrixView<Real>{}, exact_rows_);
+      if (all_exact())
+        ExactCall<Real>(problem_, workspace).run(problem_, q, k, v, out, MatrixView<Real>{});
+      else
+        Mixture(*this, workspace).run(*this, q, k, v, out);
     } catch (...) {
       return RunStatus::executor_failed;
     }

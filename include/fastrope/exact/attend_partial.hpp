@@ -8,8 +8,7 @@
 
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
-#include "fastrope/exact/attention.hpp"
-#include "fastrope/exact/packing.hpp"
+#include "fastrope/exact/exact_call.hpp"
 #include "fastrope/problem/options.hpp"
 #include "fastrope/problem/problem.hpp"
 
@@ -35,21 +34,11 @@ void attend_partial(const Q& q, const K& k, const V& v, Out&& out, MatrixView<Ar
                  ", the result is [heads = ", shapes.heads, ", n_q = ", shapes.n_q, "]");
   const Problem problem(shapes, options);
 
-  const auto parts = [&](Workspace& workspace) {
-    PackedKeys<Real> packed(problem, workspace);
-    ExactAttention<Real> exact(problem, packed, workspace);
-    return std::pair{packed, exact};
-  };
   Workspace counting;
-  parts(counting);
+  ExactCall<Real>(problem, counting);
   std::vector<std::byte> memory(counting.bytes());
   Workspace workspace(memory);
-  auto [packed, exact] = parts(workspace);
-  std::vector<RowTask> tasks;
-  for (Index h = 0; h < shapes.heads; ++h) append_row_tasks<Real>(problem, h, tasks);
-  packed.pack(problem, k_view, v_view);
-  exact.prepare(problem);
-  exact.run(problem, packed, q_view, out_view, lse, tasks);
+  ExactCall<Real>(problem, workspace).run(problem, q_view, k_view, v_view, out_view, lse);
 }
 
 }  // namespace fastrope

@@ -59,8 +59,8 @@ class QueryBlock {
       for (Index i = rows_.begin; i < rows_.end; ++i) {
         Real* row = scores_ + (i - rows_.begin) * kKeys;
         scores.finish(problem, head_, i, run, intersect(keys, problem.grid.keys_of(i)), row, scratch_);
-        state_.weigh(i - rows_.begin, row, run.size());
       }
+      state_.weigh(rows_.size(), scores_, kKeys, run.size());
       add_values(problem, packed, kv, run, keys, row_count);
     }
   }
@@ -122,13 +122,26 @@ struct RowTask {
   Range rows;
 };
 
-/// Appends the tasks of all rows of a head, the last rows first: with a causal mask those are the longest.
+/// The tasks of all rows of some heads. The last rows of a head come first: with a causal mask those are the
+/// longest, and threads that take tasks in turn finish together.
 template <class Real>
-void append_row_tasks(const Problem& problem, Index head, std::vector<RowTask>& tasks) {
-  constexpr Index kRows = QueryBlock<Real>::kRows;
-  for (Index b = ceil_div(problem.shapes.n_q, kRows); b-- > 0;)
-    tasks.push_back({head, intersect({b * kRows, (b + 1) * kRows}, {0, problem.shapes.n_q})});
-}
+class RowTasks {
+ public:
+  RowTasks(const Problem& problem, Range heads)
+      : n_q_(problem.shapes.n_q), blocks_(ceil_div(n_q_, kRows)), heads_(heads) {}
+
+  Index count() const { return heads_.size() * blocks_; }
+  RowTask operator[](Index t) const {
+    const Index block = blocks_ - 1 - t / heads_.size();
+    return {heads_.begin + t % heads_.size(), intersect({block * kRows, (block + 1) * kRows}, {0, n_q_})};
+  }
+
+ private:
+  static constexpr Index kRows = QueryBlock<Real>::kRows;
+  Index n_q_;
+  Index blocks_;
+  Range heads_;
+};
 
 /// Exact attention of any rows of any heads over packed keys.
 template <class Real>
@@ -150,12 +163,12 @@ class ExactAttention {
     return {problem, packed.value_stride(), share};
   }
 
-  /// out: [heads, n_q, d_v]; lse: [heads, n_q] or without data. Writes the rows of `tasks`.
-  template <class Q, class Out>
+  /// out: [heads, n_q, d_v]; lse: [heads, n_q] or without data. Writes the rows of task(t), t < count.
+  template <class Q, class Out, class Task>
   void run(const Problem& problem, const PackedKeys<Real>& packed, TensorView<const Q> q, TensorView<Out> out,
-           MatrixView<Real> lse, std::span<const RowTask> tasks) const {
-    problem.executor.parallel_for(static_cast<Index>(tasks.size()), [&](Index t, Index worker) {
-      const auto [h, rows] = tasks[static_cast<std::size_t>(t)];
+           MatrixView<Real> lse, Index count, Task&& task) const {
+    problem.executor.parallel_for(count, [&](Index t, Index worker) {
+      const auto [h, rows] = task(t);
       QueryBlock<Real> queries = block(problem, packed, worker);
       queries.start(problem, packed, h, q.head(h), rows);
       queries.attend(problem, packed, scores_, {0, problem.shapes.n_k});

@@ -44,6 +44,24 @@ struct SoftmaxRows {
     std::fill_n(output, rows * width, Real{0});
   }
 
+  /// The states from row i on.
+  SoftmaxRows from(Index i) const {
+    SoftmaxRows rows = *this;
+    rows.maximum += i;
+    rows.sum += i;
+    rows.output += i * width;
+    return rows;
+  }
+
+  /// Merges row j of `other`, states of other keys, into row i.
+  void absorb(Index i, const SoftmaxRows& other, Index j) const {
+    raise(i, other.maximum[j]);
+    if (other.sum[j] == 0) return;
+    const Real shrink = std::exp2(other.maximum[j] - maximum[i]);
+    sum[i] += shrink * other.sum[j];
+    for (Index c = 0; c < width; ++c) row(i)[c] += shrink * other.row(j)[c];
+  }
+
   /// Makes room for scores up to `candidate`: the maximum rises and what was summed shrinks by the same
   /// factor.
   void raise(Index i, Real candidate) const {
@@ -58,22 +76,36 @@ struct SoftmaxRows {
     maximum[i] = candidate;
   }
 
-  /// scores [cols], base-2, become weights 2^(score - maximum), and their sum is added. Scores of -infinity
-  /// weigh 0. Requires cols a multiple of the vector length. The output is left to the caller.
-  void weigh(Index i, Real* scores, Index cols) const {
+  /// scores [rows, cols], base-2, row stride `stride`, become weights 2^(score - maximum), and their sums are
+  /// added. Scores of -infinity weigh 0. Requires cols a multiple of the vector length. The outputs are left
+  /// to the caller.
+  void weigh(Index rows, Real* scores, Index stride, Index cols) const {
     using namespace simd;
     constexpr Index kStep = kLanes<Real>;
-    Vec<Real> largest = set(kEmpty);
-    for (Index j = 0; j < cols; j += kStep) largest = max(load(scores + j), largest);
-    raise(i, reduce_max<Real>(largest));
-    const Vec<Real> shift = set(maximum[i] == kEmpty ? Real{0} : maximum[i]);
-    Vec<Real> total = zero<Real>();
-    for (Index j = 0; j < cols; j += kStep) {
-      const Vec<Real> weight = exp2_nonpositive<Real>(sub(load(scores + j), shift));
-      total = add(total, weight);
-      store<Real>(weight, scores + j);
+    // Two passes over all rows, so that no row waits for the reduction of the one before.
+    for (Index i = 0; i < rows; ++i) {
+      const Real* row = scores + i * stride;
+      Vec<Real> largest[2] = {set(kEmpty), set(kEmpty)};
+      Index j = 0;
+      for (; j + 2 * kStep <= cols; j += 2 * kStep) {
+        largest[0] = max(load(row + j), largest[0]);
+        largest[1] = max(load(row + j + kStep), largest[1]);
+      }
+      if (j < cols) largest[0] = max(load(row + j), largest[0]);
+      raise(i,
+            reduce_max<Real>(max(largest[0], largest[1])));  // a NaN score makes its row NaN whatever this is
     }
-    sum[i] += reduce_add<Real>(total);
+    for (Index i = 0; i < rows; ++i) {
+      Real* row = scores + i * stride;
+      const Vec<Real> shift = set(maximum[i] == kEmpty ? Real{0} : maximum[i]);
+      Vec<Real> total = zero<Real>();
+      for (Index j = 0; j < cols; j += kStep) {
+        const Vec<Real> weight = exp2_nonpositive<Real>(sub(load(row + j), shift));
+        total = add(total, weight);
+        store<Real>(weight, row + j);
+      }
+      sum[i] += reduce_add<Real>(total);
+    }
   }
 
   /// One more logit that has no value: an attention sink.

@@ -81,23 +81,24 @@ class Scores {
     allowed = intersect(allowed, keys);
     if (problem.dense_bias.data != nullptr) {
       const float* dense = problem.dense_bias.head(h).row(i);
-      for (Index j = allowed.begin; j < allowed.end; ++j) {
-        const float b = dense[problem.grid.source(j)];
-        Real& score = scores[j - keys.begin];
-        score =
-            b == -std::numeric_limits<float>::infinity() ? kMasked : score + b * static_cast<Real>(kLog2E);
-      }
+      for (Index j = allowed.begin; j < allowed.end; ++j)
+        scores[j - keys.begin] += dense[problem.grid.source(j)] * static_cast<Real>(kLog2E);
     }
+    if (problem.is_dense())
+      for (Index j = allowed.begin; j < allowed.end; ++j)
+        if (!dense_allows(problem, h, i, j)) scores[j - keys.begin] = kMasked;
     const Index first = allowed.empty() ? keys.size() : allowed.begin - keys.begin;
     const Index last = allowed.empty() ? keys.size() : allowed.end - keys.begin;
     std::fill(scores, scores + first, kMasked);
     std::fill(scores + last, scores + keys.size(), kMasked);
   }
 
-  /// Whether query i of head h may attend to key j, which the mask allows.
+  /// Whether dense mask and bias let query i of head h attend to key j.
   static bool dense_allows(const Problem& problem, Index h, Index i, Index j) {
+    const Index column = problem.grid.source(j);
+    if (problem.dense_mask.data != nullptr && !problem.dense_mask.head(h)(i, column)) return false;
     return problem.dense_bias.data == nullptr ||
-           problem.dense_bias.head(h)(i, problem.grid.source(j)) != -std::numeric_limits<float>::infinity();
+           problem.dense_bias.head(h)(i, column) != -std::numeric_limits<float>::infinity();
   }
 
  private:

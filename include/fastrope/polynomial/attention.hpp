@@ -41,7 +41,7 @@ inline std::string polynomial_refusal(const Problem& problem) {
   if (!problem.bias.empty()) return "a lag bias does not separate into query and key factors";
   if (problem.softcap > 0) return "softcap is not a polynomial of the dot product";
   if (!problem.sinks.empty()) return "attention sinks are done by the exact path";
-  if (problem.dense_bias.data != nullptr) return "a dense bias is done by the exact path";
+  if (problem.is_dense()) return "a dense bias or mask is done by the exact path";
   if (!problem.grid.ascending_queries()) return "query positions do not ascend";
   for (Index i = 0; i < problem.shapes.n_q; ++i)
     if (const Range keys = problem.grid.keys_of(i); !keys.empty() && keys.begin > 0)

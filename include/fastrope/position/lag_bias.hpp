@@ -88,7 +88,7 @@ class LagBias {
 
   /// Throws Error unless there is a bias for each of `heads` heads and every lag in [first, last].
   void require_covers(Index heads, Position first, Position last) const {
-    if (empty()) return;
+    if (empty() || heads == 0) return;
     if (heads_ != 1 && heads_ != heads) detail::fail("the lag bias is for ", heads_, " heads, q has ", heads);
     if (!values_.empty() && !clamped_ && first <= last && (first < first_ || last > last_))
       detail::fail("the bias table covers lags ", first_, "..", last_, ", the call needs ", first, "..",

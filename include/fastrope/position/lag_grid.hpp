@@ -22,28 +22,25 @@ class LagGrid {
   /// Positions beyond this are refused, so that lags and mask arithmetic cannot overflow.
   static constexpr Position kMaxPosition = Position{1} << 40;
 
-  /// Empty spans mean the defaults: keys at 0..n_k-1, queries at the last n_q of those (n_k-n_q..n_k-1).
-  /// Throws Error if a span has another length or a position is beyond kMaxPosition.
+  /// Empty spans mean the defaults: keys at 0..n_k-1, queries where the last n_q keys stand (n_k-n_q..n_k-1
+  /// for default keys, whatever their number). Throws Error if a span has another length, a position is
+  /// beyond kMaxPosition, or n_q > n_k queries have no positions beside keys that have.
   LagGrid(Index n_q, Index n_k, std::span<const Position> query_positions,
           std::span<const Position> key_positions, Mask mask)
-      : n_q_(n_q), n_k_(n_k), mask_(mask), queries_(query_positions.begin(), query_positions.end()) {
+      : n_q_(n_q),
+        n_k_(n_k),
+        mask_(Mask::lags(mask.first, mask.last)),
+        queries_(query_positions.begin(), query_positions.end()) {
     check("query_positions", query_positions, n_q);
     check("key_positions", key_positions, n_k);
-    first_query_ = n_k - n_q;
-    if (!key_positions.empty() && !is_consecutive(key_positions)) {
-      order_.resize(key_positions.size());
-      std::iota(order_.begin(), order_.end(), Index{0});
-      std::stable_sort(order_.begin(), order_.end(),
-                       [&](Index a, Index b) { return key_positions[a] < key_positions[b]; });
-      for (Index j : order_) keys_.push_back(key_positions[j]);
-      if (std::is_sorted(order_.begin(), order_.end())) order_.clear();
-      if (is_consecutive(keys_)) {
-        first_key_ = keys_.front();
-        keys_.clear();
-      }
-    } else if (!key_positions.empty()) {
-      first_key_ = key_positions.front();
+    set_keys(key_positions);
+    if (query_positions.empty() && !key_positions.empty()) {
+      if (n_q > n_k)
+        detail::fail("key_positions are given for ", n_k, " keys: ", n_q,
+                     " queries need query_positions too");
+      for (Index j = n_k - n_q; j < n_k; ++j) queries_.push_back(key_position(j));
     }
+    first_query_ = n_k - n_q;
     if (!queries_.empty() && is_consecutive(queries_)) {
       first_query_ = queries_.front();
       queries_.clear();
@@ -70,7 +67,7 @@ class LagGrid {
   /// The keys that query i may attend to.
   Range keys_of(Index i) const {
     const Position p = query_position(i);
-    return {lower_bound(p - mask_.last), mask_.first > mask_.last ? 0 : lower_bound(p - mask_.first + 1)};
+    return {lower_bound(p - mask_.last), lower_bound(p - mask_.first + 1)};
   }
 
   /// The smallest range that holds the keys of every query in `rows`.
@@ -115,6 +112,20 @@ class LagGrid {
       detail::fail(name, " has ", positions.size(), " entries for ", n, " rows");
     for (Position p : positions)
       if (p > kMaxPosition || p < -kMaxPosition) detail::fail(name, ": ", p, " is beyond +-2^40");
+  }
+
+  void set_keys(std::span<const Position> positions) {
+    if (positions.empty()) return;
+    order_.resize(positions.size());
+    std::iota(order_.begin(), order_.end(), Index{0});
+    std::stable_sort(order_.begin(), order_.end(),
+                     [&](Index a, Index b) { return positions[a] < positions[b]; });
+    for (Index j : order_) keys_.push_back(positions[j]);
+    if (std::is_sorted(order_.begin(), order_.end())) order_.clear();
+    if (is_consecutive(keys_)) {
+      first_key_ = keys_.front();
+      keys_.clear();
+    }
   }
 
   static bool is_consecutive(std::span<const Position> positions) {

@@ -23,7 +23,7 @@ struct Mask {
   /// Any range; lags(-right, left) is a window that looks both ways. An empty range (first > last) masks
   /// every key.
   static constexpr Mask lags(Position first, Position last) {
-    return {std::max(first, -kUnlimited), std::min(last, kUnlimited)};
+    return {std::clamp(first, -kUnlimited, kUnlimited), std::clamp(last, -kUnlimited, kUnlimited)};
   }
 
   constexpr bool allows(Position lag) const { return first <= lag && lag <= last; }

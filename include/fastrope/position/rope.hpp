@@ -113,6 +113,9 @@ inline void scale_frequencies(const YarnScaling& s, const Rope& rope, RopeFreque
   require_positive("YaRN original_context", s.original_context);
   require_positive("YaRN beta_fast", s.beta_fast);
   require_positive("YaRN beta_slow", s.beta_slow);
+  if (!(s.beta_fast > s.beta_slow))
+    fail("rope: YaRN beta_fast (", s.beta_fast, ") must exceed beta_slow (", s.beta_slow, ")");
+  if (!(rope.base > 1)) fail("rope: YaRN needs a base above 1, got ", rope.base);
   const double rotary_dim = 2.0 * static_cast<double>(f.pairs());
   const double low =
       std::max(std::floor(yarn_pair(s.beta_fast, s.original_context, rope.base, rotary_dim)), 0.0);

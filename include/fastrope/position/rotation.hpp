@@ -3,15 +3,17 @@
 // Angles position * theta are formed in double (a float product would be off by 0.1 rad at position 2^20) and
 // turned by angle addition: with position = high + low, low < 64,
 //     cos(p theta) = cos(high theta) cos(low theta) - sin(high theta) sin(low theta),
-// two library calls per pair for 64 rows, each entry within 4 epsilon of double, then rounded to Real.
+// two library calls per pair for 64 rows. The error is that of the angle high * theta, half an epsilon of its
+// size.
 #pragma once
 
-#include <array>
+#include <algorithm>
 #include <cmath>
-#include <span>
+#include <utility>
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/simd.hpp"
 #include "fastrope/position/rope.hpp"
 
 namespace fastrope {
@@ -21,10 +23,12 @@ namespace fastrope {
 /// A table row belongs to one position: cos then sin of its angles, [2, pairs], times the attention factor.
 class Rotation {
  public:
-  /// d: columns of the rows to turn; without `frequencies`, rows are left as they are.
+  /// Without frequencies, rows are left as they are.
   explicit Rotation(RopeFrequencies frequencies = {}) : frequencies_(std::move(frequencies)) {
-    for (Index low = 0; low < kBlock; ++low)
-      for (double theta : frequencies_.theta) low_.push_back(unit(static_cast<double>(low) * theta));
+    for (Index low = 0; low < kBlock; ++low) {
+      for (double theta : frequencies_.theta) low_.push_back(std::cos(static_cast<double>(low) * theta));
+      for (double theta : frequencies_.theta) low_.push_back(std::sin(static_cast<double>(low) * theta));
+    }
   }
 
   Index pairs() const { return frequencies_.pairs(); }
@@ -36,52 +40,77 @@ class Rotation {
   /// (double, at |position| <= 2^20) of the true cosine and sine times the attention factor.
   template <class Real, class PositionOf>
   void fill(Range rows, PositionOf&& position_of, Real* table) const {
-    for (Index m = 0; m < pairs(); ++m) {
-      Position high = 1;  // never a multiple of kBlock, so the first row sets it
-      Unit at_high{};
-      for (Index i = rows.begin; i < rows.end; ++i) {
-        const Position p = position_of(i);
-        const Position low = ((p % kBlock) + kBlock) % kBlock;
-        if (p - low != high) {
-          high = p - low;
-          at_high = unit(static_cast<double>(high) * frequencies_.theta[m]);
-        }
-        const Unit at_low = low_[low * pairs() + m];
-        Real* row = table + (i - rows.begin) * row_size();
-        const double gain = frequencies_.attention_factor;
-        row[m] = static_cast<Real>(gain * (at_high.cosine * at_low.cosine - at_high.sine * at_low.sine));
-        row[pairs() + m] =
-            static_cast<Real>(gain * (at_high.sine * at_low.cosine + at_high.cosine * at_low.sine));
-      }
-    }
+    for (Index first = 0; first < pairs(); first += kPairs)
+      fill_pairs(rows, position_of, {first, std::min(first + kPairs, pairs())}, table);
   }
 
   /// Turns x [d] in place by one table row.
   template <class Real>
   void apply(const Real* table_row, Real* x) const {
+    using namespace simd;
     const Index n = pairs();
-    const Index step = frequencies_.pairing == RopePairing::interleaved ? 2 : 1;
-    const Index partner = frequencies_.pairing == RopePairing::interleaved ? 1 : n;
-    for (Index m = 0; m < n; ++m) {
-      const Real c = table_row[m], s = table_row[n + m];
-      Real& a = x[step * m];
-      Real& b = x[step * m + partner];
-      const Real turned = c * a - s * b;
-      b = s * a + c * b;
+    const Real* sines = table_row + n;
+    const bool interleaved = frequencies_.pairing == RopePairing::interleaved;
+    Index m = 0;
+    for (; m + kLanes<Real> <= n; m += kLanes<Real>) {
+      const Vec<Real> c = load(table_row + m), s = load(sines + m);
+      Vec<Real> a, b;
+      if (interleaved) {
+        load_pairs(x + 2 * m, a, b);
+      } else {
+        a = load(x + m);
+        b = load(x + n + m);
+      }
+      const Vec<Real> turned_a = fma(c, a, neg(mul(s, b))), turned_b = fma(s, a, mul(c, b));
+      if (interleaved) {
+        store_pairs(turned_a, turned_b, x + 2 * m);
+      } else {
+        store<Real>(turned_a, x + m);
+        store<Real>(turned_b, x + n + m);
+      }
+    }
+    for (; m < n; ++m) {
+      Real& a = x[frequencies_.first_column(m)];
+      Real& b = x[frequencies_.second_column(m)];
+      const Real turned = table_row[m] * a - sines[m] * b;
+      b = sines[m] * a + table_row[m] * b;
       a = turned;
     }
   }
 
  private:
-  static constexpr Index kBlock = 64;
-  struct Unit {
-    double cosine = 1;
-    double sine = 0;
-  };
-  static Unit unit(double angle) { return {std::cos(angle), std::sin(angle)}; }
+  static constexpr Index kBlock = 64;  // positions that share a `high`
+  static constexpr Index kPairs = 64;  // pairs whose cosines at `high` are held at once
+
+  template <class Real, class PositionOf>
+  void fill_pairs(Range rows, PositionOf&& position_of, Range pair_range, Real* table) const {
+    double high_cosine[kPairs], high_sine[kPairs];
+    Position high = 1;  // never a multiple of kBlock, so the first row sets it
+    for (Index i = rows.begin; i < rows.end; ++i) {
+      const Position p = position_of(i);
+      const Position low = ((p % kBlock) + kBlock) % kBlock;
+      if (p - low != high) {
+        high = p - low;
+        for (Index m = 0; m < pair_range.size(); ++m) {
+          const double angle =
+              static_cast<double>(high) * frequencies_.theta[static_cast<std::size_t>(pair_range.begin + m)];
+          high_cosine[m] = frequencies_.attention_factor * std::cos(angle);
+          high_sine[m] = frequencies_.attention_factor * std::sin(angle);
+        }
+      }
+      const double* low_cosine = low_.data() + low * row_size() + pair_range.begin;
+      const double* low_sine = low_cosine + pairs();
+      Real* cosine = table + (i - rows.begin) * row_size() + pair_range.begin;
+      Real* sine = cosine + pairs();
+      for (Index m = 0; m < pair_range.size(); ++m) {
+        cosine[m] = static_cast<Real>(high_cosine[m] * low_cosine[m] - high_sine[m] * low_sine[m]);
+        sine[m] = static_cast<Real>(high_sine[m] * low_cosine[m] + high_cosine[m] * low_sine[m]);
+      }
+    }
+  }
 
   RopeFrequencies frequencies_;
-  std::vector<Unit> low_ = {};  // [kBlock, pairs]
+  std::vector<double> low_ = {};  // [kBlock, row_size]: cosines and sines of positions 0..kBlock-1
 };
 
 }  // namespace fastrope

@@ -40,7 +40,8 @@ inline std::ostream& operator<<(std::ostream& out, Path path) { return out << to
 /// One attention call. A logit is
 ///     x = scale * q^T W(lag) k,  x = softcap * tanh(x / softcap) if softcap > 0,  x += bias(lag) +
 ///     dense_bias,
-/// where W comes from rope, weights or neither (the identity).
+/// where W comes from rope, weights or neither (the identity). A key is left out where mask, dense_mask or a
+/// bias of -infinity says so.
 struct Options {
   std::optional<Rope> rope = {};
   bool rope_already_applied = false;  ///< q and k arrive turned: rope is only described, not applied
@@ -53,7 +54,8 @@ struct Options {
   double softcap = 0;                              ///< 0: none
   std::span<const float> sinks = {};               ///< one logit per query head that joins the denominator
   TensorView<const float> dense_bias = {};         ///< [heads, n_q, n_k], -inf masks; strides may be 0
-  std::span<const Position> query_positions = {};  ///< empty: the last n_q of the key positions' range
+  TensorView<const bool> dense_mask = {};          ///< [heads, n_q, n_k], true: may attend; strides may be 0
+  std::span<const Position> query_positions = {};  ///< empty: where the last n_q keys stand
   std::span<const Position> key_positions = {};    ///< empty: 0..n_k-1
   Executor executor = Executor::serial();
 };

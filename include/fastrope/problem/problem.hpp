@@ -38,6 +38,7 @@ struct Problem {
   double softcap = 0;
   std::vector<double> sinks;  ///< [heads] or empty
   TensorView<const float> dense_bias;
+  TensorView<const bool> dense_mask;
   Executor executor;
 
   /// Throws Error, naming the values, for shapes and options that clash.
@@ -47,6 +48,8 @@ struct Problem {
   Index kv_head(Index h) const { return h / group(); }
   /// Query heads of each key/value head.
   Index group() const { return shapes.kv_heads == 0 ? 1 : shapes.heads / shapes.kv_heads; }
+  /// Whether scores depend on more than content and lag.
+  bool is_dense() const { return dense_bias.data != nullptr || dense_mask.data != nullptr; }
   bool rotates() const { return rotation.pairs() > 0; }
 };
 
@@ -102,6 +105,7 @@ inline Problem::Problem(const Shapes& s, const Options& options)
       softcap(options.softcap),
       sinks(options.sinks.begin(), options.sinks.end()),
       dense_bias(options.dense_bias),
+      dense_mask(options.dense_mask),
       executor(options.executor) {
   if (s.heads < 0 || s.kv_heads < 0 || s.n_q < 0 || s.n_k < 0 || s.d < 0 || s.d_v < 0)
     detail::fail("shapes must not be negative: heads ", s.heads, ", kv_heads ", s.kv_heads, ", n_q ", s.n_q,
@@ -119,11 +123,13 @@ inline Problem::Problem(const Shapes& s, const Options& options)
   for (double sink : sinks)
     if (std::isnan(sink) || sink == INFINITY)
       detail::fail("a sink's logit must be below infinity, got ", sink);
-  if (dense_bias.data != nullptr &&
-      (dense_bias.heads != s.heads || dense_bias.rows != s.n_q || dense_bias.cols != s.n_k))
-    detail::fail("dense_bias is [", dense_bias.heads, ", ", dense_bias.rows, ", ", dense_bias.cols,
-                 "], the call is [", s.heads, ", ", s.n_q, ", ", s.n_k,
-                 "] (repeat rows or heads by a stride of 0)");
+  const auto require_dense = [&](const char* name, const auto& dense) {
+    if (dense.data != nullptr && (dense.heads != s.heads || dense.rows != s.n_q || dense.cols != s.n_k))
+      detail::fail(name, " is [", dense.heads, ", ", dense.rows, ", ", dense.cols, "], the call is [",
+                   s.heads, ", ", s.n_q, ", ", s.n_k, "] (repeat rows or heads by a stride of 0)");
+  };
+  require_dense("dense_bias", dense_bias);
+  require_dense("dense_mask", dense_mask);
   const LagGrid::Lags lags = grid.allowed_lags();
   bias.require_covers(s.heads, lags.first, lags.last);
   if (weights) weights->require_covers(s.d, lags.first, lags.last);

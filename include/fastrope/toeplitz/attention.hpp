@@ -62,7 +62,7 @@ inline std::string toeplitz_refusal(const Problem& problem) {
     return "positions are not consecutive, so lags do not make a Toeplitz matrix";
   if (problem.softcap > 0) return "softcap is not a polynomial of the dot product";
   if (!problem.sinks.empty()) return "attention sinks are done by the exact path";
-  if (problem.dense_bias.data != nullptr) return "a dense bias is not a function of the lag";
+  if (problem.is_dense()) return "a dense bias or mask is not a function of the lag";
   return {};
 }
 

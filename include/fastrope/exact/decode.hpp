@@ -1,0 +1,309 @@
+// Decode: few queries against a long cache, bound by memory bandwidth. Nothing is packed.
+//
+// The query rows of a key/value head (n_q of each query head of its group) are taken together, so that each
+// key and value is read once for all of them. Keys are cut into splits of a fixed length, whatever the number
+// of threads; each split gives partial softmax states, which are merged in the order of the keys. Cost: one
+// read of K and V.
+#pragma once
+
+#include <algorithm>
+#include <array>
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/simd.hpp"
+#include "fastrope/core/tensor_view.hpp"
+#include "fastrope/core/workspace.hpp"
+#include "fastrope/exact/online_softmax.hpp"
+#include "fastrope/exact/rotation_tables.hpp"
+#include "fastrope/exact/scores.hpp"
+#include "fastrope/problem/problem.hpp"
+
+namespace fastrope {
+
+namespace detail {
+
+/// scores(r, j) = sum_c queries(r, c) keys[j][c] for kKeys keys and kQueries rows.
+/// queries: rows of stride `query_stride`, zero past d up to whole vectors; scores: row stride `stride`.
+template <class Real, int kQueries, int kKeys, class T>
+HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride,
+                          const std::array<const T*, kKeys>& keys, Real* scores, Index stride) {
+  using namespace simd;
+  constexpr Index kStep = kLanes<Real>;
+  Vec<Real> sum[kQueries][kKeys];
+#pragma GCC unroll 8
+  for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < kKeys; ++j) sum[r][j] = zero<Real>();
+  const auto step = [&](Index c, auto&& load_key) HWY_ATTR {
+    Vec<Real> key[kKeys];
+#pragma GCC unroll 8
+    for (int j = 0; j < kKeys; ++j) key[j] = load_key(keys[static_cast<std::size_t>(j)] + c);
+#pragma GCC unroll 8
+    for (int r = 0; r < kQueries; ++r) {
+      const Vec<Real> query = load(queries + r * query_stride + c);
+#pragma GCC unroll 8
+      for (int j = 0; j < kKeys; ++j) sum[r][j] = fma(query, key[j], sum[r][j]);
+    }
+  };
+  Index c = 0;
+  for (; c + kStep <= d; c += kStep) step(c, [](const T* p) { return load_as<Real>(p); });
+  if (c < d) step(c, [d, c](const T* p) { return load_first_as<Real>(p, d - c); });
+#pragma GCC unroll 8
+  for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < kKeys; j += 4)
+      reduce_add4<Real>(sum[r][j], sum[r][j + 1], sum[r][j + 2], sum[r][j + 3], scores + r * stride + j);
+}
+
+/// output(r, c) += sum_j weights(r, j) values[j][c] for kQueries rows and kVecs vectors of columns from c on,
+/// of which the last may be `tail` > 0 elements.
+template <class Real, int kQueries, int kVecs, class T>
+HWY_INLINE void add_weighted_rows(const Real* weights, Index weight_stride, const T* const* values,
+                                  Index count, Index c, Index tail, Real* output, Index output_stride) {
+  using namespace simd;
+  constexpr Index kStep = kLanes<Real>;
+  Vec<Real> sum[kQueries][kVecs];
+#pragma GCC unroll 8
+  for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) sum[r][v] = load(output + r * output_stride + c + v * kStep);
+  for (Index j = 0; j < count; ++j) {
+    Vec<Real> row[kVecs];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) {
+      const T* p = values[j] + c + v * kStep;
+      row[v] = v + 1 == kVecs && tail > 0 ? load_first_as<Real>(p, tail) : load_as<Real>(p);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kQueries; ++r) {
+      const Vec<Real> weight = set(weights[r * weight_stride + j]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(weight, row[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) store<Real>(sum[r][v], output + r * output_stride + c + v * kStep);
+}
+
+}  // namespace detail
+
+/// Attention of few query rows, each key and value read once for all of them.
+template <class Real>
+class DecodeAttention {
+ public:
+  /// More query rows than this for each key/value head are better packed into tiles.
+  static constexpr Index kMaxRows = 16;
+
+  static bool suits(const Problem& problem) {
+    return problem.shapes.n_q * problem.group() <= kMaxRows && !problem.weights;
+  }
+
+  DecodeAttention(const Problem& problem, Workspace& workspace)
+      : tables_(problem, workspace),
+        scores_(problem, workspace),
+        rows_(problem.shapes.n_q * problem.group()),
+        key_stride_(round_up(problem.shapes.d, simd::kLanes<Real>)),
+        width_(round_up(problem.shapes.d_v, simd::kLanes<Real>)),
+        splits_(std::max<Index>(1, ceil_div(problem.shapes.n_k, kSplit))),
+        queries_(workspace.take<Real>(problem.shapes.kv_heads * rows_ * key_stride_).data()),
+        states_(problem.shapes.kv_heads * splits_ * rows_, width_, workspace),
+        scratch_(problem.executor.workers(), workspace, [&](Workspace& share) { buffers(problem, share); }) {}
+
+  /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads, n_q, d_v];
+  /// lse: [heads, n_q] or without data.
+  template <class Q, class K, class V, class Out>
+  void run(const Problem& problem, TensorView<const Q> q, TensorView<const K> k, TensorView<const V> v,
+           TensorView<Out> out, MatrixView<Real> lse) {
+    tables_.fill(problem);
+    scores_.prepare(problem);
+    const Index kv_heads = problem.shapes.kv_heads;
+    problem.executor.parallel_for(kv_heads * rows_, [&](Index task, Index) { load_query(problem, q, task); });
+    // Heads within a split, so that they share the rotation table's rows in the cache.
+    problem.executor.parallel_for(splits_ * kv_heads, [&](Index task, Index worker) {
+      Workspace share = scratch_.of(worker);
+      attend_split(problem, task % kv_heads, task / kv_heads, k.head(task % kv_heads),
+                   v.head(task % kv_heads), buffers(problem, share));
+    });
+    problem.executor.parallel_for(kv_heads * rows_,
+                                  [&](Index task, Index) { finish_row(problem, task, out, lse); });
+  }
+
+ private:
+  static constexpr Index kSplit = 1024;  // keys of a task
+  static constexpr Index kBlock = 64;    // keys whose scores are held at once
+  static_assert(kSplit % kBlock == 0);
+
+  /// One worker's scratch for a block of keys.
+  struct Buffers {
+    Real* scores;   // [rows, kBlock]
+    Real* line;     // [kBlock], a row of a lag function
+    Real* rotated;  // [kBlock, key_stride], zero past d
+    Real* output;   // [rows, width]
+  };
+
+  Buffers buffers(const Problem& problem, Workspace& w) const {
+    return {.scores = w.take<Real>(rows_ * kBlock).data(),
+            .line = w.take<Real>(kBlock).data(),
+            .rotated = w.take<Real>(problem.rotates() ? kBlock * key_stride_ : 0).data(),
+            .output = w.take<Real>(rows_ * width_).data()};
+  }
+
+  Index head_of(const Problem& problem, Index kv, Index row) const {
+    return kv * problem.group() + row / problem.shapes.n_q;
+  }
+  Index query_of(const Problem& problem, Index row) const { return row % problem.shapes.n_q; }
+
+  template <class Q>
+  void load_query(const Problem& problem, TensorView<const Q> q, Index task) {
+    const Index kv = task / rows_, row = task % rows_, d = problem.shapes.d;
+    const Index i = query_of(problem, row);
+    Real* x = queries_ + task * key_stride_;
+    tables_.load_query(problem, q.head(head_of(problem, kv, row)).row(i), i, x);
+    const auto factor = static_cast<Real>(Scores<Real>::query_factor(problem));
+    for (Index c = 0; c < d; ++c) x[c] *= factor;
+    std::fill(x + d, x + key_stride_, Real{0});
+  }
+
+  /// The partial states of a split's keys for all query rows of a key/value head.
+  template <class K, class V>
+  void attend_split(const Problem& problem, Index kv, Index split, MatrixView<const K> k,
+                    MatrixView<const V> v, const Buffers& b) const {
+    const SoftmaxRows<Real> states = states_.from((kv * splits_ + split) * rows_);
+    states.clear(rows_);
+    const Range keys =
+        intersect({split * kSplit, (split + 1) * kSplit}, problem.grid.keys_of(Range{0, problem.shapes.n_q}));
+    for (Index j = keys.begin; j < keys.end; j += kBlock) {
+      const Range block{j, std::min(j + kBlock, keys.end)};
+      const Index padded = round_up(block.size(), simd::kLanes<Real>);
+      score_block(problem, kv, k, block, b);
+      for (Index r = 0; r < rows_; ++r) {
+        const Index i = query_of(problem, r);
+        scores_.finish(problem, head_of(problem, kv, r), i, {j, j + padded},
+                       intersect(block, problem.grid.keys_of(i)), b.scores + r * kBlock, b.line);
+      }
+      states.weigh(rows_, b.scores, kBlock, padded);
+      add_values(problem, kv, v, block, states, b);
+    }
+  }
+
+  /// scores [rows, block], for whole groups of four keys.
+  template <class K>
+  void score_block(const Problem& problem, Index kv, MatrixView<const K> k, Range block,
+                   const Buffers& b) const {
+    if (problem.rotates()) {
+      std::array<const Real*, kBlock> keys;
+      for (Index j = block.begin; j < block.end; ++j) {
+        Real* x = b.rotated + (j - block.begin) * key_stride_;
+        tables_.load_key(problem, k.row(problem.grid.source(j)), j, x);
+        keys[static_cast<std::size_t>(j - block.begin)] = x;
+      }
+      dot_rows(problem, kv, keys, block.size(), b.scores);
+    } else {
+      std::array<const K*, kBlock> keys;
+      for (Index j = block.begin; j < block.end; ++j)
+        keys[static_cast<std::size_t>(j - block.begin)] = k.row(problem.grid.source(j));
+      dot_rows(problem, kv, keys, block.size(), b.scores);
+    }
+  }
+
+  template <class T>
+  void dot_rows(const Problem& problem, Index kv, const std::array<const T*, kBlock>& keys, Index count,
+                Real* scores) const {
+    const Real* queries = queries_ + kv * rows_ * key_stride_;
+    for (Index j = 0; j < count; j += 4) {
+      std::array<const T*, 4> four;
+      for (Index m = 0; m < 4; ++m)  // past the last key its row again: those scores are masked
+        four[static_cast<std::size_t>(m)] = keys[static_cast<std::size_t>(std::min(j + m, count - 1))];
+      for_query_tiles([&]<int kQueries>(Index r) {
+        detail::dot_block<Real, kQueries, 4>(problem.shapes.d, queries + r * key_stride_, key_stride_, four,
+                                             scores + r * kBlock + j, kBlock);
+      });
+    }
+  }
+
+  /// tile.template operator()<n>(r) for consecutive tiles of n = 4, 2 or 1 query rows from r on.
+  template <class Tile>
+  void for_query_tiles(Tile&& tile) const {
+    Index r = 0;
+    for (; r + 4 <= rows_; r += 4) tile.template operator()<4>(r);
+    if (r + 2 <= rows_) {
+      tile.template operator()<2>(r);
+      r += 2;
+    }
+    if (r < rows_) tile.template operator()<1>(r);
+  }
+
+  /// output += weights [rows, block] values [block, d_v].
+  template <class V>
+  void add_values(const Problem& problem, Index kv, MatrixView<const V> v, Range block,
+                  const SoftmaxRows<Real>& states, const Buffers& b) const {
+    constexpr Index kStep = simd::kLanes<Real>;
+    constexpr Index kVecs = simd::kRegisters >= 32 ? 4 : 2;
+    const Index d_v = problem.shapes.d_v;
+    std::array<const V*, kBlock> values;
+    for (Index j = block.begin; j < block.end; ++j)
+      values[static_cast<std::size_t>(j - block.begin)] = v.row(problem.grid.source(j));
+    std::fill_n(b.output, rows_ * width_, Real{0});
+    for (Index c = 0; c < d_v;) {
+      const bool wide = c + kVecs * kStep <= d_v;
+      for_query_tiles([&]<int kQueries>(Index r) {
+        const auto add = [&]<Index kWide>() {
+          detail::add_weighted_rows<Real, kQueries, kWide>(
+              b.scores + r * kBlock, kBlock, values.data(), block.size(), c,
+              std::max<Index>(0, kWide == 1 && c + kStep > d_v ? d_v - c : 0), b.output + r * width_, width_);
+        };
+        wide ? add.template operator()<kVecs>() : add.template operator()<1>();
+      });
+      c += wide ? kVecs * kStep : kStep;
+    }
+    for (Index r = 0; r < rows_; ++r) {
+      const Real* sum = b.output + r * width_;
+      Real zeros = 0;
+      for (Index c = 0; c < width_; ++c) zeros += sum[c] * 0;
+      // A masked key's weight is 0, but 0 times an infinite or NaN value is NaN: then masked keys are left
+      // out one by one.
+      if (zeros == 0)
+        for (Index c = 0; c < width_; ++c) states.row(r)[c] += sum[c];
+      else
+        add_allowed_values(problem, head_of(problem, kv, r), query_of(problem, r), values.data(), block,
+                           b.scores + r * kBlock, states.row(r));
+    }
+  }
+
+  template <class V>
+  static void add_allowed_values(const Problem& problem, Index head, Index i, const V* const* values,
+                                 Range block, const Real* weights, Real* output) {
+    const Range allowed = intersect(block, problem.grid.keys_of(i));
+    for (Index j = allowed.begin; j < allowed.end; ++j)
+      if (Scores<Real>::dense_allows(problem, head, i, j))
+        for (Index c = 0; c < problem.shapes.d_v; ++c)
+          output[c] += weights[j - block.begin] * static_cast<Real>(values[j - block.begin][c]);
+  }
+
+  /// Merges the splits of one query row in the order of the keys and writes it.
+  template <class Out>
+  void finish_row(const Problem& problem, Index task, TensorView<Out> out, MatrixView<Real> lse) const {
+    const Index kv = task / rows_, row = task % rows_;
+    const Index head = head_of(problem, kv, row), i = query_of(problem, row);
+    const SoftmaxRows<Real> first = states_.from(kv * splits_ * rows_ + row);
+    for (Index s = 1; s < splits_; ++s) first.absorb(0, states_.from((kv * splits_ + s) * rows_ + row), 0);
+    if (!problem.sinks.empty())
+      first.add_sink(0, static_cast<Real>(problem.sinks[static_cast<std::size_t>(head)] * kLog2E));
+    first.write(0, out.head(head).row(i), problem.shapes.d_v);
+    if (lse.data != nullptr) lse(head, i) = first.lse(0);
+  }
+
+  RotationTables<Real> tables_;
+  Scores<Real> scores_;
+  Index rows_;        // query rows of a key/value head
+  Index key_stride_;  // d in whole vectors
+  Index width_;       // d_v in whole vectors
+  Index splits_;
+  Real* queries_;             // [kv_heads, rows, key_stride], zero past d
+  SoftmaxRows<Real> states_;  // [kv_heads, splits, rows]
+  WorkerScratch scratch_;
+};
+
+}  // namespace fastrope

@@ -1,0 +1,72 @@
+// RotationTables: the cosines and sines of a call's positions, made once and shared by its heads.
+#pragma once
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/simd.hpp"
+#include "fastrope/core/workspace.hpp"
+#include "fastrope/problem/problem.hpp"
+
+namespace fastrope {
+
+/// Loads rows of q and k in the arithmetic type, turned by their positions.
+template <class Real>
+class RotationTables {
+ public:
+  RotationTables(const Problem& problem, Workspace& workspace) : row_size_(problem.rotation.row_size()) {
+    const Shapes& s = problem.shapes;
+    const LagGrid& grid = problem.grid;
+    // Queries that stand among the keys share their rows of the table.
+    shared_ = grid.consecutive() && grid.offset() >= 0 && grid.offset() + s.n_q <= s.n_k;
+    first_query_ = shared_ ? grid.offset() : 0;
+    keys_ = workspace.take<Real>(s.n_k * row_size_).data();
+    queries_ = shared_ ? keys_ : workspace.take<Real>(s.n_q * row_size_).data();
+  }
+
+  /// Call once, before any load.
+  void fill(const Problem& problem) {
+    if (!problem.rotates()) return;
+    const LagGrid& grid = problem.grid;
+    constexpr Index kBlock = 256;  // rows of a task
+    const Index key_tasks = ceil_div(grid.n_k(), kBlock);
+    const Index query_tasks = shared_ ? 0 : ceil_div(grid.n_q(), kBlock);
+    problem.executor.parallel_for(key_tasks + query_tasks, [&](Index task, Index) {
+      if (task < key_tasks) {
+        const Range rows = intersect({task * kBlock, (task + 1) * kBlock}, {0, grid.n_k()});
+        problem.rotation.fill(
+            rows, [&](Index j) { return grid.key_position(j); }, keys_ + rows.begin * row_size_);
+      } else {
+        const Index first = (task - key_tasks) * kBlock;
+        const Range rows = intersect({first, first + kBlock}, {0, grid.n_q()});
+        problem.rotation.fill(
+            rows, [&](Index i) { return grid.query_position(i); }, queries_ + rows.begin * row_size_);
+      }
+    });
+  }
+
+  /// x [d] = query i, of which `row` holds the elements as stored.
+  template <class T>
+  void load_query(const Problem& problem, const T* row, Index i, Real* x) const {
+    load(problem, row, queries_ + (first_query_ + i) * row_size_, x);
+  }
+
+  /// x [d] = key j in ascending order of position.
+  template <class T>
+  void load_key(const Problem& problem, const T* row, Index j, Real* x) const {
+    load(problem, row, keys_ + j * row_size_, x);
+  }
+
+ private:
+  template <class T>
+  static void load(const Problem& problem, const T* row, const Real* table_row, Real* x) {
+    simd::convert(row, problem.shapes.d, x);
+    if (problem.rotates()) problem.rotation.apply(table_row, x);
+  }
+
+  Index row_size_;
+  bool shared_;
+  Index first_query_;  // the row of queries_ that is query 0's
+  Real* keys_;         // [n_k, row_size]
+  Real* queries_;      // [n_q, row_size], or the keys' table
+};
+
+}  // namespace fastrope
