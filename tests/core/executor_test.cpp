@@ -1,0 +1,117 @@
+#include "fastrope/core/executor.hpp"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <string>
+#include <vector>
+
+#include "support/executors.hpp"
+
+namespace {
+
+using fastrope::Error;
+using fastrope::Executor;
+using fastrope::Index;
+using fastrope::TaskRef;
+using fastrope_test::threads;
+
+struct NamedExecutor {
+  std::string name;
+  Executor executor;
+};
+
+std::vector<NamedExecutor> executors() {
+  std::vector<NamedExecutor> all{{"serial", Executor::serial()},
+                                 {"1 thread", threads(1)},
+                                 {"3 threads", threads(3)},
+                                 {"openmp 1", Executor::openmp(1)}};
+#ifdef _OPENMP
+  all.push_back({"openmp 3", Executor::openmp(3)});
+#endif
+  return all;
+}
+
+TEST(Executor, RunsEachTaskOnceOnAWorkerOfItsOwn) {
+  for (const NamedExecutor& each : executors()) {
+    SCOPED_TRACE(each.name);
+    const Executor& executor = each.executor;
+    for (const Index count : {1, 2, 7, 1000}) {
+      std::vector<std::atomic<int>> runs(static_cast<std::size_t>(count));
+      std::vector<std::atomic<int>> busy(static_cast<std::size_t>(executor.workers()));
+      std::atomic<bool> worker_in_range{true}, worker_alone{true};
+      executor.parallel_for(count, [&](Index task, Index worker) {
+        if (worker < 0 || worker >= executor.workers()) {
+          worker_in_range = false;
+          return;
+        }
+        auto& mine = busy[static_cast<std::size_t>(worker)];
+        if (mine++ != 0) worker_alone = false;
+        ++runs[static_cast<std::size_t>(task)];
+        --mine;
+      });
+      EXPECT_TRUE(worker_in_range);
+      EXPECT_TRUE(worker_alone);
+      for (const auto& n : runs) EXPECT_EQ(n, 1) << "of " << count << " tasks";
+    }
+  }
+}
+
+TEST(Executor, NoTasksNeverReachThePool) {
+  for (const NamedExecutor& each : executors()) {
+    int runs = 0;
+    each.executor.parallel_for(0, [&](Index, Index) { ++runs; });
+    EXPECT_EQ(runs, 0) << each.name;
+  }
+  int calls = 0;
+  const Executor counting(2, [&](Index, TaskRef) { ++calls; });
+  counting.parallel_for(0, [](Index, Index) {});
+  EXPECT_EQ(calls, 0);
+  counting.parallel_for(1, [](Index, Index) {});
+  EXPECT_EQ(calls, 1);
+}
+
+TEST(Executor, WorkersAreWhatWasAskedFor) {
+  EXPECT_EQ(Executor::serial().workers(), 1);
+  EXPECT_EQ(threads(5).workers(), 5);
+  EXPECT_EQ(Executor::openmp(1).workers(), 1);
+#ifdef _OPENMP
+  EXPECT_EQ(Executor::openmp(4).workers(), 4);
+#else
+  EXPECT_THROW(Executor::openmp(4), Error);
+#endif
+}
+
+TEST(Executor, FewerThanOneWorkerIsAnError) {
+  EXPECT_THROW(threads(0), Error);
+  EXPECT_THROW(threads(-2), Error);
+  EXPECT_THROW(Executor::openmp(0), Error);
+  try {
+    threads(-2);
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("-2"), std::string::npos) << error.what();
+  }
+}
+
+TEST(TaskRef, CallsWhatItRefersTo) {
+  Index sum = 0;
+  auto add = [&sum](Index task, Index worker) { sum += 10 * task + worker; };
+  const TaskRef reference(add);
+  const TaskRef copy = reference;
+  reference(1, 2);
+  copy(3, 4);
+  EXPECT_EQ(sum, 46);
+
+  const auto constant = add;
+  TaskRef{constant}(1, 0);
+  EXPECT_EQ(sum, 56);
+
+  struct Counter {
+    Index calls = 0;
+    void operator()(Index, Index) { ++calls; }
+  } counter;
+  TaskRef{counter}(0, 0);
+  EXPECT_EQ(counter.calls, 1) << "the callable itself is called, not a copy";
+}
+
+}  // namespace

@@ -1,0 +1,224 @@
+// Every function of the vector vocabulary against the same operation on each lane.
+#include "fastrope/core/simd.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <iostream>
+#include <limits>
+#include <numeric>
+#include <vector>
+
+#include "support/inputs.hpp"
+
+namespace {
+
+using fastrope::Index;
+namespace simd = fastrope::simd;
+
+TEST(Simd, NamesItsTarget) {
+  std::cout << "Highway target " << simd::target_name() << ": " << simd::kLanes<float> << " floats, "
+            << simd::kRegisters << " registers\n";
+  EXPECT_STRNE(simd::target_name(), "");
+  EXPECT_GE(simd::kLanes<double>, 1);
+  EXPECT_TRUE(simd::kLanes<float> == 2 * simd::kLanes<double> || simd::kLanes<float> == 1);
+#if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
+  EXPECT_EQ(simd::kLanes<float>, 16);
+#elif defined(__AVX2__) && defined(__FMA__)
+  EXPECT_EQ(simd::kLanes<float>, 8) << "the flags allow AVX2";
+#endif
+}
+
+template <class Real>
+class SimdLanes : public testing::Test {
+ protected:
+  static constexpr Index kLanes = simd::kLanes<Real>;
+  static constexpr Real kEpsilon = std::numeric_limits<Real>::epsilon();
+  static constexpr Real kInfinity = std::numeric_limits<Real>::infinity();
+  static constexpr Real kNaN = std::numeric_limits<Real>::quiet_NaN();
+
+  /// Random values with zeros, infinities and NaN in changing lanes.
+  std::vector<Real> special_values(int round) {
+    const Real specials[] = {0, -Real{0}, 1, kInfinity, -kInfinity, kNaN};
+    std::vector<Real> x = values();
+    for (Index i = 0; i < kLanes; ++i)
+      if (inputs_.integer(0, 2) == 0) x[static_cast<std::size_t>(i)] = specials[(round + i) % 6];
+    return x;
+  }
+  std::vector<Real> values() { return inputs_.gaussian<Real>(1, 1, kLanes).values; }
+
+  /// Runs a vector operation and hands each lane's result to `check(result, lane)`.
+  template <class Check>
+  static void for_lanes(simd::Vec<Real> x, Check&& check) {
+    std::vector<Real> lanes(static_cast<std::size_t>(kLanes));
+    simd::store<Real>(x, lanes.data());
+    for (std::size_t i = 0; i < lanes.size(); ++i) check(lanes[i], i);
+  }
+
+  static void expect_same(Real x, Real expected) {
+    if (std::isnan(expected))
+      EXPECT_TRUE(std::isnan(x)) << x;
+    else
+      EXPECT_EQ(x, expected);
+  }
+
+  fastrope_test::Inputs inputs_{1};
+};
+
+using Reals = testing::Types<float, double>;
+TYPED_TEST_SUITE(SimdLanes, Reals);
+
+TYPED_TEST(SimdLanes, LoadAndStoreAtAnyAlignment) {
+  using Real = TypeParam;
+  const std::vector<Real> from = this->inputs_.template gaussian<Real>(1, 1, 3 * this->kLanes).values;
+  for (Index shift = 0; shift < this->kLanes; ++shift) {
+    std::vector<Real> to(from.size(), Real{7});
+    simd::store<Real>(simd::load(from.data() + shift), to.data() + shift);
+    for (Index i = 0; i < static_cast<Index>(to.size()); ++i) {
+      const auto at = static_cast<std::size_t>(i);
+      EXPECT_EQ(to[at], i >= shift && i < shift + this->kLanes ? from[at] : Real{7});
+    }
+  }
+}
+
+TYPED_TEST(SimdLanes, ZeroAndSetFillEveryLane) {
+  using Real = TypeParam;
+  this->for_lanes(simd::zero<Real>(), [](Real x, std::size_t) { EXPECT_EQ(x, 0); });
+  this->for_lanes(simd::set(Real{-2.5}), [](Real x, std::size_t) { EXPECT_EQ(x, Real{-2.5}); });
+}
+
+TYPED_TEST(SimdLanes, Arithmetic) {
+  using Real = TypeParam;
+  for (int round = 0; round < 200; ++round) {
+    const auto a = this->special_values(round), b = this->special_values(round + 1), c = this->values();
+    const auto x = simd::load(a.data()), y = simd::load(b.data()), z = simd::load(c.data());
+    this->for_lanes(simd::add(x, y), [&](Real r, std::size_t i) { this->expect_same(r, a[i] + b[i]); });
+    this->for_lanes(simd::sub(x, y), [&](Real r, std::size_t i) { this->expect_same(r, a[i] - b[i]); });
+    this->for_lanes(simd::mul(x, y), [&](Real r, std::size_t i) { this->expect_same(r, a[i] * b[i]); });
+    this->for_lanes(simd::fma(x, y, z), [&](Real r, std::size_t i) {
+      const Real fused = std::fma(a[i], b[i], c[i]);
+      if (std::isfinite(fused))  // targets without a fused instruction round the product first
+        EXPECT_NEAR(r, fused, this->kEpsilon * std::abs(a[i] * b[i]));
+      else
+        this->expect_same(r, fused);
+    });
+  }
+}
+
+TYPED_TEST(SimdLanes, MaxTakesTheSecondWhereEitherIsNaN) {
+  using Real = TypeParam;
+  for (int round = 0; round < 200; ++round) {
+    const auto a = this->special_values(round), b = this->special_values(round + 3);
+    this->for_lanes(simd::max(simd::load(a.data()), simd::load(b.data())),
+                    [&](Real r, std::size_t i) { this->expect_same(r, a[i] > b[i] ? a[i] : b[i]); });
+  }
+}
+
+TYPED_TEST(SimdLanes, ReductionsSeeEveryLane) {
+  using Real = TypeParam;
+  for (std::size_t lane = 0; lane < static_cast<std::size_t>(this->kLanes); ++lane) {
+    std::vector<Real> x(static_cast<std::size_t>(this->kLanes), Real{-3});
+    x[lane] = 5;
+    EXPECT_EQ(simd::reduce_max<Real>(simd::load(x.data())), 5);
+    EXPECT_EQ(simd::reduce_add<Real>(simd::load(x.data())), static_cast<Real>(5 - 3 * (this->kLanes - 1)));
+  }
+  for (int round = 0; round < 100; ++round) {
+    const auto x = this->values();
+    Real sum = 0, size = 0;
+    for (Real value : x) {
+      sum += value;
+      size += std::abs(value);
+    }
+    EXPECT_NEAR(simd::reduce_add<Real>(simd::load(x.data())), sum, 2 * this->kEpsilon * size);
+  }
+}
+
+TYPED_TEST(SimdLanes, FractionIsTheDistanceFromTheFloor) {
+  using Real = TypeParam;
+  for (int round = 0; round < 200; ++round) {
+    const auto x = this->values();
+    this->for_lanes(simd::fraction<Real>(simd::load(x.data())), [&](Real r, std::size_t i) {
+      EXPECT_NEAR(r, x[i] - std::floor(x[i]), this->kEpsilon) << x[i];
+    });
+  }
+}
+
+TYPED_TEST(SimdLanes, ScaleByFloor) {
+  using Real = TypeParam;
+  const Real lowest = -60, infinity = std::numeric_limits<Real>::infinity();
+  for (int round = 0; round < 200; ++round) {
+    const auto p = this->values();
+    auto x = this->values();
+    for (Real& e : x) e *= 40;
+    x[0] = -infinity;
+    this->for_lanes(simd::scale_by_floor<Real>(simd::load(p.data()), simd::load(x.data()), simd::set(lowest)),
+                    [&](Real r, std::size_t i) {
+                      const Real expected =
+                          x[i] < lowest ? Real{0} : std::ldexp(p[i], static_cast<int>(std::floor(x[i])));
+                      EXPECT_EQ(r, expected) << p[i] << ' ' << x[i];
+                    });
+  }
+}
+
+TYPED_TEST(SimdLanes, PairsAreEvenAndOddElements) {
+  using Real = TypeParam;
+  std::vector<Real> x(2 * static_cast<std::size_t>(simd::kLanes<Real>)), y(x.size());
+  std::iota(x.begin(), x.end(), Real{1});
+  simd::Vec<Real> a, b;
+  simd::load_pairs(x.data(), a, b);
+  this->for_lanes(a, [&](Real r, std::size_t i) { EXPECT_EQ(r, x[2 * i]); });
+  this->for_lanes(b, [&](Real r, std::size_t i) { EXPECT_EQ(r, x[2 * i + 1]); });
+  simd::store_pairs(a, b, y.data());
+  EXPECT_EQ(x, y);
+}
+
+TYPED_TEST(SimdLanes, ReduceAdd4) {
+  using Real = TypeParam;
+  std::vector<Real> rows[4];
+  for (auto& row : rows) row = this->values();
+  Real sums[4];
+  simd::reduce_add4<Real>(simd::load(rows[0].data()), simd::load(rows[1].data()), simd::load(rows[2].data()),
+                          simd::load(rows[3].data()), sums);
+  for (std::size_t r = 0; r < 4; ++r) {
+    double sum = 0, size = 0;
+    for (Real e : rows[r]) {
+      sum += static_cast<double>(e);
+      size += std::abs(static_cast<double>(e));
+    }
+    EXPECT_NEAR(static_cast<double>(sums[r]), sum, 8 * this->kEpsilon * size);
+  }
+}
+
+TYPED_TEST(SimdLanes, LoadsConvertEveryStorageType) {
+  using Real = TypeParam;
+  const auto check = [&]<class T>(T) {
+    std::vector<T> x(static_cast<std::size_t>(simd::kLanes<Real>) + 3);
+    for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<T>(0.25f * static_cast<float>(i) - 1.5f);
+    this->for_lanes(simd::load_as<Real>(x.data()),
+                    [&](Real r, std::size_t i) { EXPECT_EQ(r, static_cast<Real>(x[i])); });
+    for (fastrope::Index count = 0; count < simd::kLanes<Real>; ++count)
+      this->for_lanes(simd::load_first_as<Real>(x.data(), count), [&](Real r, std::size_t i) {
+        EXPECT_EQ(r, static_cast<fastrope::Index>(i) < count ? static_cast<Real>(x[i]) : Real{0});
+      });
+    std::vector<Real> y(x.size());
+    simd::convert(x.data(), static_cast<fastrope::Index>(x.size()), y.data());
+    for (std::size_t i = 0; i < x.size(); ++i) EXPECT_EQ(y[i], static_cast<Real>(x[i]));
+  };
+  check(float{});
+  check(double{});
+  check(fastrope::bfloat16{});
+  check(fastrope::float16{});
+}
+
+TYPED_TEST(SimdLanes, Tanh) {
+  using Real = TypeParam;
+  for (int step = -2500; step <= 2500; ++step) {
+    const Real x = static_cast<Real>(step) / 100;
+    const Real expected = std::tanh(x);
+    this->for_lanes(simd::tanh<Real>(simd::set(x)), [&](Real r, std::size_t) {
+      EXPECT_NEAR(r, expected, 4 * this->kEpsilon * std::abs(expected)) << x;
+    });
+  }
+}
+
+}  // namespace

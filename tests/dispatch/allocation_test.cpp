@@ -1,0 +1,102 @@
+// Plan::run allocates nothing: a program of its own, since it replaces operator new.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "fastrope/fastrope.hpp"
+#include "support/attention_case.hpp"
+
+namespace {
+std::atomic<long> allocations = 0;
+
+void* allocate(std::size_t size, std::size_t alignment) {
+  ++allocations;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, alignment, size > 0 ? size : 1) != 0) throw std::bad_alloc();
+  return memory;
+}
+}  // namespace
+
+void* operator new(std::size_t size) { return allocate(size, sizeof(void*) * 2); }
+void* operator new(std::size_t size, std::align_val_t alignment) {
+  return allocate(size, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace fastrope_test {
+namespace {
+
+using namespace fastrope;
+
+template <class Real>
+void expect_no_allocation(const AttentionCase& c) {
+  AttentionInputs<Real> in(c.shapes, 1);
+  const auto plan = make_plan(in.q.view(), in.k.view(), in.v.view(), c.options());
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  const long before = allocations;
+  const RunStatus status = plan.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace);
+  EXPECT_EQ(allocations - before, 0) << c;
+  EXPECT_EQ(status, RunStatus::ok);
+  for (const HeadReport& head : plan.report().heads) EXPECT_EQ(head.path, c.base.path) << c;
+}
+
+TEST(Allocation, IsCounted) {
+  const long before = allocations;
+  std::vector<int> one(1);
+  EXPECT_EQ(allocations - before, 1) << one.size();
+}
+
+TEST(Allocation, RunHasNone) {
+  Inputs random(2);
+  for (const Path path : {Path::exact, Path::polynomial, Path::toeplitz}) {
+    AttentionCase c{.shapes = {4, 2, 100, 150, 6, 5}};
+    c.base.path = path;
+    c.base.tolerance = 1e-2;
+    c.base.scale = 0.02;
+    c.base.mask = Mask::causal();
+    c.base.rope = Rope{};
+    expect_no_allocation<float>(c);
+    expect_no_allocation<double>(c);
+    if (path != Path::polynomial) {
+      AttentionCase t5 = c;
+      set_t5(t5, random, true);
+      expect_no_allocation<float>(t5);
+      AttentionCase weights = c;
+      weights.base.rope.reset();
+      weights.base.weights = random_weights(random, 6, 4, 150);
+      expect_no_allocation<float>(weights);
+    }
+    if (path != Path::toeplitz) {
+      c.key_positions = shuffled_positions(random, 150, 7);
+      expect_no_allocation<float>(c);
+    }
+  }
+}
+
+TEST(Allocation, RunHasNoneWithEveryModifierAndNonFiniteValues) {
+  Inputs random(3);
+  AttentionCase c{.shapes = {4, 2, 100, 150, 6, 5}};
+  c.base.path = Path::exact;
+  c.base.softcap = 3;
+  set_alibi(c, random);
+  set_sinks(c, random);
+  set_dense(c, random, true, true, 4);
+  c.query_positions = shuffled_positions(random, 100, 40);
+  expect_no_allocation<float>(c);
+  AttentionInputs<float> in(c.shapes, 4);
+  in.v(0, 3, 2) = NAN;
+  const auto plan = make_plan(in.q.view(), in.k.view(), in.v.view(), c.options());
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  const long before = allocations;
+  EXPECT_EQ(plan.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace), RunStatus::ok);
+  EXPECT_EQ(allocations - before, 0);
+}
+
+}  // namespace
+}  // namespace fastrope_test

@@ -1,0 +1,213 @@
+// Partial states: (out, lse) against the oracle, and the law that merging any split of the keys is the whole.
+#include "fastrope/exact/attend_partial.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <type_traits>
+#include <vector>
+
+#include "support/attention_case.hpp"
+
+namespace fastrope_test {
+namespace {
+
+using fastrope::attend_partial;
+using fastrope::Error;
+using fastrope::Mask;
+using fastrope::MatrixView;
+using fastrope::merge;
+using fastrope::Rope;
+
+template <class Real>
+constexpr double kTolerance = std::is_same_v<Real, float> ? 4e-6 : 1e-12;
+
+/// out and lse of one part.
+template <class Real>
+struct State {
+  Tensor<Real> out, lse;
+
+  explicit State(const Shapes& s) : out(s.heads, s.n_q, s.d_v), lse(1, s.heads, s.n_q) {}
+  MatrixView<Real> lse_view() { return lse.view().head(0); }
+};
+
+template <class Real>
+class AttendPartialTest : public testing::Test {
+ protected:
+  static State<Real> attend(const AttentionCase& c, const AttentionInputs<Real>& in) {
+    State<Real> state(c.shapes);
+    attend_partial(in.q.view(), in.k.view(), in.v.view(), state.out.view(), state.lse_view(), c.options());
+    return state;
+  }
+
+  /// Errors relative to max|V| for out, to 1 + max|lse| for lse.
+  static void expect_near(const State<Real>& state, const Reference& reference, const AttentionCase& c) {
+    EXPECT_LE(max_abs_difference(state.out.view(), reference.out.view()), kTolerance<Real>) << c;
+    double size = 1;
+    for (double x : reference.lse.values)
+      if (std::isfinite(x)) size = std::max(size, 1 + std::abs(x));
+    EXPECT_LE(max_abs_difference(state.lse.view(), reference.lse.view()), kTolerance<Real> * size) << c;
+  }
+};
+
+using Reals = testing::Types<float, double>;
+TYPED_TEST_SUITE(AttendPartialTest, Reals);
+
+TYPED_TEST(AttendPartialTest, LseIsTheNaturalLogOfTheSumOfExponentials) {
+  Inputs random(1);
+  for (const auto& [n_q, n_k] : {std::pair{100, 100}, {30, 140}, {140, 30}, {5, 0}, {0, 5}}) {
+    for (const Mask mask : {Mask::full(), Mask::causal(), Mask::lags(-5, 9), Mask::lags(3, 2)}) {
+      AttentionCase c{.shapes = {4, 2, n_q, n_k, 8, 5}};
+      c.base.mask = mask;
+      c.base.rope = Rope{};
+      const auto expect = [&] {
+        const AttentionInputs<TypeParam> in(c.shapes, 2);
+        this->expect_near(this->attend(c, in), in.reference(c), c);
+      };
+      expect();
+      set_alibi(c, random);
+      expect();
+      set_sinks(c, random);
+      expect();
+      c.base.softcap = 3;
+      expect();
+      set_dense(c, random, true, true, 3);
+      expect();
+    }
+  }
+}
+
+TYPED_TEST(AttendPartialTest, LseWithoutValuesOrWithoutColumns) {
+  for (const Shapes shapes : {Shapes{2, 1, 20, 50, 8, 0}, Shapes{2, 1, 20, 50, 0, 3}}) {
+    const AttentionCase c{.shapes = shapes};
+    const AttentionInputs<TypeParam> in(shapes, 3);
+    this->expect_near(this->attend(c, in), in.reference(c), c);
+  }
+}
+
+TYPED_TEST(AttendPartialTest, ARowWithoutKeysIsZerosAndMinusInfinity) {
+  AttentionCase c{.shapes = {1, 1, 100, 60, 8, 4}};  // the first 40 queries stand before all keys
+  c.base.mask = Mask::causal();
+  const AttentionInputs<TypeParam> in(c.shapes, 4);
+  const State<TypeParam> state = this->attend(c, in);
+  for (Index i = 0; i < 100; ++i) {
+    EXPECT_EQ(state.lse(0, 0, i) == -std::numeric_limits<TypeParam>::infinity(), i < 40) << "row " << i;
+    EXPECT_EQ(state.out(0, i, 0) == 0, i < 40) << "row " << i;
+  }
+}
+
+TYPED_TEST(AttendPartialTest, MergingAnySplitEqualsTheWhole) {
+  Inputs random(5);
+  AttentionCase whole{.shapes = {4, 2, 70, 200, 12, 9}};
+  whole.base.rope = Rope{};
+  whole.base.mask = Mask::sliding_window(120);  // some parts have no keys for some rows
+  set_alibi(whole, random);
+  set_sinks(whole, random);
+  const AttentionInputs<TypeParam> in(whole.shapes, 6);
+  const Reference reference = in.reference(whole);
+  for (int split = 0; split < 20; ++split) {
+    std::vector<Index> ends;  // of the parts
+    const Index parts = random.integer(1, 6);
+    for (Index p = 1; p < parts; ++p) ends.push_back(random.integer(0, 200));
+    ends.push_back(200);
+    std::sort(ends.begin(), ends.end());
+    // In any order: the state so far may be the one without keys.
+    std::vector<Index> order(ends.size());
+    for (std::size_t p = 0; p < order.size(); ++p) order[p] = static_cast<Index>(p);
+    std::shuffle(order.begin(), order.end(), random.random());
+
+    State<TypeParam> total(whole.shapes);
+    for (std::size_t turn = 0; turn < order.size(); ++turn) {
+      const auto p = static_cast<std::size_t>(order[turn]);
+      const Index begin = p == 0 ? 0 : ends[p - 1], end = ends[p];
+      AttentionCase part = whole;
+      part.shapes.n_k = end - begin;
+      for (Position j = begin; j < end; ++j) part.key_positions.push_back(j);
+      for (Position i = 130; i < 200; ++i) part.query_positions.push_back(i);
+      if (turn != 0) part.sinks.clear();
+      const auto rows = [&](const auto& x) {
+        auto view = x.view();
+        view.data += begin * view.row_stride;
+        view.rows = end - begin;
+        return view;
+      };
+      State<TypeParam> state(part.shapes);
+      attend_partial(in.q.view(), rows(in.k), rows(in.v), state.out.view(), state.lse_view(), part.options());
+      if (turn == 0)
+        total = state;
+      else
+        merge(total.out.view(), total.lse_view(), state.out.view(), state.lse_view());
+    }
+    this->expect_near(total, reference, whole);
+  }
+}
+
+TYPED_TEST(AttendPartialTest, MergingWithAnEmptyStateChangesNothing) {
+  const AttentionCase c{.shapes = {2, 1, 10, 30, 8, 4}};
+  const AttentionInputs<TypeParam> in(c.shapes, 7);
+  const State<TypeParam> state = this->attend(c, in);
+  AttentionCase nothing = c;
+  nothing.base.mask = Mask::lags(1, 0);
+  State<TypeParam> left = state, right = this->attend(nothing, in), none = this->attend(nothing, in);
+  merge(left.out.view(), left.lse_view(), none.out.view(), none.lse_view());
+  EXPECT_EQ(left.out.values, state.out.values);
+  EXPECT_EQ(left.lse.values, state.lse.values);
+  merge(right.out.view(), right.lse_view(), left.out.view(), left.lse_view());
+  EXPECT_EQ(right.out.values, state.out.values);
+  EXPECT_EQ(right.lse.values, state.lse.values);
+  State<TypeParam> still_none = none;
+  merge(still_none.out.view(), still_none.lse_view(), none.out.view(), none.lse_view());
+  EXPECT_EQ(still_none.out.values, none.out.values);
+  EXPECT_EQ(still_none.lse.values, none.lse.values);
+}
+
+TYPED_TEST(AttendPartialTest, MergingStatesFarApartKeepsTheLarger) {
+  const Shapes shapes{1, 1, 1, 1, 1, 2};
+  State<TypeParam> a(shapes), b(shapes);
+  a.out.values = {1, 2};
+  b.out.values = {3, 4};
+  a.lse.values = {-5000};
+  b.lse.values = {5000};
+  State<TypeParam> ab = a, ba = b;
+  merge(ab.out.view(), ab.lse_view(), b.out.view(), b.lse_view());
+  merge(ba.out.view(), ba.lse_view(), a.out.view(), a.lse_view());
+  EXPECT_EQ(ab.out.values, b.out.values);
+  EXPECT_EQ(ba.out.values, b.out.values);
+  EXPECT_EQ(ab.lse.values[0], 5000);
+  EXPECT_EQ(ba.lse.values[0], 5000);
+}
+
+TYPED_TEST(AttendPartialTest, RefusesShapesThatClash) {
+  const AttentionCase c{.shapes = {2, 1, 10, 30, 8, 4}};
+  const AttentionInputs<TypeParam> in(c.shapes, 8);
+  State<TypeParam> state(c.shapes), other({2, 1, 9, 30, 8, 4});
+  const auto expect_error = [](auto&& call, const char* text) {
+    try {
+      call();
+      ADD_FAILURE() << "no Error with " << text;
+    } catch (const Error& error) {
+      EXPECT_THAT(error.what(), testing::HasSubstr(text));
+    }
+  };
+  expect_error(
+      [&] {
+        attend_partial(in.q.view(), in.k.view(), in.v.view(), state.out.view(), other.lse_view(),
+                       c.options());
+      },
+      "lse is [2, 9]");
+  expect_error(
+      [&] {
+        attend_partial(in.q.view(), in.k.view(), in.v.view(), other.out.view(), state.lse_view(),
+                       c.options());
+      },
+      "out is [2, 9, 4]");
+  expect_error([&] { merge(state.out.view(), state.lse_view(), other.out.view(), other.lse_view()); },
+               "other_out is [2, 9, 4]");
+  expect_error([&] { merge(state.out.view(), state.lse_view(), state.out.view(), other.lse_view()); },
+               "other_lse is [2, 9]");
+}
+
+}  // namespace
+}  // namespace fastrope_test

@@ -1,0 +1,180 @@
+#include "fastrope/position/lag_bias.hpp"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "support/inputs.hpp"
+
+namespace {
+
+using fastrope::Error;
+using fastrope::Index;
+using fastrope::LagBias;
+using fastrope::Position;
+using fastrope_test::Inputs;
+
+constexpr Position kFar = Position{1} << 41;
+
+TEST(LagBias, NoneIsEmptyAndCoversEverything) {
+  EXPECT_TRUE(LagBias::none().empty());
+  EXPECT_NO_THROW(LagBias::none().require_covers(3, -kFar, kFar));
+}
+
+TEST(LagBias, AlibiFallsWithTheDistance) {
+  // The paper's slopes for 4 heads: 2^-2, 2^-4, 2^-6, 2^-8.
+  const LagBias bias = LagBias::alibi({0.25, 0.0625, 0.015625, 0.00390625});
+  EXPECT_FALSE(bias.empty());
+  for (Index h = 0; h < 4; ++h)
+    for (const Position lag : {0, 1, -1, 7, -300, 1 << 20})
+      EXPECT_EQ(bias(h, lag),
+                -std::exp2(-2.0 * static_cast<double>(h + 1)) * std::abs(static_cast<double>(lag)));
+  EXPECT_NO_THROW(bias.require_covers(4, -kFar, kFar));
+}
+
+TEST(LagBias, OneSlopeServesEveryHead) {
+  const LagBias bias = LagBias::alibi(std::vector<float>{0.5F});
+  for (Index h = 0; h < 9; ++h) EXPECT_EQ(bias(h, -6), -3);
+  EXPECT_NO_THROW(bias.require_covers(9, -10, 10));
+}
+
+/// The bucket of T5's _relative_position_bucket, whose relative_position is key minus query, in its own
+/// arithmetic (float logarithm, truncation).
+Index published_bucket(Position relative_position, bool bidirectional, Index num_buckets,
+                       Index max_distance) {
+  Index bucket = 0;
+  Position n = -relative_position;
+  if (bidirectional) {
+    num_buckets /= 2;
+    if (n < 0) bucket += num_buckets;
+    n = std::abs(n);
+  } else {
+    n = std::max<Position>(n, 0);
+  }
+  const Index max_exact = num_buckets / 2;
+  if (n < max_exact) return bucket + n;
+  const float ratio =
+      std::log(static_cast<float>(n) / static_cast<float>(max_exact)) /
+      static_cast<float>(std::log(static_cast<double>(max_distance) / static_cast<double>(max_exact)));
+  const Index large = max_exact + static_cast<Index>(ratio * static_cast<float>(num_buckets - max_exact));
+  return bucket + std::min(large, num_buckets - 1);
+}
+
+/// A table [buckets, heads] whose value names its bucket and head.
+std::vector<double> bucket_table(Index buckets, Index heads) {
+  std::vector<double> table;
+  for (Index b = 0; b < buckets; ++b)
+    for (Index h = 0; h < heads; ++h)
+      table.push_back(static_cast<double>(b) + 0.001 * static_cast<double>(h));
+  return table;
+}
+
+struct Buckets {
+  Index buckets;
+  Index max_distance;
+};
+
+class T5 : public testing::TestWithParam<Buckets> {};
+
+TEST_P(T5, BucketsAreThePublishedOnes) {
+  const auto [buckets, max_distance] = GetParam();
+  constexpr Index kHeads = 3;
+  for (const bool bidirectional : {true, false}) {
+    const LagBias bias = LagBias::t5(bucket_table(buckets, kHeads), kHeads, bidirectional, max_distance);
+    for (Position lag = -300; lag <= 300; ++lag) {
+      const Index bucket = published_bucket(-lag, bidirectional, buckets, max_distance);
+      for (Index h = 0; h < kHeads; ++h)
+        EXPECT_EQ(bias(h, lag), static_cast<double>(bucket) + 0.001 * static_cast<double>(h))
+            << "lag " << lag << (bidirectional ? " both ways" : " one way");
+    }
+    EXPECT_NO_THROW(bias.require_covers(kHeads, -kFar, kFar));
+    EXPECT_EQ(bias(0, kFar), bias(0, max_distance)) << "farther lags share the last bucket";
+    EXPECT_EQ(bias(0, -kFar), bidirectional ? static_cast<double>(buckets - 1) : 0);
+  }
+}
+
+// T5 and its kin use 32 buckets and 128; the others are odd, small and large ones.
+INSTANTIATE_TEST_SUITE_P(Configurations, T5,
+                         testing::Values(Buckets{32, 128}, Buckets{32, 20}, Buckets{8, 5}, Buckets{64, 256},
+                                         Buckets{12, 100}, Buckets{4, 64}, Buckets{320, 800}));
+
+TEST(LagBias, T5BucketsBothWaysByHand) {
+  const LagBias bias = LagBias::t5(bucket_table(32, 1), 1, /*bidirectional=*/true);
+  const auto bucket = [&](Position lag) { return bias(0, lag); };
+  EXPECT_EQ(bucket(0), 0);
+  EXPECT_EQ(bucket(7), 7);     // the last lag with a bucket to itself
+  EXPECT_EQ(bucket(8), 8);     // 8 + 8 ln(1) / ln 16
+  EXPECT_EQ(bucket(11), 8);    // 8 + 0.92
+  EXPECT_EQ(bucket(12), 9);    // 8 + 1.17
+  EXPECT_EQ(bucket(32), 12);   // 8 + 4 exactly
+  EXPECT_EQ(bucket(127), 15);  // 8 + 7.98
+  EXPECT_EQ(bucket(128), 15);  // clamped
+  EXPECT_EQ(bucket(-1), 17);   // keys after the query
+  EXPECT_EQ(bucket(-64), 30);
+}
+
+TEST(LagBias, TablesAreReadByHeadAndLag) {
+  const LagBias bias = LagBias::table({0, 1, 2, 10, 11, 12}, 2, -1);
+  for (Index h = 0; h < 2; ++h)
+    for (Position lag = -1; lag <= 1; ++lag) EXPECT_EQ(bias(h, lag), static_cast<double>(10 * h + lag + 1));
+  const LagBias shared = LagBias::table({0, 1, 2}, 1, 5);
+  for (Index h = 0; h < 4; ++h) EXPECT_EQ(shared(h, 7), 2);
+}
+
+/// The message of the Error that f throws; empty if it does not.
+template <class F>
+std::string error_of(F&& f) {
+  try {
+    f();
+    return "";
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+TEST(LagBiasErrors, ATableMustHoldEveryLagOfTheCall) {
+  const LagBias bias = LagBias::table(std::vector<double>(9), 1, -4);
+  EXPECT_EQ(error_of([&] { bias.require_covers(2, -4, 4); }), "");
+  EXPECT_EQ(error_of([&] { bias.require_covers(2, 1, 0); }), "") << "no lags at all";
+  for (const auto& [first, last] : {std::pair<Position, Position>{-5, 4}, {-4, 5}, {100, 200}}) {
+    const std::string text = error_of([&, f = first, l = last] { bias.require_covers(2, f, l); });
+    for (const Position value : {Position{-4}, Position{4}, first, last})
+      EXPECT_NE(text.find(std::to_string(value)), std::string::npos) << text;
+  }
+}
+
+TEST(LagBiasErrors, HeadsMustBeOneOrTheCalls) {
+  const LagBias two = LagBias::alibi({0.5, 0.25});
+  EXPECT_EQ(error_of([&] { two.require_covers(2, 0, 1); }), "");
+  const std::string text = error_of([&] { two.require_covers(3, 0, 1); });
+  EXPECT_NE(text.find('2'), std::string::npos) << text;
+  EXPECT_NE(text.find('3'), std::string::npos) << text;
+}
+
+TEST(LagBiasErrors, SizesAndValues) {
+  const double kNaN = std::numeric_limits<double>::quiet_NaN();
+  const double kInfinity = std::numeric_limits<double>::infinity();
+  EXPECT_THROW(LagBias::alibi({}), Error);
+  EXPECT_THROW(LagBias::table({}, 1, 0), Error);
+  EXPECT_THROW(LagBias::table({1, 2, 3}, 2, 0), Error);
+  EXPECT_THROW(LagBias::table({1, 2}, 0, 0), Error);
+  EXPECT_THROW(LagBias::t5({1, 2, 3}, 2, true), Error);
+  EXPECT_THROW(LagBias::t5({}, 1, true), Error);
+  EXPECT_THROW(LagBias::t5(std::vector<double>(32), 0, true), Error);
+  EXPECT_THROW(LagBias::t5(std::vector<double>(31), 1, true), Error) << "an odd number cannot be halved";
+  EXPECT_NO_THROW(LagBias::t5(std::vector<double>(31), 1, false));
+  EXPECT_THROW(LagBias::t5(std::vector<double>(32), 1, true, 8), Error) << "no room above 8 exact buckets";
+  EXPECT_THROW(LagBias::t5(std::vector<double>(2), 1, true), Error);
+  for (const double bad : {kNaN, kInfinity, -kInfinity}) {
+    EXPECT_THROW(LagBias::alibi({0.5, bad}), Error);
+    EXPECT_THROW(LagBias::table({0, bad}, 1, 0), Error);
+    std::vector<double> table(32);
+    table[31] = bad;
+    EXPECT_THROW(LagBias::t5(table, 1, true), Error);
+  }
+}
+
+}  // namespace

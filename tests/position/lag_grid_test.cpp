@@ -1,0 +1,217 @@
+// Positions, lags and allowed ranges against the mask applied to every pair.
+#include "fastrope/position/lag_grid.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <limits>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "support/inputs.hpp"
+
+namespace {
+
+using fastrope::Error;
+using fastrope::Index;
+using fastrope::LagGrid;
+using fastrope::Mask;
+using fastrope::Position;
+using fastrope::Range;
+using fastrope_test::Inputs;
+using Positions = std::vector<Position>;
+
+Positions consecutive(Index n, Position first) {
+  Positions positions(static_cast<std::size_t>(n));
+  std::iota(positions.begin(), positions.end(), first);
+  return positions;
+}
+
+/// Every query of the grid against every key, one pair at a time.
+void expect_agrees_with_pairs(const LagGrid& grid, const Positions& queries, const Positions& keys,
+                              const Mask& mask) {
+  const Index n_q = static_cast<Index>(queries.size()), n_k = static_cast<Index>(keys.size());
+  ASSERT_EQ(grid.n_q(), n_q);
+  ASSERT_EQ(grid.n_k(), n_k);
+  ASSERT_EQ(grid.mask(), mask);
+
+  std::vector<bool> named(keys.size());
+  for (Index j = 0; j < n_k; ++j) {
+    const auto source = static_cast<std::size_t>(grid.source(j));
+    ASSERT_LT(source, keys.size());
+    EXPECT_FALSE(named[source]) << "row " << source << " is named twice";
+    named[source] = true;
+    EXPECT_EQ(grid.key_position(j), keys[source]);
+    EXPECT_LE(grid.key_position(std::max<Index>(j - 1, 0)), grid.key_position(j));
+  }
+
+  double pairs = 0;
+  Position first = std::numeric_limits<Position>::max(), last = std::numeric_limits<Position>::min();
+  for (Index i = 0; i < n_q; ++i) {
+    const Position p = queries[static_cast<std::size_t>(i)];
+    EXPECT_EQ(grid.query_position(i), p);
+    const Range allowed = grid.keys_of(i);
+    EXPECT_TRUE(allowed.empty() || (0 <= allowed.begin && allowed.end <= n_k));
+    for (Index j = 0; j < n_k; ++j) {
+      const Position lag = p - grid.key_position(j);
+      EXPECT_EQ(grid.lag(i, j), lag);
+      EXPECT_TRUE(!grid.consecutive() || lag == i - j + grid.offset());
+      const bool inside = allowed.begin <= j && j < allowed.end;
+      EXPECT_EQ(inside, mask.first <= lag && lag <= mask.last) << "query " << i << " key " << j;
+      if (!inside) continue;
+      ++pairs;
+      first = std::min(first, lag);
+      last = std::max(last, lag);
+    }
+  }
+  EXPECT_EQ(grid.allowed_pairs(), pairs);
+  const LagGrid::Lags lags = grid.allowed_lags();
+  if (pairs == 0) {
+    EXPECT_GT(lags.first, lags.last);
+  } else {
+    EXPECT_EQ(lags.first, first);
+    EXPECT_EQ(lags.last, last);
+  }
+  EXPECT_EQ(grid.ascending_queries(), std::is_sorted(queries.begin(), queries.end()));
+}
+
+/// keys_of(rows) against the rows' own ranges.
+void expect_hulls(const LagGrid& grid) {
+  for (Index a = 0; a <= grid.n_q(); ++a) {
+    for (Index b = a; b <= grid.n_q(); ++b) {
+      Index begin = grid.n_k(), end = 0;
+      for (Index i = a; i < b; ++i) {
+        if (grid.keys_of(i).empty()) continue;
+        begin = std::min(begin, grid.keys_of(i).begin);
+        end = std::max(end, grid.keys_of(i).end);
+      }
+      const Range hull = grid.keys_of(Range{a, b});
+      if (begin >= end) {
+        EXPECT_TRUE(hull.empty());
+      } else {
+        EXPECT_EQ(hull, (Range{begin, end}));
+      }
+    }
+  }
+}
+
+const Mask kMasks[] = {Mask::full(),
+                       Mask::causal(),
+                       Mask::sliding_window(1),
+                       Mask::sliding_window(4),
+                       Mask::sliding_window(0),
+                       Mask::lags(-2, 3),
+                       Mask::lags(2, 5),
+                       Mask::lags(-7, -3),
+                       Mask::lags(3, 2),
+                       Mask::lags(-Mask::kUnlimited, 0),
+                       Mask::lags(1000, 2000)};
+
+TEST(LagGrid, DefaultsPutTheQueriesAtTheEndOfTheKeys) {
+  for (const Mask& mask : kMasks)
+    for (const Index n_k : {0, 1, 9})
+      for (const Index n_q : {0, 1, 4, 9, 12}) {  // more queries than keys start before key 0
+        const LagGrid grid(n_q, n_k, {}, {}, mask);
+        EXPECT_TRUE(grid.consecutive());
+        EXPECT_EQ(grid.offset(), n_k - n_q);
+        expect_agrees_with_pairs(grid, consecutive(n_q, n_k - n_q), consecutive(n_k, 0), mask);
+        expect_hulls(grid);
+      }
+}
+
+TEST(LagGrid, ExplicitConsecutivePositionsAreRecognised) {
+  for (const Mask& mask : kMasks)
+    for (const Position first_query : {-20, 0, 4, 11}) {
+      const Positions queries = consecutive(5, first_query), keys = consecutive(8, 3);
+      const LagGrid grid(5, 8, queries, keys, mask);
+      EXPECT_TRUE(grid.consecutive());
+      EXPECT_EQ(grid.offset(), first_query - 3);
+      expect_agrees_with_pairs(grid, queries, keys, mask);
+      expect_hulls(grid);
+    }
+}
+
+TEST(LagGrid, ARingCacheIsConsecutiveOnceSorted) {
+  Positions keys = consecutive(10, 90);
+  std::rotate(keys.begin(), keys.begin() + 3, keys.end());
+  const Positions queries{99};
+  for (const Mask& mask : kMasks) {
+    const LagGrid grid(1, 10, queries, keys, mask);
+    EXPECT_TRUE(grid.consecutive());
+    EXPECT_EQ(grid.offset(), 9);
+    expect_agrees_with_pairs(grid, queries, keys, mask);
+  }
+}
+
+TEST(LagGrid, GapsAndEqualPositionsKeepTheirOrder) {
+  const Positions keys{2, 2, 5, 5, 5, 9}, queries{2, 5, 5, 20};
+  const LagGrid grid(4, 6, queries, keys, Mask::causal());
+  EXPECT_FALSE(grid.consecutive());
+  for (Index j = 0; j < 6; ++j) EXPECT_EQ(grid.source(j), j);
+  EXPECT_EQ(grid.keys_of(1), (Range{0, 5})) << "every key at the query's own position";
+  expect_agrees_with_pairs(grid, queries, keys, Mask::causal());
+}
+
+TEST(LagGrid, RandomPositionsAgreeWithEveryPair) {
+  Inputs inputs(31);
+  for (int round = 0; round < 300; ++round) {
+    Positions queries(static_cast<std::size_t>(inputs.integer(0, 9)));
+    Positions keys(static_cast<std::size_t>(inputs.integer(0, 12)));
+    const Position spread = inputs.integer(0, 15);
+    for (Position& p : queries) p = inputs.integer(-spread, spread);
+    for (Position& p : keys) p = inputs.integer(-spread, spread);
+    Mask mask = kMasks[static_cast<std::size_t>(round) % std::size(kMasks)];
+    if (round % 3 == 0) mask = Mask::lags(inputs.integer(-spread - 2, 4), inputs.integer(-4, spread + 2));
+    if (queries.empty() || keys.empty()) continue;  // an empty span means the defaults
+    const LagGrid grid(static_cast<Index>(queries.size()), static_cast<Index>(keys.size()), queries, keys,
+                       mask);
+    expect_agrees_with_pairs(grid, queries, keys, mask);
+    expect_hulls(grid);
+    if (testing::Test::HasFailure())
+      FAIL() << "round " << round << ", mask " << mask.first << ".." << mask.last;
+  }
+}
+
+TEST(LagGrid, ShuffledKeysNameTheirRows) {
+  Inputs inputs(32);
+  Positions keys = consecutive(40, -15);
+  std::shuffle(keys.begin(), keys.end(), inputs.random());
+  const Positions queries = consecutive(6, 20);
+  const LagGrid grid(6, 40, queries, keys, Mask::sliding_window(8));
+  EXPECT_TRUE(grid.consecutive());
+  expect_agrees_with_pairs(grid, queries, keys, Mask::sliding_window(8));
+}
+
+TEST(LagGrid, HoldsTheFarthestPositions) {
+  constexpr Position kMost = LagGrid::kMaxPosition;
+  const Positions queries{-kMost, kMost}, keys{kMost, -kMost};
+  for (const Mask& mask : {Mask::full(), Mask::causal(), Mask::sliding_window(1)})
+    expect_agrees_with_pairs(LagGrid(2, 2, queries, keys, mask), queries, keys, mask);
+}
+
+/// The message of the Error that making the grid throws; empty if it does not.
+std::string error_of(Index n_q, Index n_k, const Positions& queries, const Positions& keys) {
+  try {
+    LagGrid(n_q, n_k, queries, keys, Mask::full());
+    return "";
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
+TEST(LagGridErrors, LengthsAndRange) {
+  EXPECT_EQ(error_of(2, 3, {0, 5}, {1, 2, 3}), "");
+  const std::string queries = error_of(2, 3, {0, 5, 6}, {});
+  for (const char* part : {"query_positions", "3", "2"})
+    EXPECT_NE(queries.find(part), std::string::npos) << queries;
+  const std::string keys = error_of(2, 3, {}, {1, 2});
+  for (const char* part : {"key_positions", "2", "3"}) EXPECT_NE(keys.find(part), std::string::npos) << keys;
+  for (const Position far : {LagGrid::kMaxPosition + 1, -LagGrid::kMaxPosition - 1,
+                             std::numeric_limits<Position>::min(), std::numeric_limits<Position>::max()}) {
+    EXPECT_NE(error_of(1, 1, {far}, {}).find(std::to_string(far)), std::string::npos);
+    EXPECT_NE(error_of(1, 2, {}, {0, far}).find(std::to_string(far)), std::string::npos);
+  }
+}
+
+}  // namespace

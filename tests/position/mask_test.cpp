@@ -1,0 +1,49 @@
+#include "fastrope/position/mask.hpp"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+namespace {
+
+using fastrope::Mask;
+using fastrope::Position;
+
+constexpr Position kFar = Position{1} << 41;  // beyond every lag of positions within 2^40
+
+/// allows(lag) is `expected(lag)` near zero and far away.
+template <class Expected>
+void expect_allows(const Mask& mask, Expected&& expected) {
+  for (Position lag = -20; lag <= 20; ++lag) EXPECT_EQ(mask.allows(lag), expected(lag)) << "lag " << lag;
+  for (const Position lag : {-kFar, kFar}) EXPECT_EQ(mask.allows(lag), expected(lag)) << "lag " << lag;
+}
+
+TEST(Mask, FullAllowsEveryLag) {
+  expect_allows(Mask::full(), [](Position) { return true; });
+  EXPECT_EQ(Mask{}, Mask::full());
+}
+
+TEST(Mask, CausalAllowsTheQueryAndWhatCameBefore) {
+  expect_allows(Mask::causal(), [](Position lag) { return lag >= 0; });
+}
+
+TEST(Mask, ASlidingWindowHoldsItsOwnPositionAndTheOnesBefore) {
+  for (const Position w : {1, 2, 7})
+    expect_allows(Mask::sliding_window(w), [w](Position lag) { return 0 <= lag && lag < w; });
+  expect_allows(Mask::sliding_window(0), [](Position) { return false; });
+}
+
+TEST(Mask, LagsAreInclusiveOnBothSides) {
+  expect_allows(Mask::lags(-3, 5), [](Position lag) { return -3 <= lag && lag <= 5; });
+  expect_allows(Mask::lags(4, 4), [](Position lag) { return lag == 4; });
+  expect_allows(Mask::lags(5, 4), [](Position) { return false; });
+}
+
+TEST(Mask, BoundsBeyondEveryLagAreUnlimited) {
+  constexpr Position kLowest = std::numeric_limits<Position>::min();
+  constexpr Position kHighest = std::numeric_limits<Position>::max();
+  EXPECT_EQ(Mask::lags(kLowest, kHighest), Mask::full());
+  EXPECT_EQ(Mask::lags(0, kHighest), Mask::causal());
+}
+
+}  // namespace

@@ -1,0 +1,149 @@
+#include "fastrope/position/rotation.hpp"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "support/inputs.hpp"
+
+namespace {
+
+using fastrope::Index;
+using fastrope::Position;
+using fastrope::Range;
+using fastrope::Rope;
+using fastrope::rope_frequencies;
+using fastrope::RopeFrequencies;
+using fastrope::RopePairing;
+using fastrope::Rotation;
+using fastrope_test::Inputs;
+
+template <class Real>
+class RotationOf : public testing::Test {
+ protected:
+  /// The table of a list of positions.
+  static std::vector<Real> table(const Rotation& rotation, const std::vector<Position>& positions) {
+    const Index rows = static_cast<Index>(positions.size());
+    std::vector<Real> values(static_cast<std::size_t>(rows * rotation.row_size()));
+    rotation.fill(
+        {0, rows}, [&](Index i) { return positions[static_cast<std::size_t>(i)]; }, values.data());
+    return values;
+  }
+
+  /// x turned to position p.
+  static std::vector<Real> turned(const Rotation& rotation, std::vector<Real> x, Position p) {
+    rotation.apply(table(rotation, {p}).data(), x.data());
+    return x;
+  }
+
+  /// What the header promises for a table entry at |position| <= 2^20.
+  static constexpr double kPhaseError = std::is_same_v<Real, float> ? 1e-7 : 1e-9;
+  static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
+};
+
+using Reals = testing::Types<float, double>;
+TYPED_TEST_SUITE(RotationOf, Reals);
+
+TYPED_TEST(RotationOf, PhasesAreExactUpToAMillionTokens) {
+  Inputs inputs(11);
+  std::vector<Position> positions{0, 1, 63, 64, 65, -1, -63, -64, -65, 1 << 20, -(1 << 20), (1 << 20) - 1};
+  while (positions.size() < 1000) positions.push_back(inputs.integer(-(1 << 20), 1 << 20));
+  double worst = 0;
+  for (const double base : {1e4, 5e5, 1e6}) {
+    for (const double gain : {1.0, 1.3}) {
+      RopeFrequencies f = rope_frequencies({.base = base}, 128);
+      f.attention_factor = gain;
+      const auto table = this->table(Rotation(f), positions);
+      for (std::size_t i = 0; i < positions.size(); ++i) {
+        for (std::size_t m = 0; m < 64; ++m) {
+          const long double angle = static_cast<long double>(positions[i]) * f.theta[m];
+          const auto error = [&](long double exact, std::size_t column) {
+            return static_cast<double>(std::abs(gain * exact - table[128 * i + column]));
+          };
+          worst = std::max({worst, error(std::cos(angle), m), error(std::sin(angle), 64 + m)});
+        }
+      }
+    }
+  }
+  EXPECT_LE(worst, this->kPhaseError);
+  this->RecordProperty("worst_phase_error", std::to_string(worst / this->kPhaseError) + " of the promise");
+}
+
+TYPED_TEST(RotationOf, RowsDoNotDependOnTheRangeTheyAreFilledIn) {
+  using Real = TypeParam;
+  const Rotation rotation(rope_frequencies({}, 10));
+  const auto position_of = [](Index i) { return 1000 - 37 * static_cast<Position>(i); };
+  std::vector<Real> all(static_cast<std::size_t>(60 * rotation.row_size()));
+  rotation.fill({0, 60}, position_of, all.data());
+  for (Index begin = 0; begin < 60; begin += 7) {
+    std::vector<Real> part(static_cast<std::size_t>(5 * rotation.row_size()));
+    rotation.fill(fastrope::intersect({begin, begin + 5}, {0, 60}), position_of, part.data());
+    for (Index x = 0; x < std::min<Index>(5, 60 - begin) * rotation.row_size(); ++x)
+      EXPECT_EQ(part[static_cast<std::size_t>(x)],
+                all[static_cast<std::size_t>(begin * rotation.row_size() + x)]);
+  }
+}
+
+TYPED_TEST(RotationOf, TurnsEachPairOfColumns) {
+  using Real = TypeParam;
+  Inputs inputs(12);
+  for (const RopePairing pairing : {RopePairing::interleaved, RopePairing::half_split}) {
+    constexpr Index d = 14, rotary_dim = 10;
+    RopeFrequencies f = rope_frequencies({.pairing = pairing, .rotary_dim = rotary_dim}, d);
+    f.attention_factor = 1.25;
+    for (const Position p : {0, 3, -17, 100000}) {
+      const auto x = inputs.gaussian<Real>(1, 1, d).values;
+      const auto y = this->turned(Rotation(f), x, p);
+      for (std::size_t m = 0; m < 5; ++m) {
+        const std::size_t a = pairing == RopePairing::interleaved ? 2 * m : m;
+        const std::size_t b = pairing == RopePairing::interleaved ? 2 * m + 1 : m + 5;
+        const double angle = static_cast<double>(p) * f.theta[m];
+        const double tolerance =
+            1.25 * (this->kPhaseError + 3 * this->kEpsilon) * (std::abs(x[a]) + std::abs(x[b]));
+        EXPECT_NEAR(y[a], 1.25 * (std::cos(angle) * x[a] - std::sin(angle) * x[b]), tolerance);
+        EXPECT_NEAR(y[b], 1.25 * (std::sin(angle) * x[a] + std::cos(angle) * x[b]), tolerance);
+      }
+      for (std::size_t c = rotary_dim; c < d; ++c) EXPECT_EQ(y[c], x[c]) << "a column that does not turn";
+    }
+  }
+}
+
+TYPED_TEST(RotationOf, TheProductDependsOnTheLagAlone) {
+  using Real = TypeParam;
+  Inputs inputs(13);
+  constexpr Index d = 64;
+  for (const RopePairing pairing : {RopePairing::interleaved, RopePairing::half_split}) {
+    const Rotation rotation(rope_frequencies({.base = 5e5, .pairing = pairing}, d));
+    const auto q = inputs.gaussian<Real>(1, 1, d).values, k = inputs.gaussian<Real>(1, 1, d).values;
+    double size = 0;
+    for (std::size_t c = 0; c < d; ++c) size += 2 * std::abs(q[c]) * std::abs(k[c]);
+    const auto product = [&](Position p, Position t) {
+      const auto a = this->turned(rotation, q, p), b = this->turned(rotation, k, t);
+      double sum = 0;
+      for (std::size_t c = 0; c < d; ++c) sum += static_cast<double>(a[c]) * b[c];
+      return sum;
+    };
+    for (const Position lag : {0, 1, 50, -7, 4096}) {
+      const double at_zero = product(lag, 0);
+      for (const Position t : {1, 5000, -300, 1 << 20})
+        EXPECT_NEAR(product(t + lag, t), at_zero, 8 * this->kPhaseError * size)
+            << "lag " << lag << " at " << t;
+    }
+    EXPECT_GT(std::abs(product(50, 0) - product(-50, 0)), 1e-3) << "direction matters";
+  }
+}
+
+TYPED_TEST(RotationOf, WithoutFrequenciesNothingTurns) {
+  using Real = TypeParam;
+  const Rotation none;
+  EXPECT_EQ(none.pairs(), 0);
+  EXPECT_EQ(none.row_size(), 0);
+  const std::vector<Real> x{1, 2, 3};
+  EXPECT_EQ(this->turned(none, x, 5), x);
+}
+
+}  // namespace

@@ -1,0 +1,177 @@
+// Attention as its definition has it, in double precision: the oracle that every path is compared with.
+//
+//     x_ij = scale q_i^T W(lag) k_j,  x = softcap tanh(x / softcap),  x += bias(lag) + dense_bias,
+//     out_i = sum_j exp(x_ij) v_j / (exp(sink) + sum_j exp(x_ij))  over the allowed j.
+// Shares nothing with the library's kernels: own loops over all pairs, a cosine and a sine of its own for
+// every element that turns, frequencies as HuggingFace's and the papers' formulas give them. It reads the
+// library's options as data; a lag bias comes as a function, so that tests write its formula again.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+#include <stdexcept>
+#include <utility>
+#include <variant>
+#include <vector>
+
+#include "fastrope/problem/options.hpp"
+#include "support/tensor.hpp"
+
+namespace fastrope_test {
+
+using fastrope::Position;
+
+/// b(head, lag), added to the logit.
+using BiasFunction = std::function<double(Index head, Position lag)>;
+/// What is done to a logit before rows are normalised, in the place of exp.
+using KernelFunction = std::function<double(double x)>;
+
+/// sum_p coefficients[p] x^p.
+inline KernelFunction polynomial_kernel(std::vector<double> coefficients) {
+  return [c = std::move(coefficients)](double x) {
+    double sum = 0, power = 1;
+    for (double coefficient : c) {
+      sum += coefficient * power;
+      power *= x;
+    }
+    return sum;
+  };
+}
+
+struct Reference {
+  Tensor<double> out;  ///< [heads, n_q, d_v]; zeros where nothing is attended to
+  Tensor<double> lse;  ///< [1, heads, n_q], natural log of the denominator; -infinity where nothing is
+};
+
+/// Radians per position of each pair of columns, and what the rotated columns of q and k are multiplied by.
+struct ReferenceFrequencies {
+  std::vector<double> theta;
+  double gain = 1;
+};
+
+inline ReferenceFrequencies reference_frequencies(const fastrope::Rope& rope, Index d) {
+  const double pi = std::acos(-1.0);
+  const double dim = static_cast<double>(rope.rotary_dim == 0 ? d : rope.rotary_dim);
+  double base = rope.base;
+  if (const auto* ntk = std::get_if<fastrope::NtkScaling>(&rope.scaling))
+    base *= std::pow(ntk->factor, dim / (dim - 2));
+  ReferenceFrequencies f;
+  for (double pair = 0; 2 * pair < dim; ++pair) {
+    double theta = 1 / std::pow(base, 2 * pair / dim);
+    if (const auto* linear = std::get_if<fastrope::LinearScaling>(&rope.scaling)) {
+      theta = theta / linear->factor;
+    } else if (const auto* yarn = std::get_if<fastrope::YarnScaling>(&rope.scaling)) {
+      const auto correction_dim = [&](double rotations) {
+        return dim * std::log(yarn->original_context / (rotations * 2 * pi)) / (2 * std::log(base));
+      };
+      const double low = std::max(std::floor(correction_dim(yarn->beta_fast)), 0.0);
+      const double high = std::min(std::ceil(correction_dim(yarn->beta_slow)), dim - 1);
+      const double width = high == low ? 0.001 : high - low;
+      const double extrapolation = 1 - std::min(std::max((pair - low) / width, 0.0), 1.0);
+      theta = theta / yarn->factor * (1 - extrapolation) + theta * extrapolation;
+      f.gain = yarn->factor > 1 ? 0.1 * std::log(yarn->factor) + 1 : 1;
+      if (yarn->attention_factor) f.gain = *yarn->attention_factor;
+    } else if (const auto* llama = std::get_if<fastrope::Llama3Scaling>(&rope.scaling)) {
+      const double wavelength = 2 * pi / theta;
+      const double smooth = (llama->original_context / wavelength - llama->low_freq_factor) /
+                            (llama->high_freq_factor - llama->low_freq_factor);
+      if (wavelength > llama->original_context / llama->low_freq_factor)
+        theta = theta / llama->factor;
+      else if (wavelength >= llama->original_context / llama->high_freq_factor)
+        theta = (1 - smooth) * theta / llama->factor + smooth * theta;
+    } else if (const auto* table = std::get_if<fastrope::FactorScaling>(&rope.scaling)) {
+      theta = theta / table->factors.at(static_cast<std::size_t>(pair));
+      f.gain = table->attention_factor;
+    }
+    f.theta.push_back(theta);
+  }
+  return f;
+}
+
+/// Turns the leading columns of x [heads, rows, d], row i by the angles position_of(i) * theta.
+template <class PositionOf>
+void reference_rotate(const fastrope::Rope& rope, PositionOf&& position_of, Tensor<double>& x) {
+  const ReferenceFrequencies f = reference_frequencies(rope, x.cols);
+  const Index pairs = static_cast<Index>(f.theta.size());
+  const bool interleaved = rope.pairing == fastrope::RopePairing::interleaved;
+  for (Index h = 0; h < x.heads; ++h) {
+    for (Index i = 0; i < x.rows; ++i) {
+      for (Index m = 0; m < pairs; ++m) {
+        const double angle = static_cast<double>(position_of(i)) * f.theta[static_cast<std::size_t>(m)];
+        double& a = x(h, i, interleaved ? 2 * m : m);
+        double& b = x(h, i, interleaved ? 2 * m + 1 : m + pairs);
+        const double old_a = a, old_b = b;
+        a = f.gain * (old_a * std::cos(angle) - old_b * std::sin(angle));
+        b = f.gain * (old_a * std::sin(angle) + old_b * std::cos(angle));
+      }
+    }
+  }
+}
+
+/// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], of any element types. `bias` is
+/// options.bias written as a formula; without `kernel` it is exp. tolerance, path and executor are not looked
+/// at. Throws where options.bias is set and `bias` is not. Cost heads n_q n_k (d + d_v).
+template <class Q, class K, class V>
+Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<V>& v,
+                              const fastrope::Options& options, const BiasFunction& bias = {},
+                              const KernelFunction& kernel = {}) {
+  if (!options.bias.empty() && !bias) throw std::logic_error("reference_attention: write the bias again");
+  constexpr double kInfinity = std::numeric_limits<double>::infinity();
+  const Index n_q = q.rows, n_k = k.rows, d = q.cols, d_v = v.cols;
+  const auto query_position = [&](Index i) -> Position {
+    return options.query_positions.empty() ? n_k - n_q + i
+                                           : options.query_positions[static_cast<std::size_t>(i)];
+  };
+  const auto key_position = [&](Index j) -> Position {
+    return options.key_positions.empty() ? j : options.key_positions[static_cast<std::size_t>(j)];
+  };
+  Tensor<double> queries = converted<double>(q), keys = converted<double>(k);
+  if (options.rope && !options.rope_already_applied) {
+    reference_rotate(*options.rope, query_position, queries);
+    reference_rotate(*options.rope, key_position, keys);
+  }
+  const double scale = options.scale.value_or(d == 0 ? 1 : 1 / std::sqrt(static_cast<double>(d)));
+
+  Reference result{Tensor<double>(q.heads, n_q, d_v), Tensor<double>(1, q.heads, n_q)};
+  for (Index h = 0; h < q.heads; ++h) {
+    const Index kv = h / (q.heads / k.heads);
+    const double sink = options.sinks.empty() ? -kInfinity : options.sinks[static_cast<std::size_t>(h)];
+    for (Index i = 0; i < n_q; ++i) {
+      std::vector<std::pair<Index, double>> logits;  // of the allowed keys
+      double top = sink;
+      for (Index j = 0; j < n_k; ++j) {
+        const Position lag = query_position(i) - key_position(j);
+        const double dense = options.dense_bias.data == nullptr ? 0 : options.dense_bias.head(h)(i, j);
+        if (lag < options.mask.first || lag > options.mask.last || dense == -kInfinity) continue;
+        double product = 0;
+        if (options.weights) {
+          Index s = 0;
+          for (const auto& [a, b] : options.weights->support())
+            product += queries(h, i, a) * (*options.weights)(lag, s++) * keys(kv, j, b);
+        } else {
+          for (Index c = 0; c < d; ++c) product += queries(h, i, c) * keys(kv, j, c);
+        }
+        double x = scale * product;
+        if (options.softcap > 0) x = options.softcap * std::tanh(x / options.softcap);
+        if (bias) x += bias(h, lag);
+        x += dense;
+        logits.emplace_back(j, x);
+        if (x > top) top = x;
+      }
+      if (kernel || top == -kInfinity) top = 0;
+      double sum = std::exp(sink - top);
+      for (const auto& [j, x] : logits) {
+        const double weight = kernel ? kernel(x) : std::exp(x - top);
+        sum += weight;
+        for (Index c = 0; c < d_v; ++c) result.out(h, i, c) += weight * static_cast<double>(v.head(kv)(j, c));
+      }
+      for (Index c = 0; c < d_v; ++c) result.out(h, i, c) = sum == 0 ? 0 : result.out(h, i, c) / sum;
+      result.lse(0, h, i) = top + std::log(sum);
+    }
+  }
+  return result;
+}
+
+}  // namespace fastrope_test

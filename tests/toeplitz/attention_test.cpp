@@ -1,0 +1,409 @@
+// The Toeplitz path: equal to dense evaluation of the same polynomial, equal to the separable route where
+// both apply, and never farther from exact attention than its certificate promises.
+#include "fastrope/toeplitz/attention.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "fastrope/fastrope.hpp"
+#include "support/attention_case.hpp"
+#include "support/dense_polynomial.hpp"
+#include "support/executors.hpp"
+
+namespace fastrope_test {
+namespace {
+
+using namespace fastrope;
+
+/// The path alone, every row by transforms, with a polynomial of our choice.
+template <class Real>
+Tensor<Real> run_path(const Problem& problem, const std::vector<ToeplitzHead>& heads,
+                      const AttentionInputs<Real>& in) {
+  const CirculantEmbedding<Real> embedding(problem.shapes.n_q, problem.shapes.n_k);
+  const auto parts = [&](Workspace& workspace) {
+    PackedKeys<Real> packed(problem, workspace);
+    ToeplitzAttention<Real> toeplitz(problem, &embedding, heads, workspace);
+    return std::pair{packed, toeplitz};
+  };
+  Workspace counting;
+  parts(counting);
+  std::vector<std::byte> memory(counting.bytes());
+  Workspace workspace(memory);
+  auto [packed, toeplitz] = parts(workspace);
+  Tensor<Real> out = in.out;
+  packed.pack(problem, in.k.view(), in.v.view());
+  toeplitz.run(problem, packed, in.q.view(), out.view());
+  return out;
+}
+
+template <class Real>
+EntryBounds bounds_of(const Problem& problem, const AttentionInputs<Real>& in) {
+  return entry_bounds(problem, TensorView<const Real>(in.q.view()), TensorView<const Real>(in.k.view()),
+                      TensorView<const Real>(in.v.view()));
+}
+
+/// The heads of a problem with polynomials of relative error `fit`.
+template <class Real>
+std::vector<ToeplitzHead> make_heads(const Problem& problem, const AttentionInputs<Real>& in, double fit) {
+  constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
+  const EntryBounds bounds = bounds_of(problem, in);
+  std::vector<ToeplitzHead> heads;
+  for (Index h = 0; h < problem.shapes.heads; ++h) {
+    const RowBounds& queries = bounds.queries[static_cast<std::size_t>(h)];
+    const RowBounds& keys = bounds.keys[static_cast<std::size_t>(problem.kv_head(h))];
+    Shift shift;
+    Index variables = problem.shapes.d;
+    if (problem.weights) {
+      const WeightedBounds weighted = weighted_bounds(queries, keys, problem, kEpsilon);
+      const std::vector<double> none(static_cast<std::size_t>(problem.shapes.d));
+      shift = {
+          .key_shift = none, .query_shift = none, .balance = weighted.balance, .radius = weighted.radius};
+      variables = static_cast<Index>(problem.weights->support().size());
+    } else {
+      shift = best_shift(queries, keys, problem.scale, /*may_weigh_keys=*/false, kEpsilon);
+    }
+    const auto polynomial = ExpPolynomial::fit(shift.radius, fit);
+    heads.push_back(
+        {{h, shift, polynomial, std::make_shared<const MonomialSet>(variables, polynomial.degree())},
+         lag_generator(problem, h)});
+  }
+  return heads;
+}
+
+TEST(ToeplitzAttention, GeneralWeightsEqualDensePolynomialAttention) {
+  Inputs random(1);
+  AttentionCase c{.shapes = {1, 1, 512, 512, 4, 4}};
+  c.base.weights = random_weights(random, 4, 8, 511);
+  AttentionInputs<double> in(c.shapes, random);
+  in.q = random.sphere<double>(1, 512, 4, 0.7);
+  in.k = random.sphere<double>(1, 512, 4, 0.7);
+  const Problem problem(c.shapes, c.options());
+  for (const double fit : {0.3, 0.01, 0.001}) {
+    const auto heads = make_heads(problem, in, fit);
+    const ExpPolynomial& p = heads[0].low_rank.polynomial;
+    const auto coefficients = p.coefficients();
+    const Reference dense =
+        reference_attention(in.q.view(), in.k.view(), in.v.view(), c.options(), {},
+                            polynomial_kernel({coefficients.begin(), coefficients.end()}));
+    EXPECT_EQ(heads[0].low_rank.monomials->rank(), simplex_rank(8, p.degree()));
+    EXPECT_LE(max_abs_difference(run_path(problem, heads, in).view(), dense.out.view()), 1e-12)
+        << "degree " << p.degree();
+    EXPECT_GT(max_abs_difference(in.reference(c).out.view(), dense.out.view()), 1e-9);
+  }
+}
+
+TEST(ToeplitzAttention, ThePlanRunsTheSamePolynomial) {
+  // The public route: the plan's polynomial is the minimax one of its degree on the bound it reports.
+  Inputs random(2);
+  AttentionCase c{.shapes = {1, 1, 512, 512, 4, 4}};
+  c.base.weights = random_weights(random, 4, 8, 511);
+  c.base.path = Path::toeplitz;
+  c.base.tolerance = 1e-2;
+  AttentionInputs<double> in(c.shapes, random);
+  in.q = random.sphere<double>(1, 512, 4, 0.7);
+  in.k = random.sphere<double>(1, 512, 4, 0.7);
+  const Report report = attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
+  const auto p = ExpPolynomial::minimax(report.heads[0].entry_bound, report.heads[0].degree);
+  const auto coefficients = p.coefficients();
+  const Reference dense = reference_attention(in.q.view(), in.k.view(), in.v.view(), c.options(), {},
+                                              polynomial_kernel({coefficients.begin(), coefficients.end()}));
+  EXPECT_LE(max_abs_difference(in.out.view(), dense.out.view()), 1e-12);
+}
+
+TEST(ToeplitzAttention, SeparablePositionsEqualDenseEvaluation) {
+  Inputs random(3);
+  const auto expect = [&](AttentionCase c) {
+    AttentionInputs<double> in(c.shapes, random);
+    in.k = random.common_mean<double>(c.shapes.kv_heads, c.shapes.n_k, c.shapes.d, 2.0, 0.7);
+    c.base.scale = 0.2;
+    const Problem problem(c.shapes, c.options());
+    ASSERT_EQ(toeplitz_refusal(problem), "") << c;
+    const auto heads = make_heads(problem, in, 0.02);
+    const Tensor<double> out = run_path(problem, heads, in);
+    Tensor<double> q = in.q, k = in.k;
+    if (c.base.rope) {
+      reference_rotate(
+          *c.base.rope, [&](Index i) { return c.shapes.n_k - c.shapes.n_q + i; }, q);
+      reference_rotate(
+          *c.base.rope, [&](Index j) { return j; }, k);
+    }
+    for (Index h = 0; h < c.shapes.heads; ++h) {
+      double largest = -INFINITY;  // bias among the allowed lags
+      for (Index i = 0; i < c.shapes.n_q; ++i)
+        for (Index j = 0; j < c.shapes.n_k; ++j)
+          if (const Position lag = c.shapes.n_k - c.shapes.n_q + i - j; c.base.mask.allows(lag))
+            largest = std::max(largest, c.bias ? c.bias(h, lag) : 0);
+      double all = 0;  // a row's factors, to leave out rows that keep no digits
+      const auto factor = [&](Index i, Index j) {
+        const Position lag = c.shapes.n_k - c.shapes.n_q + i - j;
+        return c.base.mask.allows(lag) ? std::exp((c.bias ? c.bias(h, lag) : 0) - largest) : 0.0;
+      };
+      const LowRankHead& head = heads[static_cast<std::size_t>(h)].low_rank;
+      const Tensor<double> expected = dense_polynomial_attention(
+          head_of(q, h), head_of(k, problem.kv_head(h)), head_of(in.v, problem.kv_head(h)), problem.scale,
+          head.shift, head.polynomial, [&](Index i, Index j) { return DensePair{factor(i, j)}; });
+      for (Index i = 0; i < c.shapes.n_q; ++i) {
+        all = 0;
+        for (Index j = 0; j < c.shapes.n_k; ++j) all += factor(i, j);
+        if (all == 0) continue;  // the exact path's rows
+        // The transforms' error is relative to the norms of generator and values, some 20 here.
+        for (Index m = 0; m < c.shapes.d_v; ++m)
+          EXPECT_NEAR(out(h, i, m), expected(0, i, m), 2e-13 * (1 + 20 / all)) << c << ", row " << i;
+      }
+    }
+  };
+  for (const Mask mask :
+       {Mask::full(), Mask::causal(), Mask::sliding_window(30), Mask::lags(-20, 25), Mask::lags(-60, -3)}) {
+    for (const auto& [n_q, n_k] : {std::pair{150, 150}, {40, 170}, {170, 40}, {1, 50}}) {
+      AttentionCase plain{.shapes = {2, 1, n_q, n_k, 4, 3}};
+      plain.base.mask = mask;
+      expect(plain);
+      AttentionCase rotated = plain;
+      rotated.base.rope = Rope{};
+      expect(rotated);
+      for (const bool bidirectional : {true, false}) {
+        AttentionCase t5 = rotated;
+        set_t5(t5, random, bidirectional);
+        expect(t5);
+      }
+      AttentionCase alibi = plain;
+      set_alibi(alibi, random);
+      expect(alibi);
+      AttentionCase table = rotated;
+      set_table(table, random, 2, 170);
+      expect(table);
+    }
+  }
+}
+
+TEST(ToeplitzAttention, RopeAsAFamilyEqualsRopeAsARotation) {
+  // The paper's algorithm for RoPE over the full index set, against separable features and against rotation
+  // done by the exact path.
+  for (const Rope& rope : {Rope{}, Rope{.pairing = RopePairing::half_split}, Rope{.rotary_dim = 2}}) {
+    for (const Mask mask : {Mask::full(), Mask::causal()}) {
+      AttentionCase c{.shapes = {1, 1, 200, 200, 4, 3}};
+      c.base.mask = mask;
+      c.base.tolerance = 1e-10;
+      Inputs random(4);
+      AttentionInputs<double> in(c.shapes, random);
+      in.q = random.sphere<double>(1, 200, 4, 0.3);
+      in.k = random.sphere<double>(1, 200, 4, 0.3);
+      AttentionCase family = c;
+      family.base.weights = RelativeWeights::rope(rope, 4, -199, 199);
+      family.base.path = Path::toeplitz;
+      AttentionCase separable = c;
+      separable.base.rope = rope;
+      separable.base.path = Path::toeplitz;
+      AttentionCase linear = separable;
+      linear.base.path = Path::polynomial;
+      Tensor<double> out[3] = {in.out, in.out, in.out};
+      const AttentionCase* cases[3] = {&family, &separable, &linear};
+      for (int m = 0; m < 3; ++m) {
+        const Report report =
+            attend(in.q.view(), in.k.view(), in.v.view(), out[m].view(), cases[m]->options());
+        EXPECT_EQ(report.heads[0].path, cases[m]->base.path);
+      }
+      EXPECT_LE(max_abs_difference(out[0].view(), out[1].view()), 2e-10);
+      EXPECT_LE(max_abs_difference(out[0].view(), out[2].view()), 2e-10);
+      EXPECT_LE(max_abs_difference(out[0].view(), in.reference(separable).out.view()), 1e-10);
+    }
+  }
+}
+
+template <class Real>
+class ToeplitzPromiseTest : public testing::Test {
+ protected:
+  /// observed / promised, which must be at most 1. Rows done exactly must be exact.
+  static double share_of_promise(const AttentionCase& c, const AttentionInputs<Real>& in) {
+    AttentionInputs<Real> run = in;
+    const Report report = attend(run.q.view(), run.k.view(), run.v.view(), run.out.view(), c.options());
+    const Reference reference = run.reference(c);
+    double share = 0;
+    for (Index h = 0; h < c.shapes.heads; ++h) {
+      const HeadReport& head = report.heads[static_cast<std::size_t>(h)];
+      EXPECT_EQ(head.path, Path::toeplitz);
+      const double promised = head.error_bound + head.rounding;
+      EXPECT_LE(promised, c.base.tolerance);
+      const Index kv = h / (c.shapes.heads / c.shapes.kv_heads);
+      const double observed = max_abs_difference(TensorView<const Real>(run.out.view().head(h)),
+                                                 TensorView<const double>(reference.out.view().head(h))) /
+                              max_abs(TensorView<const Real>(run.v.view().head(kv)));
+      EXPECT_LE(observed, promised) << c << ", head " << h << ", tolerance " << c.base.tolerance
+                                    << ", entries " << head.entry_bound << ", degree " << head.degree;
+      share = std::max(share, observed / promised);
+    }
+    return share;
+  }
+};
+
+using Reals = testing::Types<float, double>;
+TYPED_TEST_SUITE(ToeplitzPromiseTest, Reals);
+
+TYPED_TEST(ToeplitzPromiseTest, BiasesMasksAndRadii) {
+  constexpr bool kDouble = std::is_same_v<TypeParam, double>;
+  double share = 0;
+  Inputs random(5);
+  for (const double radius : {0.02, 0.5, 1.5}) {
+    for (const double tolerance : {1e-1, 1e-2, 1e-6}) {
+      if (!kDouble && tolerance < 1e-2) continue;
+      for (const Mask mask : {Mask::full(), Mask::causal(), Mask::sliding_window(40), Mask::lags(-30, 60)}) {
+        for (const auto& [n_q, n_k] : {std::pair{160, 160}, {50, 230}}) {
+          const auto expect = [&](auto&& set) {
+            AttentionCase c{.shapes = {2, 1, n_q, n_k, 4, 2}};
+            c.base.mask = mask;
+            c.base.scale = 1.0;
+            c.base.tolerance = tolerance;
+            c.base.path = Path::toeplitz;
+            AttentionInputs<TypeParam> in(c.shapes, random);
+            in.q = random.sphere<TypeParam>(2, n_q, 4, std::sqrt(radius));
+            in.k = random.sphere<TypeParam>(1, n_k, 4, std::sqrt(radius));
+            set(c);
+            share = std::max(share, this->share_of_promise(c, in));
+          };
+          expect([&](AttentionCase& c) { c.base.rope = Rope{}; });
+          expect([&](AttentionCase& c) { set_t5(c, random, true); });
+          expect([&](AttentionCase& c) { set_alibi(c, random); });
+          expect([&](AttentionCase& c) { set_table(c, random, 1, 230); });
+          if (radius < 1 && tolerance > 1e-3)
+            expect([&](AttentionCase& c) { c.base.weights = random_weights(random, 4, 6, 230); });
+        }
+      }
+    }
+  }
+  EXPECT_GT(share, 0.02) << "promises that loose say nothing";
+  testing::Test::RecordProperty("largest_share_of_the_promise", std::to_string(share));
+}
+
+TYPED_TEST(ToeplitzPromiseTest, ScalesOverSixDecades) {
+  Inputs random(6);
+  for (const double decade : {-3.0, -1.5, 0.0, 1.5, 3.0}) {
+    for (const bool general : {false, true}) {
+      AttentionCase c{.shapes = {2, 2, 120, 120, 4, 2}};
+      c.base.mask = Mask::lags(-20, Mask::kUnlimited);
+      c.base.tolerance = 1e-2;
+      c.base.path = Path::toeplitz;
+      c.base.scale = -0.4;
+      if (general)
+        c.base.weights = random_weights(random, 4, 5, 120);
+      else
+        set_t5(c, random, true);
+      AttentionInputs<TypeParam> in(c.shapes, random);
+      in.q = random.sphere<TypeParam>(2, 120, 4, std::pow(10.0, decade));
+      in.k = random.sphere<TypeParam>(2, 120, 4, std::pow(10.0, -decade));
+      this->share_of_promise(c, in);
+    }
+  }
+}
+
+TYPED_TEST(ToeplitzPromiseTest, KeysWithACommonMeanAreShifted) {
+  Inputs random(7);
+  for (const double mean : {0.0, 1.0, 10.0}) {
+    AttentionCase c{.shapes = {2, 1, 150, 150, 4, 3}};
+    c.base.mask = Mask::causal();
+    c.base.tolerance = 1e-2;
+    c.base.path = Path::toeplitz;
+    c.base.scale = 0.3;
+    set_t5(c, random, false);
+    AttentionInputs<TypeParam> in(c.shapes, random);
+    in.k = random.common_mean<TypeParam>(1, 150, 4, mean, 0.3);
+    this->share_of_promise(c, in);
+  }
+}
+
+TYPED_TEST(ToeplitzPromiseTest, EarlyRowsAreExact) {
+  // A steep ALiBi against the direction of the mask: the early rows' weights are tiny beside the generator's
+  // largest, and only the exact path can compute them.
+  AttentionCase c{.shapes = {2, 1, 400, 400, 4, 3}};
+  c.base.mask = Mask::causal();
+  c.base.path = Path::toeplitz;
+  c.base.tolerance = 1e-2;
+  c.base.scale = 0.05;
+  std::vector<double> values;
+  for (Index lag = 0; lag < 400; ++lag) values.push_back(0.05 * static_cast<double>(lag));
+  c.base.bias = LagBias::table(values, 1, 0);
+  c.bias = table_formula(values, 1, 0);
+  AttentionInputs<TypeParam> in(c.shapes, 8);
+  AttentionCase exact = c;
+  exact.base.path = Path::exact;
+  Tensor<TypeParam> exact_out = in.out;
+  attend(in.q.view(), in.k.view(), in.v.view(), exact_out.view(), exact.options());
+  this->share_of_promise(c, in);
+  const Report report = attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
+  for (Index h = 0; h < 2; ++h) {
+    const Candidate& toeplitz = report.heads[static_cast<std::size_t>(h)].candidates[2];
+    ASSERT_EQ(toeplitz.path, Path::toeplitz);
+    const Index rows = toeplitz.exact_rows;
+    EXPECT_LT(rows, 400);
+    if constexpr (std::is_same_v<TypeParam, float>) {
+      EXPECT_GE(rows, 48);
+    }
+    for (Index i = 0; i < rows; ++i)
+      for (Index m = 0; m < 3; ++m) EXPECT_EQ(in.out(h, i, m), exact_out(h, i, m)) << "row " << i;
+    if (rows < 400) {
+      double rest = 0;
+      for (Index i = rows; i < 400; ++i)
+        for (Index m = 0; m < 3; ++m)
+          rest = std::max(
+              rest, distance(static_cast<double>(in.out(h, i, m)), static_cast<double>(exact_out(h, i, m))));
+      EXPECT_GT(rest, 0) << "the rows behind are approximated";
+    }
+  }
+}
+
+TYPED_TEST(ToeplitzPromiseTest, RowsWithoutKeysAreZero) {
+  AttentionCase c{.shapes = {1, 1, 150, 60, 4, 3}};  // the first 90 rows stand before all keys
+  c.base.mask = Mask::causal();
+  c.base.path = Path::toeplitz;
+  c.base.tolerance = 1e-2;
+  c.base.scale = 0.05;
+  AttentionInputs<TypeParam> in(c.shapes, 9);
+  this->share_of_promise(c, in);
+  attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
+  for (Index i = 0; i < 90; ++i) EXPECT_EQ(in.out(0, i, 0), 0) << "row " << i;
+}
+
+TYPED_TEST(ToeplitzPromiseTest, ThreadsDoNotChangeABit) {
+  Inputs random(10);
+  AttentionCase c{.shapes = {6, 2, 150, 220, 4, 3}};
+  c.base.mask = Mask::causal();
+  c.base.tolerance = 1e-2;
+  c.base.path = Path::toeplitz;
+  c.base.scale = 0.05;
+  set_t5(c, random, false);
+  const AttentionInputs<TypeParam> in(c.shapes, random);
+  std::vector<Tensor<TypeParam>> outs;
+  for (const Index n : {1, 2, 3}) {
+    c.base.executor = threads(n);
+    outs.push_back(in.out);
+    attend(in.q.view(), in.k.view(), in.v.view(), outs.back().view(), c.options());
+    EXPECT_EQ(outs.back().values, outs.front().values) << n << " threads";
+  }
+}
+
+TEST(ToeplitzRefusal, SaysWhatIsNotAFunctionOfTheLag) {
+  Inputs random(11);
+  const auto refusal = [](const AttentionCase& c) {
+    return toeplitz_refusal(Problem(c.shapes, c.options()));
+  };
+  const AttentionCase plain{.shapes = {2, 1, 20, 30, 6, 4}};
+  EXPECT_EQ(refusal(plain), "");
+  const auto expect_refused = [&](auto&& set, const char* text) {
+    AttentionCase c = plain;
+    set(c);
+    EXPECT_THAT(refusal(c), testing::HasSubstr(text));
+  };
+  expect_refused([&](AttentionCase& c) { c.base.softcap = 10; }, "softcap");
+  expect_refused([&](AttentionCase& c) { set_sinks(c, random); }, "sinks");
+  expect_refused([&](AttentionCase& c) { set_dense(c, random, true, true, 9); }, "dense bias");
+  expect_refused([&](AttentionCase& c) { c.query_positions = shuffled_positions(random, 20, 0); },
+                 "not consecutive");
+}
+
+}  // namespace
+}  // namespace fastrope_test
