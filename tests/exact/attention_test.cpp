@@ -95,9 +95,9 @@ TYPED_TEST(ExactAttentionTest, EveryMask) {
 TYPED_TEST(ExactAttentionTest, EveryBias) {
   Inputs random(3);
   for (const Mask mask : {Mask::full(), Mask::causal(), Mask::lags(-20, 30)}) {
-    for (const auto& [n_q, n_k] : {std::pair{110, 110}, {30, 150}, {150, 30}}) {
+    for (const auto& lengths : {std::pair{110, 110}, {30, 150}, {150, 30}}) {
       const auto expect = [&](auto&& set) {
-        AttentionCase c{.shapes = {4, 2, n_q, n_k, 12, 8}};
+        AttentionCase c{.shapes = {4, 2, lengths.first, lengths.second, 12, 8}};
         c.base.mask = mask;
         set(c);
         this->expect_exact(c, 4);

@@ -253,16 +253,16 @@ TYPED_TEST(ToeplitzPromiseTest, BiasesMasksAndRadii) {
     for (const double tolerance : {1e-1, 1e-2, 1e-6}) {
       if (!kDouble && tolerance < 1e-2) continue;
       for (const Mask mask : {Mask::full(), Mask::causal(), Mask::sliding_window(40), Mask::lags(-30, 60)}) {
-        for (const auto& [n_q, n_k] : {std::pair{160, 160}, {50, 230}}) {
+        for (const auto& lengths : {std::pair{160, 160}, {50, 230}}) {
           const auto expect = [&](auto&& set) {
-            AttentionCase c{.shapes = {2, 1, n_q, n_k, 4, 2}};
+            AttentionCase c{.shapes = {2, 1, lengths.first, lengths.second, 4, 2}};
             c.base.mask = mask;
             c.base.scale = 1.0;
             c.base.tolerance = tolerance;
             c.base.path = Path::toeplitz;
             AttentionInputs<TypeParam> in(c.shapes, random);
-            in.q = random.sphere<TypeParam>(2, n_q, 4, std::sqrt(radius));
-            in.k = random.sphere<TypeParam>(1, n_k, 4, std::sqrt(radius));
+            in.q = random.sphere<TypeParam>(2, lengths.first, 4, std::sqrt(radius));
+            in.k = random.sphere<TypeParam>(1, lengths.second, 4, std::sqrt(radius));
             set(c);
             share = std::max(share, this->share_of_promise(c, in));
           };

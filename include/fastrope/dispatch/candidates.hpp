@@ -37,14 +37,17 @@ class MonomialSets {
 struct Approximation {
   ExpPolynomial polynomial;
   double error_bound;    ///< delta / (1 - delta), certified
-  double rounding;       ///< an estimate: epsilon (2 g + 8 + sqrt(n_k) / 4) amplification e^R / (1 - delta)
+  double rounding;       ///< an estimate: epsilon ((2 g + 8 + sqrt(n_k) / 4) amplification e^R / (1 - delta)
+                         ///< + the largest logit before any shift)
   double amplification;  ///< sum_p |c_p| F^p, what the features' sizes add up to; F >= R bounds their norms
 };
 
 /// The approximation of lowest degree whose certified error and rounding are within `tolerance` together;
-/// nothing where there is none, with the reason.
-inline std::optional<Approximation> approximate(double radius, double feature_radius, double tolerance,
-                                                double epsilon, Index n_k, std::string& reason) {
+/// nothing where there is none, with the reason. `logit_size`: bound of the logits before any shift, which
+/// are computed with an error of epsilon of it.
+inline std::optional<Approximation> approximate(double radius, double feature_radius, double logit_size,
+                                                double tolerance, double epsilon, Index n_k,
+                                                std::string& reason) {
   double target = tolerance;
   while (target > 0) {
     std::optional<ExpPolynomial> p;
@@ -61,12 +64,14 @@ inline std::optional<Approximation> approximate(double radius, double feature_ra
       power *= feature_radius;
     }
     const double roundings = 2.0 * p->degree() + 8 + std::sqrt(static_cast<double>(n_k)) / 4;
-    const double rounding = epsilon * roundings * amplification * std::exp(radius) / (1 - delta);
+    const double rounding =
+        epsilon * (roundings * amplification * std::exp(radius) / (1 - delta) + logit_size);
     const double bound = delta / (1 - delta);
     if (bound + rounding <= tolerance) return Approximation{*p, bound, rounding, amplification};
     if (rounding >= tolerance) {
-      reason = detail::message("entries up to ", radius, " amplify rounding to about ", rounding,
-                               " at degree ", p->degree());
+      reason =
+          detail::message("rounding alone is about ", rounding, " at degree ", p->degree(),
+                          " (entries up to ", radius, ", logits up to ", logit_size, " before any shift)");
       return std::nullopt;
     }
     target = std::min(target / 2, tolerance - rounding);
@@ -103,11 +108,15 @@ class HeadPlanner {
     Candidate exact = exact_candidate();
     if (!queries.finite || !keys.finite || !finite_values) {
       const char* which = !queries.finite ? "q" : !keys.finite ? "k" : "v";
-      exact.reason = detail::message(which, " is not finite, so entries have no bound");
+      exact.reason =
+          detail::message(which, " is not finite (or its norms overflow), so entries have no bound");
       report.entry_bound = std::numeric_limits<double>::infinity();
       require_allowed(head, exact);
       report.candidates = {exact};
     } else {
+      report.entry_bound = problem_.weights
+                               ? weighted_bounds(queries, keys, problem_, kEpsilon).radius
+                               : best_shift(queries, keys, problem_.scale, true, kEpsilon).radius;
       Candidate polynomial = polynomial_candidate(head, queries, keys, plan);
       Candidate toeplitz = toeplitz_candidate(head, queries, keys, plan);
       report.candidates = {exact, polynomial, toeplitz};
@@ -147,9 +156,8 @@ class HeadPlanner {
       return c;
     }
     Shift shift = best_shift(queries, keys, problem_.scale, /*may_weigh_keys=*/true, kEpsilon);
-    plan.report.entry_bound = shift.radius;
-    const auto fit =
-        approximate(shift.radius, shift.radius, tolerance_, kEpsilon, problem_.shapes.n_k, c.reason);
+    const auto fit = approximate(shift.radius, shift.radius, logit_size(queries, keys), tolerance_, kEpsilon,
+                                 problem_.shapes.n_k, c.reason);
     if (!fit || !set_rank(c, problem_.shapes.d, *fit)) return c;
     c.seconds = cost_.template polynomial<Real>(problem_, static_cast<double>(c.rank));
     plan.polynomial = LowRankHead{head, std::move(shift), fit->polynomial, nullptr};
@@ -174,15 +182,21 @@ class HeadPlanner {
       shift = best_shift(queries, keys, problem_.scale, /*may_weigh_keys=*/false, kEpsilon);
       feature_radius = shift.radius;
     }
-    if (!plan.polynomial) plan.report.entry_bound = shift.radius;
     // The transforms need a share of the tolerance too.
-    const auto fit = approximate(shift.radius, feature_radius, 0.75 * tolerance_, kEpsilon, s.n_k, c.reason);
+    const double logits = problem_.weights ? shift.radius : logit_size(queries, keys);
+    const auto fit =
+        approximate(shift.radius, feature_radius, logits, 0.75 * tolerance_, kEpsilon, s.n_k, c.reason);
     const Index variables = problem_.weights ? static_cast<Index>(problem_.weights->support().size()) : s.d;
     if (!fit || !set_rank(c, variables, *fit)) return c;
     std::vector<double> generator = lag_generator(problem_, head);
     add_exact_rows(head, generator, shift.radius, *fit, c, plan);
     plan.toeplitz = ToeplitzHead{{head, std::move(shift), fit->polynomial, nullptr}, std::move(generator)};
     return c;
+  }
+
+  /// Bound of |scale q.k| before any shift.
+  double logit_size(const RowBounds& queries, const RowBounds& keys) const {
+    return std::abs(problem_.scale) * queries.norm * keys.norm;
   }
 
   /// Degree, rank and errors of a candidate; infeasible where the rank is too large.
@@ -278,6 +292,7 @@ class HeadPlanner {
       const Index variables =
           problem_.weights ? static_cast<Index>(problem_.weights->support().size()) : problem_.shapes.d;
       plan.toeplitz->low_rank.monomials = sets_.get(variables, chosen.degree);
+      report.entry_bound = plan.toeplitz->low_rank.shift.radius;
     } else {
       plan.toeplitz.reset();
       plan.exact_rows.clear();

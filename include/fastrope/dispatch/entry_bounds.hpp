@@ -14,7 +14,7 @@ namespace fastrope {
 
 /// What is known of the rows of one head of q or k, after rotation.
 struct RowBounds {
-  bool finite = true;
+  bool finite = true;          ///< every element is, and the norms do not overflow
   std::vector<double> mean;    ///< [d]
   double norm = 0;             ///< max_i |x_i|_2
   double centred_norm = 0;     ///< max_i |x_i - mean|_2
@@ -52,8 +52,8 @@ RowBounds row_bounds(const Rotation& rotation, Index rows, Index d, RowOf&& row_
       bounds.mean[c] += weight * y[c];
       bounds.column[c] = std::max(bounds.column[c], std::abs(y[c]));
     }
-    largest = std::max(largest, square);
     zeros += 0 * square;
+    largest = std::max(largest, square);
   });
   bounds.norm = std::sqrt(largest);
   bounds.finite = zeros == 0;

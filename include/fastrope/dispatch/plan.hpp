@@ -152,10 +152,10 @@ class Plan {
 /// look at the data.
 template <class Real = float>
 Plan<Real> make_plan(const Shapes& shapes, const Options& options) {
+  require_tolerance(options);
   if (options.tolerance != 0 && options.path != Path::exact)
     detail::fail("a plan with tolerance ", options.tolerance,
                  " belongs to the data: make_plan(q, k, v, options)");
-  require_tolerance(options);
   Problem problem(shapes, options);
   const CostModel cost;
   HeadPlanner<Real> planner(problem, options.tolerance, options.path, cost);
