@@ -48,7 +48,8 @@ double fma_peak() {
   double best = 0;
   for (int run = 0; run < 9; ++run) {
     Vec<Real> sum[kChains];
-    for (auto& s : sum) s = set(Real{1});
+    // Different values, or the compiler would compute equal chains once.
+    for (int c = 0; c < kChains; ++c) sum[c] = set(static_cast<Real>(c));
     Vec<Real> factor = set(static_cast<Real>(0.999)), term = set(static_cast<Real>(1e-4));
     const double start = now();
     for (Index i = 0; i < kSteps; ++i) {
