@@ -174,7 +174,9 @@ int main(int argc, char** argv) {
                              " n=" + std::to_string(c.n) + " d=" + std::to_string(c.d) +
                              " d_v=" + std::to_string(c.d_v);
     const auto add = [&](const char* what, auto&& run) {
-      benchmark::RegisterBenchmark((name + "/" + what).c_str(), run)->Unit(benchmark::kMillisecond)->UseRealTime();
+      benchmark::RegisterBenchmark((name + "/" + what).c_str(), run)
+          ->Unit(benchmark::kMillisecond)
+          ->UseRealTime();
     };
     add("naive", [c](benchmark::State& s) { run_naive(s, c); });
     for (Path path : {Path::exact, Path::polynomial, Path::toeplitz})

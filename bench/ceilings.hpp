@@ -41,12 +41,12 @@ void keep(T&& value) {
 /// Flops per second of one thread in a loop of fused multiply-adds that touches registers only. Clock and
 /// neighbours vary, so the best of several short runs is the ceiling.
 template <class Real>
-double fma_peak() {
+double fma_peak(int runs = 9) {
   using namespace fastrope::simd;
   constexpr int kChains = 12;
-  constexpr Index kSteps = 2'000'000;
+  constexpr Index kSteps = 1'000'000;
   double best = 0;
-  for (int run = 0; run < 9; ++run) {
+  for (int run = 0; run < runs; ++run) {
     Vec<Real> sum[kChains];
     // Different values, or the compiler would compute equal chains once.
     for (int c = 0; c < kChains; ++c) sum[c] = set(static_cast<Real>(c));
@@ -65,12 +65,12 @@ double fma_peak() {
   return best;
 }
 
-/// Bytes per second of one thread that sums 512 MiB.
-inline double read_bandwidth() {
+/// Bytes per second of one thread that sums 512 MiB, the median of some runs.
+inline double read_bandwidth(int runs = 5) {
   using namespace fastrope::simd;
   constexpr Index kCount = Index{1} << 27;
-  const std::vector<float> data(kCount, 1.0f);
-  const double seconds = median_seconds(5, [&] {
+  static const std::vector<float> data(kCount, 1.0f);
+  const double seconds = median_seconds(runs, [&] {
     Vec<float> sum[8];
     for (auto& s : sum) s = zero<float>();
     constexpr Index kStep = kLanes<float>;
