@@ -16,10 +16,10 @@ namespace fastrope {
 /// the inputs. Allocates the workspace; engines that must not use make_plan and Plan::run. Returns what was
 /// done for each head and why. Throws Error before any work, naming the values, for tensors and options that
 /// clash or a forced path that cannot meet the tolerance.
-template <TensorLike Q, TensorLike K, TensorLike V, TensorLike Out>
+template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
 Report attend(const Q& q, const K& k, const V& v, Out&& out, const Options& options) {
   const auto out_view = as_tensor(out);
-  require_output(shapes_of(as_tensor(q), as_tensor(k), as_tensor(v)), out_view);
+  require_output(shapes_of(as_tensor(q), as_rows(k), as_rows(v)), out_view);
   const auto plan = make_plan(q, k, v, options);
   std::vector<std::byte> workspace(plan.workspace_bytes());
   if (plan.run(q, k, v, out_view, workspace) != RunStatus::ok)

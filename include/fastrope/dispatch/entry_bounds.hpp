@@ -68,12 +68,14 @@ RowBounds row_bounds(const Rotation& rotation, Index rows, Index d, RowOf&& row_
   return bounds;
 }
 
-/// Whether every element is finite.
-template <class T>
-bool all_finite(MatrixView<const T> x) {
+/// Whether every element of x [rows, cols] is finite.
+template <class Rows>
+bool all_finite(const Rows& x, Index rows, Index cols) {
   double zeros = 0;
-  for (Index i = 0; i < x.rows; ++i)
-    for (Index c = 0; c < x.cols; ++c) zeros += 0 * static_cast<double>(x(i, c));
+  for (Index i = 0; i < rows; ++i) {
+    const auto* row = x.row(i);
+    for (Index c = 0; c < cols; ++c) zeros += 0 * static_cast<double>(row[c]);
+  }
   return zeros == 0;
 }
 
@@ -85,8 +87,7 @@ struct EntryBounds {
 };
 
 template <class Q, class K, class V>
-EntryBounds entry_bounds(const Problem& problem, TensorView<const Q> q, TensorView<const K> k,
-                         TensorView<const V> v) {
+EntryBounds entry_bounds(const Problem& problem, TensorView<const Q> q, const K& k, const V& v) {
   const Shapes& s = problem.shapes;
   EntryBounds bounds{.queries = std::vector<RowBounds>(static_cast<std::size_t>(s.heads)),
                      .keys = std::vector<RowBounds>(static_cast<std::size_t>(s.kv_heads)),
@@ -104,7 +105,7 @@ EntryBounds entry_bounds(const Problem& problem, TensorView<const Q> q, TensorVi
       bounds.keys[static_cast<std::size_t>(h)] = row_bounds(
           problem.rotation, s.n_k, s.d, [&](Index j) { return k.head(h).row(grid.source(j)); },
           [&](Index j) { return grid.key_position(j); });
-      finite[static_cast<std::size_t>(h)] = all_finite(v.head(h));
+      finite[static_cast<std::size_t>(h)] = all_finite(v.head(h), s.n_k, s.d_v);
     }
   });
   bounds.finite_values.assign(finite.begin(), finite.end());

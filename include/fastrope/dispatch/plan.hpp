@@ -74,13 +74,13 @@ class Plan {
   const Shapes& shapes() const { return problem_.shapes; }
 
   /// Computes out [heads, n_q, d_v] from q [heads, n_q, d], k [kv_heads, n_k, d] and v [kv_heads, n_k, d_v],
-  /// each a view or an Eigen row-major object. Allocates nothing and throws nothing. out must not overlap the
-  /// inputs. A plan made with a tolerance holds for the q, k and v that it was made for.
-  template <TensorLike Q, TensorLike K, TensorLike V, TensorLike Out>
+  /// each a view or an Eigen row-major object, k and v also paged. Allocates nothing and throws nothing. out
+  /// must not overlap the inputs. A plan made with a tolerance holds for the q, k and v that it was made for.
+  template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
   RunStatus run(const Q& q, const K& k, const V& v, Out&& out,
                 std::span<std::byte> workspace) const noexcept {
-    return run_views<ElementOf<Q>, ElementOf<K>, ElementOf<V>, ElementOf<Out>>(
-        as_tensor(q), as_tensor(k), as_tensor(v), as_tensor(out), workspace);
+    const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
+    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace);
   }
 
   friend std::ostream& operator<<(std::ostream& out, const Plan& plan) { return out << plan.report_; }
@@ -101,8 +101,7 @@ class Plan {
                    workspace) {}
 
     template <class Q, class K, class V, class Out>
-    void run(const Plan& plan, TensorView<const Q> q, TensorView<const K> k, TensorView<const V> v,
-             TensorView<Out> out) {
+    void run(const Plan& plan, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out) {
       const Problem& problem = plan.problem_;
       packed.pack(problem, k, v);
       exact.prepare(problem);
@@ -117,8 +116,8 @@ class Plan {
   bool all_exact() const { return polynomial_heads_.empty() && toeplitz_heads_.empty(); }
 
   template <class Q, class K, class V, class Out>
-  RunStatus run_views(TensorView<const Q> q, TensorView<const K> k, TensorView<const V> v,
-                      TensorView<Out> out, std::span<std::byte> memory) const noexcept {
+  RunStatus run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+                      std::span<std::byte> memory) const noexcept {
     try {
       if (shapes_of(q, k, v) != problem_.shapes) return RunStatus::shape_mismatch;
       require_output(problem_.shapes, out);
@@ -165,17 +164,17 @@ Plan<Real> make_plan(const Shapes& shapes, const Options& options) {
   return {std::move(problem), options.tolerance, std::move(heads)};
 }
 
-/// A plan for these tensors, each a view or an Eigen row-major object: validates, bounds the entries (O(n d),
-/// two passes), and chooses the cheapest path that meets options.tolerance for each head. Throws Error,
-/// naming the values, for tensors and options that clash and for a forced path that cannot meet the
-/// tolerance.
-template <TensorLike Q, TensorLike K, TensorLike V>
+/// A plan for these tensors, each a view or an Eigen row-major object, k and v also paged: validates, bounds
+/// the entries (O(n d), two passes), and chooses the cheapest path that meets options.tolerance for each
+/// head. Throws Error, naming the values, for tensors and options that clash and for a forced path that
+/// cannot meet the tolerance.
+template <TensorLike Q, RowsLike K, RowsLike V>
 Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, const Options& options,
                                            const CostModel& cost = {}) {
   using Real = ArithmeticOf<ElementOf<Q>>;
   const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
-  const TensorView<const ElementOf<K>> k_view = as_tensor(k);
-  const TensorView<const ElementOf<V>> v_view = as_tensor(v);
+  const auto k_view = as_rows(k);
+  const auto v_view = as_rows(v);
   const Shapes shapes = shapes_of(q_view, k_view, v_view);
   require_tolerance(options);
   if (options.tolerance == 0 || options.path == Path::exact) return make_plan<Real>(shapes, options);

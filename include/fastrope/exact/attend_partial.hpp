@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "fastrope/core/paged_view.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/exact_call.hpp"
@@ -19,13 +20,13 @@ namespace fastrope {
 /// these keys: give options.key_positions and query_positions for a part of a longer sequence. A sink belongs
 /// to one part only. options.tolerance and path are not looked at: partial states are exact. Allocates the
 /// workspace. Throws Error, naming the values, for tensors and options that clash.
-template <TensorLike Q, TensorLike K, TensorLike V, TensorLike Out>
+template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
 void attend_partial(const Q& q, const K& k, const V& v, Out&& out, MatrixView<ArithmeticOf<ElementOf<Q>>> lse,
                     const Options& options) {
   using Real = ArithmeticOf<ElementOf<Q>>;
   const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
-  const TensorView<const ElementOf<K>> k_view = as_tensor(k);
-  const TensorView<const ElementOf<V>> v_view = as_tensor(v);
+  const auto k_view = as_rows(k);
+  const auto v_view = as_rows(v);
   const TensorView<ElementOf<Out>> out_view = as_tensor(out);
   const Shapes shapes = shapes_of(q_view, k_view, v_view);
   require_output(shapes, out_view);

@@ -114,8 +114,8 @@ class DecodeAttention {
   /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads, n_q, d_v];
   /// lse: [heads, n_q] or without data.
   template <class Q, class K, class V, class Out>
-  void run(const Problem& problem, TensorView<const Q> q, TensorView<const K> k, TensorView<const V> v,
-           TensorView<Out> out, MatrixView<Real> lse) {
+  void run(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+           MatrixView<Real> lse) {
     tables_.fill(problem);
     scores_.prepare(problem);
     const Index kv_heads = problem.shapes.kv_heads;
@@ -168,8 +168,8 @@ class DecodeAttention {
 
   /// The partial states of a split's keys for all query rows of a key/value head.
   template <class K, class V>
-  void attend_split(const Problem& problem, Index kv, Index split, MatrixView<const K> k,
-                    MatrixView<const V> v, const Buffers& b) const {
+  void attend_split(const Problem& problem, Index kv, Index split, const K& k, const V& v,
+                    const Buffers& b) const {
     const SoftmaxRows<Real> states = states_.from((kv * splits_ + split) * rows_);
     states.clear(rows_);
     const Range keys =
@@ -190,8 +190,7 @@ class DecodeAttention {
 
   /// scores [rows, block], for whole groups of four keys.
   template <class K>
-  void score_block(const Problem& problem, Index kv, MatrixView<const K> k, Range block,
-                   const Buffers& b) const {
+  void score_block(const Problem& problem, Index kv, const K& k, Range block, const Buffers& b) const {
     if (problem.rotates()) {
       std::array<const Real*, kBlock> keys;
       for (Index j = block.begin; j < block.end; ++j) {
@@ -201,7 +200,7 @@ class DecodeAttention {
       }
       dot_rows(problem, kv, keys, block.size(), b.scores);
     } else {
-      std::array<const K*, kBlock> keys;
+      std::array<decltype(k.row(0)), kBlock> keys;
       for (Index j = block.begin; j < block.end; ++j)
         keys[static_cast<std::size_t>(j - block.begin)] = k.row(problem.grid.source(j));
       dot_rows(problem, kv, keys, block.size(), b.scores);
@@ -237,12 +236,12 @@ class DecodeAttention {
 
   /// output += weights [rows, block] values [block, d_v].
   template <class V>
-  void add_values(const Problem& problem, Index kv, MatrixView<const V> v, Range block,
-                  const SoftmaxRows<Real>& states, const Buffers& b) const {
+  void add_values(const Problem& problem, Index kv, const V& v, Range block, const SoftmaxRows<Real>& states,
+                  const Buffers& b) const {
     constexpr Index kStep = simd::kLanes<Real>;
     constexpr Index kVecs = simd::kRegisters >= 32 ? 4 : 2;
     const Index d_v = problem.shapes.d_v;
-    std::array<const V*, kBlock> values;
+    std::array<decltype(v.row(0)), kBlock> values;
     for (Index j = block.begin; j < block.end; ++j)
       values[static_cast<std::size_t>(j - block.begin)] = v.row(problem.grid.source(j));
     std::fill_n(b.output, rows_ * width_, Real{0});

@@ -26,8 +26,8 @@ class ExactCall {
   /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads, n_q, d_v];
   /// lse: [heads, n_q], natural log, or without data.
   template <class Q, class K, class V, class Out>
-  void run(const Problem& problem, TensorView<const Q> q, TensorView<const K> k, TensorView<const V> v,
-           TensorView<Out> out, MatrixView<Real> lse) {
+  void run(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+           MatrixView<Real> lse) {
     if (problem.shapes.heads == 0 || problem.shapes.n_q == 0) return;
     if (decode_)
       decode_->run(problem, q, k, v, out, lse);
@@ -44,8 +44,8 @@ class ExactCall {
         : packed(problem, workspace), attention(problem, packed, workspace) {}
 
     template <class Q, class K, class V, class Out>
-    void run(const Problem& problem, TensorView<const Q> q, TensorView<const K> k, TensorView<const V> v,
-             TensorView<Out> out, MatrixView<Real> lse) {
+    void run(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+             MatrixView<Real> lse) {
       packed.pack(problem, k, v);
       attention.prepare(problem);
       const RowTasks<Real> tasks(problem, {0, problem.shapes.heads});

@@ -35,9 +35,9 @@ class PackedKeys {
     scratch_ = workspace.take<Real>(problem.executor.workers() * d_).data();
   }
 
-  /// k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v].
+  /// k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v]: views with head(h).row(j).
   template <class K, class V>
-  void pack(const Problem& problem, TensorView<const K> k, TensorView<const V> v) {
+  void pack(const Problem& problem, const K& k, const V& v) {
     tables_.fill(problem);
     problem.executor.parallel_for(problem.shapes.kv_heads * panel_count_, [&](Index task, Index worker) {
       const Index kv = task / panel_count_, p = task % panel_count_;
@@ -73,8 +73,7 @@ class PackedKeys {
   Real* mutable_panel(Index kv, Index p) { return panels_ + (kv * panel_count_ + p) * kWidth * d_; }
 
   template <class K>
-  void pack_panel(const Problem& problem, MatrixView<const K> k, Range keys, Real* panel,
-                  Real* scratch) const {
+  void pack_panel(const Problem& problem, const K& k, Range keys, Real* panel, Real* scratch) const {
     for (Index j = keys.begin; j < keys.end; ++j) {
       const bool inside = j < problem.grid.n_k();
       if (inside) tables_.load_key(problem, k.row(problem.grid.source(j)), j, scratch);
@@ -84,11 +83,11 @@ class PackedKeys {
 
   /// Returns whether all of them are finite.
   template <class V>
-  bool pack_values(const Problem& problem, MatrixView<const V> v, Range keys, Real* values) const {
+  bool pack_values(const Problem& problem, const V& v, Range keys, Real* values) const {
     using namespace simd;
     Vec<Real> zeros = zero<Real>();  // x * 0 is 0 for finite x and NaN otherwise
     for (Index j = keys.begin; j < keys.end; ++j, values += value_stride_) {
-      const Index count = j < problem.grid.n_k() ? v.cols : 0;
+      const Index count = j < problem.grid.n_k() ? problem.shapes.d_v : 0;
       if (count > 0) convert(v.row(problem.grid.source(j)), count, values);
       std::fill(values + count, values + value_stride_, Real{0});
       for (Index c = 0; c < value_stride_; c += kLanes<Real>)

@@ -55,12 +55,13 @@ struct Problem {
 
 /// The shapes of one call's tensors. Throws Error, naming the values, where they clash or a pointer is null.
 template <class Q, class K, class V>
-Shapes shapes_of(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<V>& v) {
+Shapes shapes_of(const Q& q, const K& k, const V& v) {
   const auto check = [](const char* name, const auto& t) {
     if (t.heads < 0 || t.rows < 0 || t.cols < 0)
       detail::fail(name, " has a negative size: [", t.heads, ", ", t.rows, ", ", t.cols, "]");
     if (t.data == nullptr && t.heads * t.rows * t.cols != 0)
       detail::fail(name, " is a null pointer with size [", t.heads, ", ", t.rows, ", ", t.cols, "]");
+    if constexpr (requires { t.require_pages(name); }) t.require_pages(name);
   };
   check("q", q);
   check("k", k);

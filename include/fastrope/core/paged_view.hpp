@@ -1,0 +1,73 @@
+// PagedView: keys or values of a cache that is kept in pages, as engines that serve many requests keep it.
+//
+// Row j of a sequence is row j % page_rows of page pages[j / page_rows] of a pool that all sequences share.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "fastrope/core/error.hpp"
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/tensor_view.hpp"
+
+namespace fastrope {
+
+/// heads x rows x cols elements; element (h, j, c) is
+/// data[pages[j / page_rows] * page_stride + h * head_stride + (j % page_rows) * row_stride + c].
+template <class T>
+struct PagedView {
+  T* data = nullptr;
+  Index heads = 0;
+  Index rows = 0;
+  Index cols = 0;
+  Index page_rows = 0;
+  std::span<const std::int32_t> pages = {};
+  Index page_stride = 0;
+  Index head_stride = 0;
+  Index row_stride = 0;
+
+  /// One head's rows.
+  struct Head {
+    T* data;
+    Index page_rows;
+    const std::int32_t* pages;
+    Index page_stride;
+    Index row_stride;
+
+    T* row(Index j) const { return data + pages[j / page_rows] * page_stride + j % page_rows * row_stride; }
+  };
+  Head head(Index h) const {
+    return {data + h * head_stride, page_rows, pages.data(), page_stride, row_stride};
+  }
+
+  /// Throws Error unless every row has a page. The pool's size is the caller's to know.
+  void require_pages(const char* name) const {
+    if (rows <= 0) return;
+    if (page_rows < 1) detail::fail(name, " has pages of ", page_rows, " rows");
+    const Index needed = ceil_div(rows, page_rows);
+    if (static_cast<Index>(pages.size()) < needed)
+      detail::fail(name, " names ", pages.size(), " pages of ", page_rows, " rows, its ", rows, " rows need ",
+                   needed);
+    for (std::int32_t page : pages.first(static_cast<std::size_t>(needed)))
+      if (page < 0) detail::fail(name, " names page ", page);
+  }
+};
+
+/// What keys and values may come as: a TensorView<const T>, from anything that is TensorLike, or a
+/// PagedView<const T>.
+template <TensorLike X>
+TensorView<const ElementOf<X>> as_rows(const X& tensor) {
+  return as_tensor(tensor);
+}
+template <class T>
+PagedView<const std::remove_const_t<T>> as_rows(const PagedView<T>& p) {
+  return {p.data, p.heads, p.rows, p.cols, p.page_rows, p.pages, p.page_stride, p.head_stride, p.row_stride};
+}
+
+/// A type that as_rows takes.
+template <class X>
+concept RowsLike = requires(const X& x) {
+  as_rows(x);
+};
+
+}  // namespace fastrope
