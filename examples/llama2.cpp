@@ -117,7 +117,8 @@ void run(const Arguments& arguments) {
 
   const std::vector<llama2::Token> prompt = tokenizer.encode(arguments.prompt);
   const Stopwatch prefill;
-  llama2::Matrix logits = model.forward(prompt);  // [prompt, vocab], then [1, vocab]
+  llama2::Matrix logits =
+      model.forward(prompt, /*explain=*/arguments.plan);  // [prompt, vocab], then [1, vocab]
   const double prefill_seconds = prefill.seconds();
   if (arguments.plan) print_plan(model.reports());
 

@@ -20,14 +20,11 @@ namespace llama2 {
 /// A checkpoint and the cache of one text.
 class Model {
  public:
-  /// `options` chooses tolerance, path and executor; the model sets the mask and the rotary positions. Single
-  /// tokens always take the exact path: one query leaves nothing to gain from approximating.
+  /// `options` chooses tolerance, path and executor; the model sets the mask and the rotary positions.
   explicit Model(Checkpoint checkpoint, fastrope::Options options = {})
       : weights_(std::move(checkpoint)), options_(std::move(options)) {
     options_.mask = fastrope::Mask::causal();
     options_.rope = fastrope::Rope{.base = 10000.0, .pairing = fastrope::RopePairing::interleaved};
-    decode_options_ = options_;
-    decode_options_.path = fastrope::Path::exact;
     cache_.resize(weights_.layers.size());
     for (Cache& cache : cache_) {
       cache.keys.resize(config().context, config().kv_dim());
@@ -44,8 +41,9 @@ class Model {
   std::span<const fastrope::Report> reports() const { return reports_; }
 
   /// Appends n tokens to the text and returns the logits that follow each of them: [n, vocab].
+  /// `explain`: reports() bounds the entries of every head, even where attend() would not look at them.
   /// Throws Error if the context has no room or a token is not in the vocabulary; the text is then as before.
-  Matrix forward(std::span<const Token> tokens) {
+  Matrix forward(std::span<const Token> tokens, bool explain = false) {
     const Index n = static_cast<Index>(tokens.size());
     if (length_ + n > config().context)
       throw Error(std::to_string(length_) + " + " + std::to_string(n) +
@@ -54,7 +52,7 @@ class Model {
     reports_.clear();
     for (std::size_t i = 0; i < weights_.layers.size(); ++i) {
       const Layer& layer = weights_.layers[i];
-      x += attention(rms_norm(x, layer.rms_attention), layer, cache_[i]);
+      x += attention(rms_norm(x, layer.rms_attention), layer, cache_[i], explain);
       x += feed_forward(rms_norm(x, layer.rms_ffn), layer);
     }
     length_ += n;
@@ -88,7 +86,7 @@ class Model {
   }
 
   /// h: [n, dim], normalised. Appends keys and values to the cache; returns [n, dim].
-  Matrix attention(const Matrix& h, const Layer& layer, Cache& cache) {
+  Matrix attention(const Matrix& h, const Layer& layer, Cache& cache, bool explain) {
     const Index n = h.rows(), n_k = length_ + n, d = config().head_size();
     const Index heads = config().heads, kv_heads = config().kv_heads;
     const Matrix q = h * layer.wq.transpose();                                 // [n, heads, d]
@@ -102,7 +100,9 @@ class Model {
     const View values(cache.values.data(), kv_heads, n_k, d, d, kv_heads * d);
     Matrix mixed(n, heads * d);  // [n, heads, d]
     const fastrope::TensorView<float> out(mixed.data(), heads, n, d, d, heads * d);
-    reports_.push_back(fastrope::attend(queries, keys, values, out, n == 1 ? decode_options_ : options_));
+    fastrope::Report report = fastrope::attend(queries, keys, values, out, options_);
+    if (explain) report = fastrope::make_plan(queries, keys, values, options_).report();
+    reports_.push_back(std::move(report));
     return mixed * layer.wo.transpose();
   }
 
@@ -116,7 +116,6 @@ class Model {
 
   Checkpoint weights_;
   fastrope::Options options_;
-  fastrope::Options decode_options_;
   std::vector<Cache> cache_;               // [layers]
   Index length_ = 0;                       // rows of the cache in use
   std::vector<fastrope::Report> reports_;  // [layers]

@@ -4,10 +4,29 @@
 #include <utility>
 #include <vector>
 
+#include "fastrope/core/paged_view.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/dispatch/plan.hpp"
 
 namespace fastrope {
+
+namespace detail {
+
+/// Whether an approximation of these shapes could be worth a look at the data, or make_plan has to say why
+/// not.
+template <class Real>
+bool looking_pays(const Shapes& shapes, const Options& options) {
+  require_tolerance(options);
+  if (options.tolerance == 0 || options.path != Path::automatic || shapes.empty() || shapes.n_k == 0)
+    return true;
+  const Problem problem(shapes, options);
+  const CostModel cost;
+  const double exact =
+      cost.exact<Real>(problem, problem.grid.allowed_pairs(), static_cast<double>(shapes.n_q));
+  return exact > cost.least_approximate<Real>(problem);
+}
+
+}  // namespace detail
 
 /// Softmax attention with relative positions, out = D^-1 A V (options.hpp has the logits).
 /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads, n_q, d_v], each a view or
@@ -18,9 +37,15 @@ namespace fastrope {
 /// clash or a forced path that cannot meet the tolerance.
 template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
 Report attend(const Q& q, const K& k, const V& v, Out&& out, const Options& options) {
+  using Real = ArithmeticOf<ElementOf<Q>>;
   const auto out_view = as_tensor(out);
-  require_output(shapes_of(as_tensor(q), as_rows(k), as_rows(v)), out_view);
-  const auto plan = make_plan(q, k, v, options);
+  const Shapes shapes = shapes_of(as_tensor(q), as_rows(k), as_rows(v));
+  require_output(shapes, out_view);
+  const auto plan = detail::looking_pays<Real>(shapes, options)
+                        ? make_plan(q, k, v, options)
+                        : detail::exact_plan<Real>(shapes, options,
+                                                   "exact costs less than a look at the data and the "
+                                                   "cheapest approximation of these shapes");
   std::vector<std::byte> workspace(plan.workspace_bytes());
   if (plan.run(q, k, v, out_view, workspace) != RunStatus::ok)
     detail::fail("the executor failed while attending");

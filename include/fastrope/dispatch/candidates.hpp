@@ -125,9 +125,6 @@ class HeadPlanner {
     return plan;
   }
 
-  /// Predicted seconds of the exact path for a head.
-  double exact_seconds() const { return exact_candidate().seconds; }
-
   /// The plan of a head that nobody looks at.
   HeadPlan plan_exact(const std::string& reason) const {
     HeadPlan plan;

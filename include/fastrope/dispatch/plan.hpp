@@ -10,6 +10,8 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/paged_view.hpp"
+#include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/dispatch/candidates.hpp"
 #include "fastrope/dispatch/cost_model.hpp"
@@ -146,22 +148,32 @@ class Plan {
   std::optional<CirculantEmbedding<Real>> embedding_ = {};
 };
 
+namespace detail {
+
+/// Every head exact, for the reason given.
+template <class Real>
+Plan<Real> exact_plan(const Shapes& shapes, const Options& options, const char* reason) {
+  Problem problem(shapes, options);
+  const CostModel cost;
+  const HeadPlanner<Real> planner(problem, options.tolerance, options.path, cost);
+  std::vector<HeadPlan> heads;
+  for (Index h = 0; h < shapes.heads; ++h) heads.push_back(planner.plan_exact(reason));
+  return {std::move(problem), options.tolerance, std::move(heads)};
+}
+
+}  // namespace detail
+
 /// A plan for any data of these shapes: the exact path for every head.
 /// Throws Error for shapes and options that clash, and for a tolerance or a forced path that would need a
 /// look at the data.
 template <class Real = float>
 Plan<Real> make_plan(const Shapes& shapes, const Options& options) {
   require_tolerance(options);
-  if (options.tolerance != 0 && options.path != Path::exact)
+  if (options.path == Path::exact) return detail::exact_plan<Real>(shapes, options, "forced");
+  if (options.tolerance != 0)
     detail::fail("a plan with tolerance ", options.tolerance,
                  " belongs to the data: make_plan(q, k, v, options)");
-  Problem problem(shapes, options);
-  const CostModel cost;
-  HeadPlanner<Real> planner(problem, options.tolerance, options.path, cost);
-  std::vector<HeadPlan> heads;
-  const char* reason = options.path == Path::exact ? "forced" : "tolerance 0 asks for the exact path";
-  for (Index h = 0; h < shapes.heads; ++h) heads.push_back(planner.plan_exact(reason));
-  return {std::move(problem), options.tolerance, std::move(heads)};
+  return detail::exact_plan<Real>(shapes, options, "tolerance 0 asks for the exact path");
 }
 
 /// A plan for these tensors, each a view or an Eigen row-major object, k and v also paged: validates, bounds
@@ -178,24 +190,16 @@ Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, c
   const Shapes shapes = shapes_of(q_view, k_view, v_view);
   require_tolerance(options);
   if (options.tolerance == 0 || options.path == Path::exact) return make_plan<Real>(shapes, options);
+  if (shapes.empty() || shapes.n_k == 0)
+    return detail::exact_plan<Real>(shapes, options, "there is nothing to attend to");
   Problem problem(shapes, options);
   HeadPlanner<Real> planner(problem, options.tolerance, options.path, cost);
+  const EntryBounds bounds = entry_bounds(problem, q_view, k_view, v_view);
   std::vector<HeadPlan> heads;
-  const auto all_exact = [&](const char* reason) {
-    for (Index h = 0; h < shapes.heads; ++h) heads.push_back(planner.plan_exact(reason));
-  };
-  if (shapes.empty() || shapes.n_k == 0) {
-    all_exact("there is nothing to attend to");
-  } else if (options.path == Path::automatic &&
-             planner.exact_seconds() <= cost.template least_approximate<Real>(problem)) {
-    all_exact("exact costs less than a look at the data and the cheapest approximation");
-  } else {
-    const EntryBounds bounds = entry_bounds(problem, q_view, k_view, v_view);
-    for (Index h = 0; h < shapes.heads; ++h) {
-      const auto kv = static_cast<std::size_t>(problem.kv_head(h));
-      heads.push_back(planner.plan(h, bounds.queries[static_cast<std::size_t>(h)], bounds.keys[kv],
-                                   bounds.finite_values[kv]));
-    }
+  for (Index h = 0; h < shapes.heads; ++h) {
+    const auto kv = static_cast<std::size_t>(problem.kv_head(h));
+    heads.push_back(planner.plan(h, bounds.queries[static_cast<std::size_t>(h)], bounds.keys[kv],
+                                 bounds.finite_values[kv]));
   }
   return {std::move(problem), options.tolerance, std::move(heads)};
 }
