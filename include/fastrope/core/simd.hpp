@@ -24,8 +24,6 @@
 #include <hwy/contrib/math/math-inl.h>
 #include <hwy/highway.h>
 
-#include <hwy/cache_control.h>
-
 #include <cstdint>
 #include <limits>
 #include <type_traits>
@@ -123,11 +121,6 @@ HWY_INLINE void convert(const T* from, Index count, Real* to) {
   Index i = 0;
   for (; i + kLanes<Real> <= count; i += kLanes<Real>) store<Real>(load_as<Real>(from + i), to + i);
   for (; i < count; ++i) to[i] = static_cast<Real>(from[i]);
-}
-/// Asks for the cache line at p.
-template <class T>
-HWY_INLINE void prefetch(const T* p) {
-  hwy::Prefetch(p);
 }
 
 template <class V>

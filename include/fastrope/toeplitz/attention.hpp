@@ -67,7 +67,9 @@ inline std::string toeplitz_refusal(const Problem& problem) {
 }
 
 /// A bound on the transforms' part of each row's error, relative to max|V|: 2 rho_i / (1 - rho_i), infinity
-/// where rho_i >= 1 or the row has no keys. `amplification` is sum_p |c_p| R^p; [n_q].
+/// where rho_i >= 1 or the row has no keys. `amplification` is sum_p |c_p| F^p, F >= R the bound on the
+/// features' norms (for a general W that of q^ and k^ in WeightedBounds, which carry max|W_s|). Result:
+/// [n_q].
 template <class Real>
 std::vector<double> transform_error(const Problem& problem, std::span<const double> generator, double radius,
                                     double delta, double amplification) {
