@@ -206,7 +206,7 @@ TYPED_TEST(OnlineSoftmax, WeighLeavesWeightsInPlaceOfScores) {
   EXPECT_EQ(scores[static_cast<std::size_t>(kCols) - 1], Real{0.25});
   EXPECT_EQ(std::accumulate(scores.begin(), scores.end(), Real{0}), Real{1.25}) << "-infinity weighs 0";
   EXPECT_EQ(row.state().maximum[0], 3);
-  EXPECT_EQ(row.state().sum[0], Real{1.25});
+  EXPECT_EQ(row.state().sum(0), Real{1.25});
 }
 
 TYPED_TEST(OnlineSoftmax, RaisingTheMaximumChangesNoResult) {
@@ -214,17 +214,17 @@ TYPED_TEST(OnlineSoftmax, RaisingTheMaximumChangesNoResult) {
   Row<Real> row(this->kValues);
   row.attend(this->x_, this->v_, {0, this->kKeys});
   const Tensor<Real> out = row.out();
-  const Real lse = row.lse(), maximum = row.state().maximum[0], sum = row.state().sum[0];
+  const Real lse = row.lse(), maximum = row.state().maximum[0], sum = row.state().sum(0);
 
   row.state().raise(0, maximum - 1);
   row.state().raise(0, maximum);
   row.state().raise(0, std::numeric_limits<Real>::quiet_NaN());
   EXPECT_EQ(row.state().maximum[0], maximum);
-  EXPECT_EQ(row.state().sum[0], sum);
+  EXPECT_EQ(row.state().sum(0), sum);
 
   row.state().raise(0, maximum + Real{5.5});
   EXPECT_EQ(row.state().maximum[0], maximum + Real{5.5});
-  EXPECT_LT(row.state().sum[0], sum / 32);
+  EXPECT_LT(row.state().sum(0), sum / 32);
   EXPECT_LE(max_abs_difference(row.out().view(), out.view()), this->tolerance(1) * max_abs(this->v_.view()));
   EXPECT_NEAR(row.lse(), lse, this->tolerance(1) * (1 + std::abs(static_cast<double>(lse))));
 }

@@ -149,6 +149,11 @@ template <class V>
 HWY_INLINE V max(V a, V b) {
   return hn::Max(a, b);
 }
+/// Whether a > b in some lane; NaN is not greater.
+template <class Real>
+HWY_INLINE bool any_greater(Vec<Real> a, Vec<Real> b) {
+  return !hn::AllFalse(Tag<Real>{}, hn::Gt(a, b));
+}
 template <class Real>
 HWY_INLINE Real reduce_add(Vec<Real> x) {
   return hn::GetLane(hn::SumOfLanes(Tag<Real>{}, x));

@@ -55,7 +55,7 @@ struct CostModel {
     // With a full mask there is no near field; else a row's own block and about a panel before it.
     const bool near_field = problem.grid.n_q() > 0 && problem.grid.keys_of(0).end < s.n_k;
     const double near =
-        near_field ? static_cast<double>(s.n_q) * static_cast<double>(QueryBlock<Real>::kRows) : 0;
+        near_field ? static_cast<double>(s.n_q) * static_cast<double>(QueryBlock<Real>::kTileRows) : 0;
     return slowdown<Real>() * (2 * rows * rank * d_v / tile + rows * rank / feature) +
            (near > 0 ? exact<Real>(problem, near, static_cast<double>(s.n_q))
                      : slowdown<Real>() * packing(s));

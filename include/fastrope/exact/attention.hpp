@@ -1,11 +1,15 @@
 // The exact path: tiled online softmax over packed keys, nothing n x n in memory.
 //
-// A block of kRows queries meets the keys it may attend to in runs of kKeys: scores by the tile kernel,
-// weights and their sums by the online softmax, outputs by the tile kernel again. Runs wholly outside the
-// mask are never touched. Cost 2 n_q n_k (d + d_v) flops and n_q n_k exponentials, over the allowed pairs
-// rounded up to whole panels; workspace: the packed keys and O(kRows (kKeys + d + d_v)) per worker.
+// A block of queries meets the keys it may attend to in runs, tile by tile: kTileRows rows against kKeys keys
+// give scores by the tile kernel, weights and their sums by the online softmax, outputs by the tile kernel
+// again, all in the first-level cache; the tiles of a block share a run's keys and values while the second
+// level holds them. Runs that the mask leaves nothing of are never touched. Cost 2 n_q n_k (d + d_v) flops
+// and n_q n_k exponentials, over the allowed pairs rounded up to whole panels; workspace: the packed keys and
+// O(kRows (kKeys + d + d_v)) per worker.
 #pragma once
 
+#include <algorithm>
+#include <array>
 #include <span>
 #include <vector>
 
@@ -22,17 +26,19 @@ namespace fastrope {
 template <class Real>
 class QueryBlock {
  public:
-  static constexpr Index kRows = 48;
-  static constexpr Index kKeys = 4 * PackedKeys<Real>::kWidth;
-  static_assert(kRows % kRowMultiple == 0);
+  static constexpr Index kTileRows = 48;
+  static constexpr Index kRows = 4 * kTileRows;
+  static constexpr Index kKeys = 2 * PackedKeys<Real>::kWidth;
+  static_assert(kTileRows % kRowMultiple == 0);
 
   QueryBlock(const Problem& problem, Index value_stride, Workspace& workspace)
       : queries_(workspace.take<Real>(kRows * problem.shapes.d).data()),
-        scores_(workspace.take<Real>(kRows * kKeys).data()),
+        allowed_(workspace.take<Range>(kRows).data()),
+        scores_(workspace.take<Real>(kTileRows * kStride).data()),
         scratch_(workspace.take<Real>(std::max(kKeys, problem.shapes.d)).data()),
         state_(kRows, value_stride, workspace) {}
 
-  /// The block's queries times Scores::query_factor, [d, kRows].
+  /// The first tile's queries times Scores::query_factor, [d, kTileRows].
   const Real* queries() const { return queries_; }
   const SoftmaxRows<Real>& state() const { return state_; }
 
@@ -42,32 +48,33 @@ class QueryBlock {
              Range rows) {
     head_ = h;
     rows_ = rows;
-    packed.pack_queries(problem, q, rows, kRows, Scores<Real>::query_factor(problem), queries_, scratch_);
-    state_.clear(kRows);
+    for (Index r = 0; r < rows.size(); r += kTileRows)
+      packed.pack_queries(problem, q, tile_rows(r), kTileRows, Scores<Real>::query_factor(problem),
+                          queries_ + r * problem.shapes.d, scratch_);
+    for (Index r = 0; r < rows.size(); ++r) allowed_[r] = problem.grid.keys_of(rows.begin + r);
+    state_.clear(round_up(rows.size(), kTileRows));
   }
 
   /// Attends to those of `keys` that the mask allows.
   void attend(const Problem& problem, const PackedKeys<Real>& packed, const Scores<Real>& scores,
-              Range keys) {
-    constexpr Index kWidth = PackedKeys<Real>::kWidth;
-    keys = intersect(keys, problem.grid.keys_of(rows_));
-    const Index row_count = round_up(rows_.size(), kRowMultiple);
-    const Index kv = problem.kv_head(head_);
-    for (Index j = round_down(keys.begin, kWidth); j < keys.end; j += kKeys) {
-      const Range run{j, std::min(j + kKeys, round_up(keys.end, kWidth))};
-      scores.product(problem, packed, kv, queries_, kRows, rows_, row_count, run, scores_, kKeys, scratch_);
-      for (Index i = rows_.begin; i < rows_.end; ++i) {
-        Real* row = scores_ + (i - rows_.begin) * kKeys;
-        scores.finish(problem, head_, i, run, intersect(keys, problem.grid.keys_of(i)), row, scratch_);
-      }
-      state_.weigh(rows_.size(), scores_, kKeys, run.size());
-      add_values(problem, packed, kv, run, keys, row_count);
+              Range keys) const {
+    std::array<Reach, kRows / kTileRows> reach;
+    Range all;
+    for (Index r = 0; r < rows_.size(); r += kTileRows) {
+      reach[static_cast<std::size_t>(r / kTileRows)] = reach_of(r, keys);
+      all = hull(all, reach[static_cast<std::size_t>(r / kTileRows)].some);
     }
+    // Runs begin at multiples of kKeys whatever the block, so that a row's result does not depend on its
+    // block.
+    for (Index j = round_down(all.begin, kKeys); j < all.end; j += kKeys)
+      for (Index r = 0; r < rows_.size(); r += kTileRows)
+        attend_run(problem, packed, scores, r, reach[static_cast<std::size_t>(r / kTileRows)],
+                   {j, j + kKeys});
   }
 
   /// Writes out [rows, d_v] and, where lse is not null, the natural log of each row's sum.
   template <class Out, class Lse>
-  void write(const Problem& problem, MatrixView<Out> out, Lse* lse) {
+  void write(const Problem& problem, MatrixView<Out> out, Lse* lse) const {
     for (Index i = rows_.begin; i < rows_.end; ++i) {
       const Index r = i - rows_.begin;
       if (!problem.sinks.empty())
@@ -78,31 +85,67 @@ class QueryBlock {
   }
 
  private:
-  /// output += weights [rows, run] values [run, d_v].
-  void add_values(const Problem& problem, const PackedKeys<Real>& packed, Index kv, Range run, Range keys,
-                  Index row_count) {
-    const Index width = packed.value_stride();
-    const Real* values = packed.values(kv) + run.begin * width;
-    if (finite(packed, kv, run)) {
-      multiply<true>(row_count, width, run.size(), BroadcastOperand<Real>{scores_, kKeys, 1}, values, width,
-                     state_.output, width);
-      return;
+  static constexpr Index kWidth = PackedKeys<Real>::kWidth;
+  /// Of a row of scores: rows a power of two apart would compete for the same lines of the cache.
+  static constexpr Index kStride = kKeys + simd::kLanes<Real>;
+
+  /// The keys that some row of a tile may attend to, and those that every row may.
+  struct Reach {
+    Range some;
+    Range every;
+  };
+
+  Range tile_rows(Index r) const { return intersect(rows_, {rows_.begin + r, rows_.begin + r + kTileRows}); }
+
+  Reach reach_of(Index r, Range keys) const {
+    Reach reach{.some = {}, .every = keys};
+    for (Index i = r; i < r + tile_rows(r).size(); ++i) {
+      reach.some = hull(reach.some, intersect(allowed_[i], keys));
+      reach.every = intersect(reach.every, allowed_[i]);
     }
-    // A masked key's weight is 0, but 0 times an infinite or NaN value is NaN: such keys are left out one by
-    // one.
-    for (Index i = rows_.begin; i < rows_.end; ++i) {
-      const Range allowed = intersect(run, intersect(keys, problem.grid.keys_of(i)));
+    return reach;
+  }
+
+  /// The tile that begins at row r of the block against those keys of a run that it can reach.
+  void attend_run(const Problem& problem, const PackedKeys<Real>& packed, const Scores<Real>& scores, Index r,
+                  const Reach& reach, Range run) const {
+    const Range keys = intersect(run, reach.some);
+    if (keys.empty()) return;
+    const Range panels{round_down(keys.begin, kWidth), round_up(keys.end, kWidth)};
+    const Range rows = tile_rows(r);
+    const Index kv = problem.kv_head(head_), row_count = round_up(rows.size(), kRowMultiple);
+    scores.product(problem, packed, kv, queries_ + r * problem.shapes.d, kTileRows, rows, row_count, panels,
+                   scores_, kStride, scratch_);
+    if (Scores<Real>::modifies(problem) || intersect(panels, reach.every) != panels)
+      for (Index i = 0; i < rows.size(); ++i)
+        scores.finish(problem, head_, rows.begin + i, panels, intersect(keys, allowed_[r + i]),
+                      scores_ + i * kStride, scratch_);
+    state_.from(r).weigh(rows.size(), scores_, kStride, panels.size());
+    if (finite(packed, kv, panels))
+      multiply<true>(row_count, state_.width, panels.size(), BroadcastOperand<Real>{scores_, kStride, 1},
+                     packed.values(kv) + panels.begin * state_.width, state_.width, state_.row(r),
+                     state_.width);
+    else
+      add_allowed_values(problem, packed, r, rows, keys, panels.begin);
+  }
+
+  /// A masked key's weight is 0, but 0 times an infinite or NaN value is NaN: here such keys are left out one
+  /// by one. The weights begin at key `first`.
+  void add_allowed_values(const Problem& problem, const PackedKeys<Real>& packed, Index r, Range rows,
+                          Range keys, Index first) const {
+    const Real* values = packed.values(problem.kv_head(head_));
+    for (Index i = 0; i < rows.size(); ++i) {
+      const Range allowed = intersect(keys, allowed_[r + i]);
       for (Index j = allowed.begin; j < allowed.end; ++j) {
-        if (!Scores<Real>::dense_allows(problem, head_, i, j)) continue;
-        const Real weight = scores_[(i - rows_.begin) * kKeys + j - run.begin];
-        for (Index c = 0; c < width; ++c)
-          state_.row(i - rows_.begin)[c] += weight * values[(j - run.begin) * width + c];
+        if (!Scores<Real>::dense_allows(problem, head_, rows.begin + i, j)) continue;
+        const Real weight = scores_[i * kStride + j - first];
+        for (Index c = 0; c < state_.width; ++c)
+          state_.row(r + i)[c] += weight * values[j * state_.width + c];
       }
     }
   }
 
   static bool finite(const PackedKeys<Real>& packed, Index kv, Range run) {
-    constexpr Index kWidth = PackedKeys<Real>::kWidth;
     for (Index j = run.begin; j < run.end; j += kWidth)
       if (!packed.finite_values(kv, j / kWidth)) return false;
     return true;
@@ -110,9 +153,10 @@ class QueryBlock {
 
   Index head_ = 0;
   Range rows_ = {};
-  Real* queries_;  // [d, kRows]
-  Real* scores_;   // [kRows, kKeys]
-  Real* scratch_;  // [max(kKeys, d)]
+  Real* queries_;   // [tiles, d, kTileRows]
+  Range* allowed_;  // [kRows], the keys that each row may attend to
+  Real* scores_;    // [kTileRows, kStride]
+  Real* scratch_;   // [max(kKeys, d)]
   SoftmaxRows<Real> state_;
 };
 
@@ -122,23 +166,34 @@ struct RowTask {
   Range rows;
 };
 
-/// The tasks of all rows of some heads. The last rows of a head come first: with a causal mask those are the
-/// longest, and threads that take tasks in turn finish together.
+/// The tasks of all rows of some heads: head after head, so that its keys stay in the cache, and the last
+/// rows of a head first, since with a causal mask those are the longest and threads that take tasks in turn
+/// finish together.
 template <class Real>
 class RowTasks {
  public:
   RowTasks(const Problem& problem, Range heads)
-      : n_q_(problem.shapes.n_q), blocks_(ceil_div(n_q_, kRows)), heads_(heads) {}
+      : n_q_(problem.shapes.n_q),
+        rows_(rows_of_a_task(problem)),
+        blocks_(ceil_div(n_q_, rows_)),
+        heads_(heads) {}
 
   Index count() const { return heads_.size() * blocks_; }
   RowTask operator[](Index t) const {
-    const Index block = blocks_ - 1 - t / heads_.size();
-    return {heads_.begin + t % heads_.size(), intersect({block * kRows, (block + 1) * kRows}, {0, n_q_})};
+    const Index block = blocks_ - 1 - t % blocks_;
+    return {heads_.begin + t / blocks_, intersect({block * rows_, (block + 1) * rows_}, {0, n_q_})};
   }
 
  private:
-  static constexpr Index kRows = QueryBlock<Real>::kRows;
+  /// Whole tiles, fewer where that would leave workers without tasks.
+  static Index rows_of_a_task(const Problem& problem) {
+    constexpr Index kTile = QueryBlock<Real>::kTileRows, kMost = QueryBlock<Real>::kRows / kTile;
+    const Index tiles = problem.shapes.heads * ceil_div(problem.shapes.n_q, kTile);
+    return kTile * std::clamp<Index>(tiles / (8 * problem.executor.workers()), 1, kMost);
+  }
+
   Index n_q_;
+  Index rows_;
   Index blocks_;
   Range heads_;
 };

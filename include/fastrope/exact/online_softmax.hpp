@@ -2,6 +2,7 @@
 //
 // For one row and a set of keys, with y_j = x_j log2(e):
 //     maximum m >= max_j y_j,   sum l = sum_j 2^(y_j - m),   output o = sum_j 2^(y_j - m) v_j.
+// l is kept as one part for each lane of a vector, so that a block of scores ends without a reduction.
 // Two sets merge by raising both to the larger maximum; out = o / l and lse = ln(sum_j exp(x_j)) = (m + log2
 // l) ln 2. A row without keys has m = -infinity, l = 0, o = 0; its output is 0 and its lse -infinity.
 #pragma once
@@ -23,24 +24,27 @@ namespace fastrope {
 /// The states of a block of rows.
 template <class Real>
 struct SoftmaxRows {
+  static constexpr Index kLanes = simd::kLanes<Real>;
+  static constexpr Real kEmpty = -std::numeric_limits<Real>::infinity();
+
   Index width = 0;          ///< values per row, padded to whole vectors
   Real* maximum = nullptr;  ///< [rows], base-2
-  Real* sum = nullptr;      ///< [rows]
+  Real* parts = nullptr;    ///< [rows, kLanes], which add up to the sum
   Real* output = nullptr;   ///< [rows, width]
-
-  static constexpr Real kEmpty = -std::numeric_limits<Real>::infinity();
 
   SoftmaxRows(Index rows, Index value_stride, Workspace& workspace)
       : width(value_stride),
         maximum(workspace.take<Real>(rows).data()),
-        sum(workspace.take<Real>(rows).data()),
+        parts(workspace.take<Real>(rows * kLanes).data()),
         output(workspace.take<Real>(rows * value_stride).data()) {}
 
   Real* row(Index i) const { return output + i * width; }
+  Real sum(Index i) const { return simd::reduce_add<Real>(simd::load(parts + i * kLanes)); }
+  void add_to_sum(Index i, Real x) const { parts[i * kLanes] += x; }
 
   void clear(Index rows) const {
     std::fill_n(maximum, rows, kEmpty);
-    std::fill_n(sum, rows, Real{0});
+    std::fill_n(parts, rows * kLanes, Real{0});
     std::fill_n(output, rows * width, Real{0});
   }
 
@@ -48,7 +52,7 @@ struct SoftmaxRows {
   SoftmaxRows from(Index i) const {
     SoftmaxRows rows = *this;
     rows.maximum += i;
-    rows.sum += i;
+    rows.parts += i * kLanes;
     rows.output += i * width;
     return rows;
   }
@@ -56,9 +60,10 @@ struct SoftmaxRows {
   /// Merges row j of `other`, states of other keys, into row i.
   void absorb(Index i, const SoftmaxRows& other, Index j) const {
     raise(i, other.maximum[j]);
-    if (other.sum[j] == 0) return;
+    const Real sum = other.sum(j);
+    if (sum == 0) return;
     const Real shrink = std::exp2(other.maximum[j] - maximum[i]);
-    sum[i] += shrink * other.sum[j];
+    add_to_sum(i, shrink * sum);
     for (Index c = 0; c < width; ++c) row(i)[c] += shrink * other.row(j)[c];
   }
 
@@ -68,10 +73,8 @@ struct SoftmaxRows {
     if (!(candidate > maximum[i])) return;
     if (maximum[i] != kEmpty) {
       const Real shrink = std::exp2(maximum[i] - candidate);
-      sum[i] *= shrink;
-      using namespace simd;
-      for (Index c = 0; c < width; c += kLanes<Real>)
-        store<Real>(mul(load(row(i) + c), set(shrink)), row(i) + c);
+      scale_by(shrink, parts + i * kLanes, kLanes);
+      scale_by(shrink, row(i), width);
     }
     maximum[i] = candidate;
   }
@@ -81,49 +84,57 @@ struct SoftmaxRows {
   /// to the caller.
   void weigh(Index rows, Real* scores, Index stride, Index cols) const {
     using namespace simd;
-    constexpr Index kStep = kLanes<Real>;
-    // Two passes over all rows, so that no row waits for the reduction of the one before.
+    // Two passes over all rows, so that no row waits for the maximum of the one before. The maximum is
+    // reduced over lanes only where it rises, which grows rare.
     for (Index i = 0; i < rows; ++i) {
       const Real* row = scores + i * stride;
       Vec<Real> largest[2] = {set(kEmpty), set(kEmpty)};
       Index j = 0;
-      for (; j + 2 * kStep <= cols; j += 2 * kStep) {
+      for (; j + 2 * kLanes <= cols; j += 2 * kLanes) {
         largest[0] = max(load(row + j), largest[0]);
-        largest[1] = max(load(row + j + kStep), largest[1]);
+        largest[1] = max(load(row + j + kLanes), largest[1]);
       }
       if (j < cols) largest[0] = max(load(row + j), largest[0]);
-      raise(i,
-            reduce_max<Real>(max(largest[0], largest[1])));  // a NaN score makes its row NaN whatever this is
+      largest[0] = max(largest[0], largest[1]);
+      // A NaN score makes its row NaN whatever the maximum is.
+      if (any_greater<Real>(largest[0], set(maximum[i]))) raise(i, reduce_max<Real>(largest[0]));
     }
     for (Index i = 0; i < rows; ++i) {
       Real* row = scores + i * stride;
       const Vec<Real> shift = set(maximum[i] == kEmpty ? Real{0} : maximum[i]);
-      Vec<Real> total = zero<Real>();
-      for (Index j = 0; j < cols; j += kStep) {
+      Vec<Real> total = load(parts + i * kLanes);
+      for (Index j = 0; j < cols; j += kLanes) {
         const Vec<Real> weight = exp2_nonpositive<Real>(sub(load(row + j), shift));
         total = add(total, weight);
         store<Real>(weight, row + j);
       }
-      sum[i] += reduce_add<Real>(total);
+      store<Real>(total, parts + i * kLanes);
     }
   }
 
   /// One more logit that has no value: an attention sink.
   void add_sink(Index i, Real logit) const {
     raise(i, logit);
-    if (maximum[i] != kEmpty) sum[i] += std::exp2(logit - maximum[i]);
+    if (maximum[i] != kEmpty) add_to_sum(i, std::exp2(logit - maximum[i]));
   }
 
   /// Row i of out, o / l, in the storage type.
   template <class Out>
   void write(Index i, Out* out, Index d_v) const {
-    const Real inverse = sum[i] == 0 ? Real{0} : 1 / sum[i];
+    const Real total = sum(i), inverse = total == 0 ? Real{0} : 1 / total;
     for (Index c = 0; c < d_v; ++c) out[c] = static_cast<Out>(row(i)[c] * inverse);
   }
 
   /// Natural log of the sum of exponentials.
   Real lse(Index i) const {
-    return sum[i] == 0 ? kEmpty : (maximum[i] + std::log2(sum[i])) * static_cast<Real>(kLn2);
+    const Real total = sum(i);
+    return total == 0 ? kEmpty : (maximum[i] + std::log2(total)) * static_cast<Real>(kLn2);
+  }
+
+ private:
+  static void scale_by(Real factor, Real* x, Index count) {
+    for (Index c = 0; c < count; c += kLanes)
+      simd::store<Real>(simd::mul(simd::load(x + c), simd::set(factor)), x + c);
   }
 };
 

@@ -61,6 +61,11 @@ class Scores {
     }
   }
 
+  /// Whether finish() does more than the mask.
+  static bool modifies(const Problem& problem) {
+    return problem.softcap > 0 || !problem.bias.empty() || problem.is_dense();
+  }
+
   /// Softcap, biases and mask on the scores of query i of head h: those of keys outside `allowed` become
   /// -infinity. scores, scratch: [keys.size()].
   void finish(const Problem& problem, Index h, Index i, Range keys, Range allowed, Real* scores,

@@ -77,7 +77,7 @@ class PolynomialAttention {
   }
 
  private:
-  static constexpr Index kRows = QueryBlock<Real>::kRows;
+  static constexpr Index kRows = QueryBlock<Real>::kTileRows;
   static constexpr Index kWidth = PackedKeys<Real>::kWidth;
   static constexpr Index kBlock = std::max(kRows, kWidth);  // rows whose features are held at once
 
@@ -150,7 +150,7 @@ class PolynomialAttention {
     multiply<false>(kRows, b.width, head.monomials->rank(), BroadcastOperand<Real>{b.features, 1, kRows},
                     b.state, b.width, state.output, b.width);
     std::copy_n(b.factor, kRows, state.maximum);
-    std::copy_n(b.dot, kRows, state.sum);
+    for (Index i = 0; i < kRows; ++i) state.add_to_sum(i, b.dot[i]);
   }
 
   std::span<const LowRankHead> heads_;

@@ -72,13 +72,9 @@ class LagGrid {
 
   /// The smallest range that holds the keys of every query in `rows`.
   Range keys_of(Range rows) const {
-    Range hull{n_k_, 0};
-    for (Index i = rows.begin; i < rows.end; ++i) {
-      const Range keys = keys_of(i);
-      if (keys.empty()) continue;
-      hull = {std::min(hull.begin, keys.begin), std::max(hull.end, keys.end)};
-    }
-    return hull;
+    Range all;
+    for (Index i = rows.begin; i < rows.end; ++i) all = hull(all, keys_of(i));
+    return all;
   }
 
   /// Queries stand in ascending order, so begin and end of keys_of(i) never decrease.
