@@ -170,6 +170,50 @@ HWY_INLINE auto add_blocks(D, V x) {
   }
 }
 #endif
+/// The rows of a square block that transpose_block takes: the elements of 128 bits.
+template <class Real>
+inline constexpr Index kBlockRows = HWY_TARGET == HWY_SCALAR ? 1 : 16 / sizeof(Real);
+
+#if HWY_TARGET != HWY_SCALAR
+/// Block b of x, 128 bits, to p + b * stride.
+template <class D, class V, class Real>
+HWY_INLINE void store_blocks(D tag, V x, Real* p, Index stride) {
+  if constexpr (hn::MaxLanes(D{}) * sizeof(Real) <= 16) {
+    hn::StoreU(x, tag, p);
+  } else {
+    const hn::Half<D> half;
+    store_blocks(half, hn::LowerHalf(half, x), p, stride);
+    store_blocks(half, hn::UpperHalf(half, x),
+                 p + static_cast<Index>(hn::MaxLanes(half)) / kBlockRows<Real> * stride, stride);
+  }
+}
+#endif
+/// to[l * to_stride + r] = from[r * from_stride + l] for r < kBlockRows and l < kLanes.
+template <class Real>
+HWY_INLINE void transpose_block(const Real* from, Index from_stride, Real* to, Index to_stride) {
+#if HWY_TARGET == HWY_SCALAR
+  *to = *from;
+#else
+  const Tag<Real> tag;
+  const Index step = kBlockRows<Real> * to_stride;
+  const Vec<Real> a = load(from), b = load(from + from_stride);
+  if constexpr (sizeof(Real) == 8) {
+    store_blocks(tag, hn::InterleaveLower(tag, a, b), to, step);
+    store_blocks(tag, hn::InterleaveUpper(tag, a, b), to + to_stride, step);
+  } else {
+    const Vec<Real> c = load(from + 2 * from_stride), d = load(from + 3 * from_stride);
+    const hn::Repartition<double, Tag<Real>> wide;
+    const auto ab = hn::BitCast(wide, hn::InterleaveLower(tag, a, b)),
+               ab2 = hn::BitCast(wide, hn::InterleaveUpper(tag, a, b));
+    const auto cd = hn::BitCast(wide, hn::InterleaveLower(tag, c, d)),
+               cd2 = hn::BitCast(wide, hn::InterleaveUpper(tag, c, d));
+    store_blocks(tag, hn::BitCast(tag, hn::InterleaveLower(wide, ab, cd)), to, step);
+    store_blocks(tag, hn::BitCast(tag, hn::InterleaveUpper(wide, ab, cd)), to + to_stride, step);
+    store_blocks(tag, hn::BitCast(tag, hn::InterleaveLower(wide, ab2, cd2)), to + 2 * to_stride, step);
+    store_blocks(tag, hn::BitCast(tag, hn::InterleaveUpper(wide, ab2, cd2)), to + 3 * to_stride, step);
+  }
+#endif
+}
 /// The sums of four vectors, to sums[0..3].
 template <class Real>
 HWY_INLINE void reduce_add4(Vec<Real> a, Vec<Real> b, Vec<Real> c, Vec<Real> d, Real* sums) {

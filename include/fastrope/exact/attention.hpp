@@ -35,7 +35,8 @@ class QueryBlock {
       : queries_(workspace.take<Real>(kRows * problem.shapes.d).data()),
         allowed_(workspace.take<Range>(kRows).data()),
         scores_(workspace.take<Real>(kTileRows * kStride).data()),
-        scratch_(workspace.take<Real>(std::max(kKeys, problem.shapes.d)).data()),
+        scratch_(
+            workspace.take<Real>(std::max(kKeys, PackedKeys<Real>::scratch_size(problem.shapes.d))).data()),
         state_(kRows, value_stride, workspace) {}
 
   /// The first tile's queries times Scores::query_factor, [d, kTileRows].
@@ -156,7 +157,7 @@ class QueryBlock {
   Real* queries_;   // [tiles, d, kTileRows]
   Range* allowed_;  // [kRows], the keys that each row may attend to
   Real* scores_;    // [kTileRows, kStride]
-  Real* scratch_;   // [max(kKeys, d)]
+  Real* scratch_;   // a row of a lag function, or what packing wants
   SoftmaxRows<Real> state_;
 };
 

@@ -17,6 +17,40 @@
 
 namespace fastrope {
 
+namespace detail {
+
+/// Rows that are laid out as columns in one go, and the room a row has before: what pack_columns wants.
+template <class Real>
+inline constexpr Index kPackRows = simd::kBlockRows<Real>;
+template <class Real>
+constexpr Index pack_stride(Index d) {
+  return round_up(d, simd::kLanes<Real>);
+}
+
+/// panel(c, i) = row i's element c for c < d and i < width, row stride `width` of the panel; zeros from
+/// `count` on. load(i, x) writes row i to x [d]; scratch: [kPackRows, pack_stride]. Requires width a multiple
+/// of kPackRows.
+template <class Real, class Load>
+void pack_columns(Index count, Index width, Index d, Real* panel, Real* scratch, Load&& load) {
+  using namespace simd;
+  const Index stride = pack_stride<Real>(d);
+  for (Index i = 0; i < width; i += kPackRows<Real>) {
+    for (Index r = 0; r < kPackRows<Real>; ++r) {
+      if (i + r < count)
+        load(i + r, scratch + r * stride);
+      else
+        std::fill_n(scratch + r * stride, d, Real{0});
+    }
+    Index c = 0;
+    for (; c + kLanes<Real> <= d; c += kLanes<Real>)
+      transpose_block(scratch + c, stride, panel + c * width + i, width);
+    for (; c < d; ++c)
+      for (Index r = 0; r < kPackRows<Real>; ++r) panel[c * width + i + r] = scratch[r * stride + c];
+  }
+}
+
+}  // namespace detail
+
 /// Keys and values of every key/value head, packed, and the rotation tables of all positions.
 template <class Real>
 class PackedKeys {
@@ -32,7 +66,7 @@ class PackedKeys {
     panels_ = workspace.take<Real>(s.kv_heads * panel_count_ * kWidth * d_).data();
     values_ = workspace.take<Real>(s.kv_heads * panel_count_ * kWidth * value_stride_).data();
     finite_ = workspace.take<bool>(s.kv_heads * panel_count_).data();
-    scratch_ = workspace.take<Real>(problem.executor.workers() * d_).data();
+    scratch_ = workspace.take<Real>(problem.executor.workers() * scratch_size(d_)).data();
   }
 
   /// k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v]: views with head(h).row(j).
@@ -42,22 +76,24 @@ class PackedKeys {
     problem.executor.parallel_for(problem.shapes.kv_heads * panel_count_, [&](Index task, Index worker) {
       const Index kv = task / panel_count_, p = task % panel_count_;
       pack_panel(problem, k.head(kv), {p * kWidth, (p + 1) * kWidth}, mutable_panel(kv, p),
-                 scratch_ + worker * d_);
+                 scratch_ + worker * scratch_size(d_));
       finite_[task] = pack_values(problem, v.head(kv), {p * kWidth, (p + 1) * kWidth},
                                   values_ + task * kWidth * value_stride_);
     });
   }
 
+  /// Elements of scratch that packing rows of d takes.
+  static Index scratch_size(Index d) { return detail::kPackRows<Real> * detail::pack_stride<Real>(d); }
+
   /// Rows [rows.begin, rows.end) of one query head as a panel [d, width] of x * factor, zeros past the end.
-  /// scratch: [d].
+  /// scratch: [scratch_size(d)]. Requires width a multiple of kRowMultiple.
   template <class Q>
   void pack_queries(const Problem& problem, MatrixView<const Q> q, Range rows, Index width, double factor,
                     Real* panel, Real* scratch) const {
-    for (Index i = 0; i < width; ++i) {
-      if (i < rows.size()) tables_.load_query(problem, q.row(rows.begin + i), rows.begin + i, scratch);
-      for (Index c = 0; c < d_; ++c)
-        panel[c * width + i] = i < rows.size() ? scratch[c] * static_cast<Real>(factor) : Real{0};
-    }
+    detail::pack_columns(rows.size(), width, d_, panel, scratch, [&](Index i, Real* x) {
+      tables_.load_query(problem, q.row(rows.begin + i), rows.begin + i, x);
+      for (Index c = 0; c < d_; ++c) x[c] *= static_cast<Real>(factor);
+    });
   }
 
   Index panel_count() const { return panel_count_; }
@@ -74,11 +110,10 @@ class PackedKeys {
 
   template <class K>
   void pack_panel(const Problem& problem, const K& k, Range keys, Real* panel, Real* scratch) const {
-    for (Index j = keys.begin; j < keys.end; ++j) {
-      const bool inside = j < problem.grid.n_k();
-      if (inside) tables_.load_key(problem, k.row(problem.grid.source(j)), j, scratch);
-      for (Index c = 0; c < d_; ++c) panel[c * kWidth + j - keys.begin] = inside ? scratch[c] : Real{0};
-    }
+    const Index count = intersect(keys, {0, problem.grid.n_k()}).size();
+    detail::pack_columns(count, kWidth, d_, panel, scratch, [&](Index j, Real* x) {
+      tables_.load_key(problem, k.row(problem.grid.source(keys.begin + j)), keys.begin + j, x);
+    });
   }
 
   /// Returns whether all of them are finite.
@@ -103,7 +138,7 @@ class PackedKeys {
   Real* panels_;   // [kv_heads, panel_count, d, kWidth]
   Real* values_;   // [kv_heads, panel_count * kWidth, value_stride]
   bool* finite_;   // [kv_heads, panel_count]
-  Real* scratch_;  // [workers, d]
+  Real* scratch_;  // [workers, scratch_size(d)]
 };
 
 }  // namespace fastrope

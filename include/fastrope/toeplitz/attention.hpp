@@ -137,7 +137,7 @@ class ToeplitzAttention {
   struct Buffers {
     Real* panel;         // [d, kRows], a block of rows before it is laid out
     Real* row_factor;    // [kRows]
-    Real* row;           // [d]
+    Real* row;           // what packing wants
     Real* queries;       // [d, n_q]
     Real* keys;          // [d, n_k]
     Real* values;        // [d_v + 1, n_k], the last all ones
@@ -157,7 +157,7 @@ class ToeplitzAttention {
     const Index levels = degree_ + 1;
     return {.panel = w.take<Real>(d * kRows).data(),
             .row_factor = w.take<Real>(kRows).data(),
-            .row = w.take<Real>(d).data(),
+            .row = w.take<Real>(PackedKeys<Real>::scratch_size(d)).data(),
             .queries = w.take<Real>(d * n_q).data(),
             .keys = w.take<Real>(d * n_k).data(),
             .values = w.take<Real>((d_v + 1) * n_k).data(),
