@@ -16,21 +16,13 @@
 
 #include "fastrope/fastrope.hpp"
 #include "support/attention_case.hpp"
+#include "support/measurable.hpp"
 
 namespace fastrope_test {
 namespace {
 
 using namespace fastrope;
 using testing::HasSubstr;
-
-// Times of code that is not optimised, or instrumented, say nothing.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__) || !defined(__OPTIMIZE__)
-constexpr bool kTimed = false;
-#elif !defined(__has_feature)
-constexpr bool kTimed = true;
-#else
-constexpr bool kTimed = !__has_feature(address_sanitizer) && !__has_feature(thread_sanitizer);
-#endif
 
 /// A valid call that each test spoils in one way.
 class AttendRefusesTest : public testing::Test {
@@ -281,7 +273,7 @@ void expect_regime(const AttentionCase& c, AttentionInputs<float>& in, Path path
             << head.rank << ", measured " << measured << " <= certified " << head.error_bound
             << " + rounding " << head.rounding << " <= " << c.base.tolerance << "; " << time * 1e3
             << " ms, exact " << exact_time * 1e3 << " ms\n";
-  if (kTimed) {
+  if (kMeasurable) {
     EXPECT_LT(time, exact_time) << plan;
   }
 }

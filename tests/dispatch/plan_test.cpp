@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <sstream>
@@ -241,6 +242,39 @@ TEST(Plan, RunsAgainWithTheSameBits) {
     const Tensor<float> first = in.out;
     ASSERT_EQ(copy.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), memory), RunStatus::ok);
     EXPECT_EQ(in.out.values, first.values) << path;
+  }
+}
+
+TEST(Plan, ADecodeLoopRunsInTheWorkspaceOfItsCapacity) {
+  // A plan knows where its queries stand, so each step makes one: of the keys so far, or of the whole cache,
+  // where the slots not yet used stand after the query and the causal mask hides what they hold.
+  constexpr Index kCapacity = 1500;
+  AttentionCase whole{.shapes = {4, 2, 1, kCapacity, 16, 8}};
+  whole.base.rope = Rope{};
+  whole.base.mask = Mask::causal();
+  const AttentionInputs<float> tokens(whole.shapes, 9);
+  std::vector<std::byte> workspace(make_plan(whole.shapes, whole.options()).workspace_bytes());
+  for (const Index n : {1, 2, 63, 65, 1024, 1025, 1500}) {
+    AttentionCase used = whole;
+    used.shapes.n_k = n;
+    used.query_positions.clear();
+    whole.query_positions = {n - 1};
+    AttentionInputs<float> in = tokens;
+    for (const auto& cache : {in.k.view(), in.v.view()})
+      for (Index h = 0; h < 2; ++h) std::fill(cache.head(h).row(n), cache.head(h).row(kCapacity), NAN);
+    auto k = in.k.view(), v = in.v.view();
+    k.rows = v.rows = n;
+    const Reference reference = reference_attention(in.q.view(), k, v, used.options());
+
+    const auto of_used = make_plan(used.shapes, used.options());
+    EXPECT_LE(of_used.workspace_bytes(), workspace.size());
+    ASSERT_EQ(of_used.run(in.q.view(), k, v, in.out.view(), workspace), RunStatus::ok);
+    EXPECT_LE(max_abs_difference(in.out.view(), reference.out.view()), 4e-6) << n << " keys";
+
+    const auto of_whole = make_plan(whole.shapes, whole.options());
+    EXPECT_EQ(of_whole.workspace_bytes(), workspace.size());
+    ASSERT_EQ(of_whole.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace), RunStatus::ok);
+    EXPECT_LE(max_abs_difference(in.out.view(), reference.out.view()), 4e-6) << n << " keys";
   }
 }
 

@@ -1,12 +1,15 @@
-// Partial states: (out, lse) against the oracle, and the law that merging any split of the keys is the whole.
+// Partial states: (out, lse) against the oracle, and the two uses that they are made for, split-K and a
+// prefix shared by many requests.
 #include "fastrope/exact/attend_partial.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "support/attention_case.hpp"
@@ -19,6 +22,7 @@ using fastrope::Error;
 using fastrope::Mask;
 using fastrope::MatrixView;
 using fastrope::merge;
+using fastrope::Range;
 using fastrope::Rope;
 
 template <class Real>
@@ -33,6 +37,26 @@ struct State {
   MatrixView<Real> lse_view() { return lse.view().head(0); }
 };
 
+/// Rows [begin, end) of every head.
+template <class T>
+TensorView<T> rows(TensorView<T> x, Index begin, Index end) {
+  x.data += begin * x.row_stride;
+  x.rows = end - begin;
+  return x;
+}
+
+/// Columns [begin, end): the lse of some queries.
+template <class T>
+MatrixView<T> columns(const MatrixView<T>& x, Index begin, Index end) {
+  return {x.data + begin, x.rows, end - begin, x.row_stride};
+}
+
+template <class T>
+void copy(const TensorView<const T>& from, const TensorView<T>& to) {
+  for (Index h = 0; h < from.heads; ++h)
+    for (Index i = 0; i < from.rows; ++i) std::copy_n(from.head(h).row(i), from.cols, to.head(h).row(i));
+}
+
 template <class Real>
 class AttendPartialTest : public testing::Test {
  protected:
@@ -43,12 +67,16 @@ class AttendPartialTest : public testing::Test {
   }
 
   /// Errors relative to max|V| for out, to 1 + max|lse| for lse.
-  static void expect_near(const State<Real>& state, const Reference& reference, const AttentionCase& c) {
-    EXPECT_LE(max_abs_difference(state.out.view(), reference.out.view()), kTolerance<Real>) << c;
+  static void expect_near(State<Real> state, const Reference& reference, const AttentionCase& c) {
+    expect_near(state.out.view(), state.lse_view(), reference, c);
+  }
+  static void expect_near(const TensorView<Real>& out, const MatrixView<Real>& lse,
+                          const Reference& reference, const AttentionCase& c) {
+    EXPECT_LE(max_abs_difference(out, reference.out.view()), kTolerance<Real>) << c;
     double size = 1;
     for (double x : reference.lse.values)
       if (std::isfinite(x)) size = std::max(size, 1 + std::abs(x));
-    EXPECT_LE(max_abs_difference(state.lse.view(), reference.lse.view()), kTolerance<Real> * size) << c;
+    EXPECT_LE(max_abs_difference(TensorView<Real>(lse), reference.lse.view()), kTolerance<Real> * size) << c;
   }
 };
 
@@ -98,49 +126,91 @@ TYPED_TEST(AttendPartialTest, ARowWithoutKeysIsZerosAndMinusInfinity) {
   }
 }
 
-TYPED_TEST(AttendPartialTest, MergingAnySplitEqualsTheWhole) {
+TYPED_TEST(AttendPartialTest, SplitKOfAnyPartsMergesToTheWhole) {
+  // A long cache is cut into parts; each is attended on its own, with the positions of its keys, by the same
+  // queries.
   Inputs random(5);
-  AttentionCase whole{.shapes = {4, 2, 70, 200, 12, 9}};
-  whole.base.rope = Rope{};
-  whole.base.mask = Mask::sliding_window(120);  // some parts have no keys for some rows
-  set_alibi(whole, random);
-  set_sinks(whole, random);
-  const AttentionInputs<TypeParam> in(whole.shapes, 6);
-  const Reference reference = in.reference(whole);
-  for (int split = 0; split < 20; ++split) {
-    std::vector<Index> ends;  // of the parts
-    const Index parts = random.integer(1, 6);
-    for (Index p = 1; p < parts; ++p) ends.push_back(random.integer(0, 200));
-    ends.push_back(200);
-    std::sort(ends.begin(), ends.end());
-    // In any order: the state so far may be the one without keys.
-    std::vector<Index> order(ends.size());
-    for (std::size_t p = 0; p < order.size(); ++p) order[p] = static_cast<Index>(p);
-    std::shuffle(order.begin(), order.end(), random.random());
+  for (const Index n_q : {70, 3}) {  // tiles, decode
+    AttentionCase whole{.shapes = {4, 2, n_q, 200, 12, 9}};
+    whole.base.rope = Rope{};
+    whole.base.mask = Mask::sliding_window(120);  // some parts have no keys for some rows
+    set_alibi(whole, random);
+    set_sinks(whole, random);
+    const AttentionInputs<TypeParam> in(whole.shapes, 6);
+    const Reference reference = in.reference(whole);
+    for (int split = 0; split < 20; ++split) {
+      std::vector<Index> ends{200};  // of the parts
+      for (Index p = random.integer(1, 6); p > 1; --p) ends.push_back(random.integer(0, 200));
+      std::sort(ends.begin(), ends.end());
+      std::vector<Range> parts;
+      parts.reserve(ends.size());
+      for (Index begin = 0; const Index end : ends) parts.push_back({std::exchange(begin, end), end});
+      // In any order: the state so far may be the one without keys.
+      std::shuffle(parts.begin(), parts.end(), random.random());
 
-    State<TypeParam> total(whole.shapes);
-    for (std::size_t turn = 0; turn < order.size(); ++turn) {
-      const auto p = static_cast<std::size_t>(order[turn]);
-      const Index begin = p == 0 ? 0 : ends[p - 1], end = ends[p];
-      AttentionCase part = whole;
-      part.shapes.n_k = end - begin;
-      for (Position j = begin; j < end; ++j) part.key_positions.push_back(j);
-      for (Position i = 130; i < 200; ++i) part.query_positions.push_back(i);
-      if (turn != 0) part.sinks.clear();
-      const auto rows = [&](const auto& x) {
-        auto view = x.view();
-        view.data += begin * view.row_stride;
-        view.rows = end - begin;
-        return view;
-      };
-      State<TypeParam> state(part.shapes);
-      attend_partial(in.q.view(), rows(in.k), rows(in.v), state.out.view(), state.lse_view(), part.options());
-      if (turn == 0)
-        total = state;
-      else
-        merge(total.out.view(), total.lse_view(), state.out.view(), state.lse_view());
+      State<TypeParam> total(whole.shapes);
+      for (bool first = true; const auto [begin, end] : parts) {
+        AttentionCase part = whole;
+        part.shapes.n_k = end - begin;
+        for (Position j = begin; j < end; ++j) part.key_positions.push_back(j);
+        for (Position i = 200 - n_q; i < 200; ++i) part.query_positions.push_back(i);
+        if (!first) part.sinks.clear();  // a sink joins the denominator once
+        State<TypeParam> state(part.shapes);
+        attend_partial(in.q.view(), rows(in.k.view(), begin, end), rows(in.v.view(), begin, end),
+                       state.out.view(), state.lse_view(), part.options());
+        if (std::exchange(first, false))
+          total = state;
+        else
+          merge(total.out.view(), total.lse_view(), state.out.view(), state.lse_view());
+      }
+      this->expect_near(total, reference, whole);
     }
-    this->expect_near(total, reference, whole);
+  }
+}
+
+TYPED_TEST(AttendPartialTest, CascadeOfASharedPrefixMergesToEachWhole) {
+  // Requests that begin with the same system prompt keep its keys once. The queries of all requests, rows of
+  // one tensor, attend to it in a single call; each request attends to its own suffix; the two merge.
+  constexpr Index kPrefix = 150;
+  struct Request {
+    Index suffix;  // tokens behind the prefix
+    Index n_q;     // the last of them are queries
+  };
+  using Batch = std::vector<Request>;
+  const Batch decoding = {{1, 1}, {40, 1}, {7, 1}}, mixed = {{30, 30}, {90, 20}, {5, 1}};
+  Inputs random(9);
+  for (const Batch& batch : {decoding, mixed}) {
+    AttentionCase prefix{.shapes = {4, 2, 0, kPrefix, 12, 9}};
+    prefix.base.rope = Rope{};
+    prefix.base.mask = Mask::causal();
+    for (const auto [suffix, n_q] : batch) {
+      for (Position i = suffix - n_q; i < suffix; ++i) prefix.query_positions.push_back(kPrefix + i);
+      prefix.shapes.n_q += n_q;
+    }
+    AttentionInputs<TypeParam> shared(prefix.shapes, random);
+    State<TypeParam> batch_state(prefix.shapes);
+    attend_partial(shared.q.view(), shared.k.view(), shared.v.view(), batch_state.out.view(),
+                   batch_state.lse_view(), prefix.options());
+
+    for (Index begin = 0; const auto [suffix, n_q] : batch) {
+      const Index end = begin + n_q, n_k = kPrefix + suffix;
+      AttentionCase request{.shapes = {4, 2, n_q, n_k, 12, 9}, .base = prefix.base};
+      AttentionInputs<TypeParam> in(request.shapes, random);  // as if the request had the cache for itself
+      copy(rows(std::as_const(shared.q).view(), begin, end), in.q.view());
+      copy(std::as_const(shared.k).view(), rows(in.k.view(), 0, kPrefix));
+      copy(std::as_const(shared.v).view(), rows(in.v.view(), 0, kPrefix));
+
+      AttentionCase own = request;
+      for (Position j = kPrefix; j < n_k; ++j) own.key_positions.push_back(j);
+      State<TypeParam> state(request.shapes);
+      attend_partial(in.q.view(), rows(in.k.view(), kPrefix, n_k), rows(in.v.view(), kPrefix, n_k),
+                     state.out.view(), state.lse_view(), own.options());
+      const TensorView<TypeParam> out = rows(batch_state.out.view(), begin, end);
+      const MatrixView<TypeParam> lse = columns(batch_state.lse_view(), begin, end);
+      merge(out, lse, state.out.view(), state.lse_view());
+      this->expect_near(out, lse, in.reference(request), request);
+      begin = end;
+    }
   }
 }
 

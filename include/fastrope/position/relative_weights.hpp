@@ -42,7 +42,7 @@ class RelativeWeights {
   }
 
   /// The same from a function weight(lag, s) evaluated at lags first_lag..last_lag.
-  RelativeWeights(std::vector<Entry> support, Position first_lag, Position last_lag,
+  RelativeWeights(const std::vector<Entry>& support, Position first_lag, Position last_lag,
                   const std::function<double(Position lag, Index s)>& weight)
       : RelativeWeights(support, first_lag,
                         tabulate(static_cast<Index>(support.size()), first_lag, last_lag, weight)) {}
