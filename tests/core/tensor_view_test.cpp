@@ -128,6 +128,18 @@ TEST(TensorView, SeesBothMemoryOrders) {
   EXPECT_EQ(by_row.head(2).cols, cols);
 }
 
+TEST(TensorView, RowsAreThoseOfEveryHead) {
+  std::vector<float> memory(5 * 2 * 3);  // [rows, heads, cols]
+  const TensorView<float> all{memory.data(), 2, 5, 3, 3, 6};
+  const TensorView<float> some = rows(all, {1, 4});
+  EXPECT_EQ(some.heads, 2);
+  EXPECT_EQ(some.rows, 3);
+  EXPECT_EQ(some.cols, 3);
+  for (Index h = 0; h < 2; ++h)
+    for (Index i = 0; i < 3; ++i) EXPECT_EQ(some.head(h).row(i), all.head(h).row(i + 1));
+  EXPECT_EQ(rows(all, {5, 5}).rows, 0);
+}
+
 TEST(TensorView, AStrideOfZeroRepeats) {
   const std::vector<float> row{1, 2, 3};
   const TensorView<const float> repeated{row.data(), 2, 4, 3, 0, 0};

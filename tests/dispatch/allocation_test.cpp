@@ -1,4 +1,4 @@
-// Plan::run allocates nothing: a program of its own, since it replaces operator new.
+// Plan::run and BatchPlan::run allocate nothing: a program of its own, since it replaces operator new.
 #include <gtest/gtest.h>
 
 #include <atomic>
@@ -102,6 +102,28 @@ TEST(Allocation, RunHasNoneWithEveryModifierAndNonFiniteValues) {
   const long before = allocations;
   EXPECT_EQ(plan.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace), RunStatus::ok);
   EXPECT_EQ(allocations - before, 0);
+}
+
+TEST(Allocation, RunOfABatchHasNone) {
+  Inputs random(5);
+  AttentionCase c{.shapes = {4, 2, 100, 150, 6, 5}};
+  c.base.rope = Rope{};
+  c.base.mask = Mask::causal();
+  set_alibi(c, random);
+  set_sinks(c, random);
+  const std::vector<Shapes> shapes = {{4, 2, 100, 150, 6, 5}, {4, 2, 1, 3000, 6, 5}, {4, 2, 0, 7, 6, 5}};
+  const std::vector<Position> ring = shuffled_positions(random, 3000, 8);
+  const std::vector<Position> query = {3007};
+  const BatchPlan plan(shapes, c.options(), std::vector<SequencePositions>{{}, {query, ring}, {}});
+  std::vector<AttentionInputs<float>> inputs;
+  for (const Shapes& s : shapes) inputs.emplace_back(s, 6);
+  std::vector<SequenceViews<float>> views;
+  for (auto& in : inputs) views.push_back({in.q.view(), in.k.view(), in.v.view(), in.out.view()});
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  const long before = allocations;
+  const RunStatus status = plan.run(views, workspace);
+  EXPECT_EQ(allocations - before, 0);
+  EXPECT_EQ(status, RunStatus::ok);
 }
 
 }  // namespace

@@ -75,7 +75,7 @@ void expect_dense(const AttentionCase& c, const AttentionInputs<double>& in, dou
       const Position key = c.key_positions.empty() ? j : c.key_positions[static_cast<std::size_t>(j)];
       if (!c.base.mask.allows(problem.grid.query_position(i) - key)) return {0};
       // Far are the whole panels that all rows of a block of queries attend to.
-      const Index first = i / QueryBlock<double>::kTileRows * QueryBlock<double>::kRows;
+      const Index first = i / QueryBlock<double>::kTileRows * QueryBlock<double>::kTileRows;
       const Index reach = problem.grid.keys_of(first).end;
       const Index far = reach == c.shapes.n_k ? reach : round_down(reach, PackedKeys<double>::kWidth);
       Index rank = 0;  // of the key among the positions

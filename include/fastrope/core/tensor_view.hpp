@@ -131,6 +131,13 @@ concept TensorLike = Element<ElementOf<X>>;
 template <class T>
 using ArithmeticOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
+/// Some rows of every head: a sequence's share of tensors that hold the tokens of many, one after the other.
+/// Requires 0 <= range.begin and range.end <= rows.
+template <class T>
+constexpr TensorView<T> rows(const TensorView<T>& x, Range range) {
+  return {x.data + range.begin * x.row_stride, x.heads, range.size(), x.cols, x.head_stride, x.row_stride};
+}
+
 /// A [heads, rows, cols] array without gaps.
 template <class T>
 constexpr TensorView<T> contiguous(T* data, Index heads, Index rows, Index cols) {

@@ -45,6 +45,14 @@ class Workspace {
   /// Bytes a block must have for what was taken so far, whatever its alignment.
   std::size_t bytes() const { return used_ == 0 ? 0 : used_ + kAlignment - 1; }
 
+  /// What `use(workspace)` takes.
+  template <class Use>
+  static std::size_t bytes_of(Use&& use) {
+    Workspace counting;
+    use(counting);
+    return counting.bytes();
+  }
+
  private:
   std::byte* begin_ = nullptr;
   std::size_t size_ = 0;
@@ -56,14 +64,12 @@ class Workspace {
 class WorkerScratch {
  public:
   WorkerScratch() = default;
+  WorkerScratch(Index workers, std::size_t bytes, Workspace& workspace)
+      : bytes_(bytes), memory_(workspace.take<std::byte>(workers * static_cast<Index>(bytes))) {}
   /// `use(workspace)` takes what one worker needs; it is called once, to count.
   template <class Use>
-  WorkerScratch(Index workers, Workspace& workspace, Use&& use) {
-    Workspace counting;
-    use(counting);
-    bytes_ = counting.bytes();
-    memory_ = workspace.take<std::byte>(workers * static_cast<Index>(bytes_));
-  }
+  WorkerScratch(Index workers, Workspace& workspace, Use&& use)
+      : WorkerScratch(workers, Workspace::bytes_of(use), workspace) {}
 
   /// Worker `w`'s share, from its beginning.
   Workspace of(Index w) const {

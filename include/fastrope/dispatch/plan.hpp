@@ -21,17 +21,10 @@
 #include "fastrope/polynomial/attention.hpp"
 #include "fastrope/problem/options.hpp"
 #include "fastrope/problem/problem.hpp"
+#include "fastrope/problem/run_status.hpp"
 #include "fastrope/toeplitz/attention.hpp"
 
 namespace fastrope {
-
-/// What became of Plan::run.
-enum class RunStatus {
-  ok,
-  shape_mismatch,       ///< tensors are not of the plan's shapes, or null; nothing was written
-  workspace_too_small,  ///< fewer than workspace_bytes(); nothing was written
-  executor_failed,      ///< the caller's executor threw; out has no meaning
-};
 
 /// Throws Error unless the tolerance is a finite number >= 0 that a forced path can work with.
 inline void require_tolerance(const Options& options) {
@@ -120,12 +113,7 @@ class Plan {
   template <class Q, class K, class V, class Out>
   RunStatus run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
                       std::span<std::byte> memory) const noexcept {
-    try {
-      if (shapes_of(q, k, v) != problem_.shapes) return RunStatus::shape_mismatch;
-      require_output(problem_.shapes, out);
-    } catch (...) {
-      return RunStatus::shape_mismatch;
-    }
+    if (!fits(problem_.shapes, q, k, v, out)) return RunStatus::shape_mismatch;
     if (memory.size() < workspace_bytes()) return RunStatus::workspace_too_small;
     if (problem_.shapes.empty()) return RunStatus::ok;
     try {

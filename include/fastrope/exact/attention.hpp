@@ -204,12 +204,23 @@ template <class Real>
 class ExactAttention {
  public:
   ExactAttention(const Problem& problem, const PackedKeys<Real>& packed, Workspace& workspace)
-      : scores_(problem, workspace), scratch_(problem.executor.workers(), workspace, [&](Workspace& share) {
-          QueryBlock<Real>(problem, packed.value_stride(), share);
-        }) {}
+      : ExactAttention(problem,
+                       WorkerScratch(problem.executor.workers(), worker_bytes(problem, packed), workspace),
+                       workspace) {}
+  /// With worker_bytes(problem, packed) of scratch that nobody else uses while a task runs.
+  ExactAttention(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
+      : scores_(problem, workspace), scratch_(scratch) {}
+
+  static std::size_t worker_bytes(const Problem& problem, const PackedKeys<Real>& packed) {
+    return Workspace::bytes_of(
+        [&](Workspace& share) { QueryBlock<Real>(problem, packed.value_stride(), share); });
+  }
 
   /// Lays out the lag functions. Call once, before run or block.
-  void prepare(const Problem& problem) { scores_.prepare(problem); }
+  void prepare(const Problem& problem) {
+    problem.executor.parallel_for(scores_.tasks(), [&](Index task, Index) { prepare(problem, task); });
+  }
+  void prepare(const Problem& problem, Index task) { scores_.prepare(problem, task); }
 
   const Scores<Real>& scores() const { return scores_; }
 
@@ -223,13 +234,19 @@ class ExactAttention {
   template <class Q, class Out, class Task>
   void run(const Problem& problem, const PackedKeys<Real>& packed, TensorView<const Q> q, TensorView<Out> out,
            MatrixView<Real> lse, Index count, Task&& task) const {
-    problem.executor.parallel_for(count, [&](Index t, Index worker) {
-      const auto [h, rows] = task(t);
-      QueryBlock<Real> queries = block(problem, packed, worker);
-      queries.start(problem, packed, h, q.head(h), rows);
-      queries.attend(problem, packed, scores_, {0, problem.shapes.n_k});
-      queries.write(problem, out.head(h), lse.data == nullptr ? nullptr : lse.row(h));
-    });
+    problem.executor.parallel_for(
+        count, [&](Index t, Index worker) { run_task(problem, packed, q, out, lse, task(t), worker); });
+  }
+
+  /// The same for the rows of one task.
+  template <class Q, class Out>
+  void run_task(const Problem& problem, const PackedKeys<Real>& packed, TensorView<const Q> q,
+                TensorView<Out> out, MatrixView<Real> lse, RowTask task, Index worker) const {
+    const auto [h, rows] = task;
+    QueryBlock<Real> queries = block(problem, packed, worker);
+    queries.start(problem, packed, h, q.head(h), rows);
+    queries.attend(problem, packed, scores_, {0, problem.shapes.n_k});
+    queries.write(problem, out.head(h), lse.data == nullptr ? nullptr : lse.row(h));
   }
 
  private:

@@ -16,6 +16,7 @@
 #include "fastrope/exact/online_softmax.hpp"
 #include "fastrope/exact/rotation_tables.hpp"
 #include "fastrope/exact/scores.hpp"
+#include "fastrope/exact/stage.hpp"
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope {
@@ -100,7 +101,8 @@ class DecodeAttention {
     return problem.shapes.n_q * problem.group() <= kMaxRows && !problem.weights;
   }
 
-  DecodeAttention(const Problem& problem, Workspace& workspace)
+  /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.
+  DecodeAttention(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
       : tables_(problem, workspace),
         scores_(problem, workspace),
         rows_(problem.shapes.n_q * problem.group()),
@@ -109,25 +111,48 @@ class DecodeAttention {
         splits_(std::max<Index>(1, ceil_div(problem.shapes.n_k, kSplit))),
         queries_(workspace.take<Real>(problem.shapes.kv_heads * rows_ * key_stride_).data()),
         states_(problem.shapes.kv_heads * splits_ * rows_, width_, workspace),
-        scratch_(problem.executor.workers(), workspace, [&](Workspace& share) { buffers(problem, share); }) {}
+        scratch_(scratch) {}
+
+  std::size_t worker_bytes(const Problem& problem) const {
+    return Workspace::bytes_of([&](Workspace& share) { buffers(problem, share); });
+  }
+
+  Index tasks(const Problem& problem, Stage stage) const {
+    const Index kv_heads = problem.shapes.kv_heads;
+    switch (stage) {
+      case Stage::prepare:
+        return tables_.tasks(problem) + scores_.tasks();
+      case Stage::attend:
+        return splits_ * kv_heads;
+      case Stage::load:
+      case Stage::finish:
+        return kv_heads * rows_;
+    }
+    return 0;
+  }
 
   /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads, n_q, d_v];
   /// lse: [heads, n_q] or without data.
   template <class Q, class K, class V, class Out>
-  void run(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-           MatrixView<Real> lse) {
-    tables_.fill(problem);
-    scores_.prepare(problem);
-    const Index kv_heads = problem.shapes.kv_heads;
-    problem.executor.parallel_for(kv_heads * rows_, [&](Index task, Index) { load_query(problem, q, task); });
-    // Heads within a split, so that they share the rotation table's rows in the cache.
-    problem.executor.parallel_for(splits_ * kv_heads, [&](Index task, Index worker) {
-      Workspace share = scratch_.of(worker);
-      attend_split(problem, task % kv_heads, task / kv_heads, k.head(task % kv_heads),
-                   v.head(task % kv_heads), buffers(problem, share));
-    });
-    problem.executor.parallel_for(kv_heads * rows_,
-                                  [&](Index task, Index) { finish_row(problem, task, out, lse); });
+  void run_task(const Problem& problem, Stage stage, Index task, Index worker, TensorView<const Q> q,
+                const K& k, const V& v, TensorView<Out> out, MatrixView<Real> lse) {
+    switch (stage) {
+      case Stage::prepare: {
+        const Index table_tasks = tables_.tasks(problem);
+        return task < table_tasks ? tables_.fill(problem, task)
+                                  : scores_.prepare(problem, task - table_tasks);
+      }
+      case Stage::load:
+        return load_query(problem, q, task);
+      case Stage::attend: {
+        // Heads within a split, so that they share the rotation table's rows in the cache.
+        const Index kv = task % problem.shapes.kv_heads, split = task / problem.shapes.kv_heads;
+        Workspace share = scratch_.of(worker);
+        return attend_split(problem, kv, split, k.head(kv), v.head(kv), buffers(problem, share));
+      }
+      case Stage::finish:
+        return finish_row(problem, task, out, lse);
+    }
   }
 
  private:

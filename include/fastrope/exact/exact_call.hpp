@@ -1,60 +1,123 @@
 // ExactCall: every head of a call by the exact path, in the way that suits its shapes.
 #pragma once
 
-#include <optional>
+#include <algorithm>
+#include <utility>
+#include <variant>
 
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/exact/decode.hpp"
+#include "fastrope/exact/stage.hpp"
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope {
+
+/// The tiled way: every key packed, then blocks of query rows.
+template <class Real>
+class TiledAttention {
+ public:
+  /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.
+  TiledAttention(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
+      : packed_(problem, scratch, workspace), attention_(problem, scratch, workspace) {}
+
+  std::size_t worker_bytes(const Problem& problem) const {
+    return std::max(PackedKeys<Real>::worker_bytes(problem),
+                    ExactAttention<Real>::worker_bytes(problem, packed_));
+  }
+
+  Index tasks(const Problem& problem, Stage stage) const {
+    switch (stage) {
+      case Stage::prepare:
+        return packed_.tables().tasks(problem) + attention_.scores().tasks();
+      case Stage::load:
+        return packed_.tasks(problem);
+      case Stage::attend:
+        return row_tasks(problem).count();
+      case Stage::finish:
+        return 0;
+    }
+    return 0;
+  }
+
+  template <class Q, class K, class V, class Out>
+  void run_task(const Problem& problem, Stage stage, Index task, Index worker, TensorView<const Q> q,
+                const K& k, const V& v, TensorView<Out> out, MatrixView<Real> lse) {
+    switch (stage) {
+      case Stage::prepare: {
+        const Index table_tasks = packed_.tables().tasks(problem);
+        return task < table_tasks ? packed_.tables().fill(problem, task)
+                                  : attention_.prepare(problem, task - table_tasks);
+      }
+      case Stage::load:
+        return packed_.pack_task(problem, k, v, task, worker);
+      case Stage::attend:
+        return attention_.run_task(problem, packed_, q, out, lse, row_tasks(problem)[task], worker);
+      case Stage::finish:
+        return;
+    }
+  }
+
+ private:
+  static RowTasks<Real> row_tasks(const Problem& problem) { return {problem, {0, problem.shapes.heads}}; }
+
+  PackedKeys<Real> packed_;
+  ExactAttention<Real> attention_;
+};
 
 /// Few query rows for each key head are bound by memory and read the cache in place; more are bound by
 /// arithmetic and worth packing.
 template <class Real>
 class ExactCall {
  public:
-  ExactCall(const Problem& problem, Workspace& workspace) {
-    if (DecodeAttention<Real>::suits(problem))
-      decode_.emplace(problem, workspace);
-    else
-      tiled_.emplace(problem, workspace);
+  ExactCall(const Problem& problem, Workspace& workspace)
+      : ExactCall(problem, own_scratch(problem, workspace), workspace) {}
+  /// With worker_bytes(problem) of scratch that nobody else uses while a task runs: calls may share it.
+  ExactCall(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
+      : way_(DecodeAttention<Real>::suits(problem)
+                 ? Way(std::in_place_type<DecodeAttention<Real>>, problem, scratch, workspace)
+                 : Way(std::in_place_type<TiledAttention<Real>>, problem, scratch, workspace)) {}
+
+  /// What a worker needs for a task.
+  std::size_t worker_bytes(const Problem& problem) const {
+    return std::visit([&](const auto& way) { return way.worker_bytes(problem); }, way_);
+  }
+
+  /// The independent tasks of a stage; those of the stages before must be done.
+  Index tasks(const Problem& problem, Stage stage) const {
+    if (problem.shapes.heads == 0 || problem.shapes.n_q == 0) return 0;
+    return std::visit([&](const auto& way) { return way.tasks(problem, stage); }, way_);
   }
 
   /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads, n_q, d_v];
   /// lse: [heads, n_q], natural log, or without data.
   template <class Q, class K, class V, class Out>
+  void run_task(const Problem& problem, Stage stage, Index task, Index worker, TensorView<const Q> q,
+                const K& k, const V& v, TensorView<Out> out, MatrixView<Real> lse) {
+    std::visit([&](auto& way) { way.run_task(problem, stage, task, worker, q, k, v, out, lse); }, way_);
+  }
+
+  /// Every task of every stage.
+  template <class Q, class K, class V, class Out>
   void run(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
            MatrixView<Real> lse) {
-    if (problem.shapes.heads == 0 || problem.shapes.n_q == 0) return;
-    if (decode_)
-      decode_->run(problem, q, k, v, out, lse);
-    else
-      tiled_->run(problem, q, k, v, out, lse);
+    for (const Stage stage : kStages)
+      problem.executor.parallel_for(tasks(problem, stage), [&](Index task, Index worker) {
+        run_task(problem, stage, task, worker, q, k, v, out, lse);
+      });
   }
 
  private:
-  struct Tiled {
-    PackedKeys<Real> packed;
-    ExactAttention<Real> attention;
+  using Way = std::variant<DecodeAttention<Real>, TiledAttention<Real>>;
 
-    Tiled(const Problem& problem, Workspace& workspace)
-        : packed(problem, workspace), attention(problem, packed, workspace) {}
+  static WorkerScratch own_scratch(const Problem& problem, Workspace& workspace) {
+    Workspace counting;
+    const ExactCall call(problem, WorkerScratch{}, counting);
+    return {problem.executor.workers(), call.worker_bytes(problem), workspace};
+  }
 
-    template <class Q, class K, class V, class Out>
-    void run(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-             MatrixView<Real> lse) {
-      packed.pack(problem, k, v);
-      attention.prepare(problem);
-      const RowTasks<Real> tasks(problem, {0, problem.shapes.heads});
-      attention.run(problem, packed, q, out, lse, tasks.count(), [&](Index t) { return tasks[t]; });
-    }
-  };
-
-  std::optional<DecodeAttention<Real>> decode_ = {};
-  std::optional<Tiled> tiled_ = {};
+  Way way_;
 };
 
 }  // namespace fastrope

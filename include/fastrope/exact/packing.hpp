@@ -58,28 +58,46 @@ class PackedKeys {
   static constexpr Index kWidth = kTileCols<Real>;
 
   PackedKeys(const Problem& problem, Workspace& workspace)
+      : PackedKeys(problem, WorkerScratch(problem.executor.workers(), worker_bytes(problem), workspace),
+                   workspace) {}
+  /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.
+  PackedKeys(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
       : tables_(problem, workspace),
         d_(problem.shapes.d),
         value_stride_(round_up(problem.shapes.d_v, simd::kLanes<Real>)),
-        panel_count_(ceil_div(problem.shapes.n_k, kWidth)) {
+        panel_count_(ceil_div(problem.shapes.n_k, kWidth)),
+        scratch_(scratch) {
     const Shapes& s = problem.shapes;
     panels_ = workspace.take<Real>(s.kv_heads * panel_count_ * kWidth * d_).data();
     values_ = workspace.take<Real>(s.kv_heads * panel_count_ * kWidth * value_stride_).data();
     finite_ = workspace.take<bool>(s.kv_heads * panel_count_).data();
-    scratch_ = workspace.take<Real>(problem.executor.workers() * scratch_size(d_)).data();
   }
 
   /// k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v]: views with head(h).row(j).
   template <class K, class V>
   void pack(const Problem& problem, const K& k, const V& v) {
-    tables_.fill(problem);
-    problem.executor.parallel_for(problem.shapes.kv_heads * panel_count_, [&](Index task, Index worker) {
-      const Index kv = task / panel_count_, p = task % panel_count_;
-      pack_panel(problem, k.head(kv), {p * kWidth, (p + 1) * kWidth}, mutable_panel(kv, p),
-                 scratch_ + worker * scratch_size(d_));
-      finite_[task] = pack_values(problem, v.head(kv), {p * kWidth, (p + 1) * kWidth},
-                                  values_ + task * kWidth * value_stride_);
-    });
+    problem.executor.parallel_for(tables_.tasks(problem),
+                                  [&](Index task, Index) { tables_.fill(problem, task); });
+    problem.executor.parallel_for(tasks(problem),
+                                  [&](Index task, Index worker) { pack_task(problem, k, v, task, worker); });
+  }
+
+  /// To be filled before anything is packed.
+  const RotationTables<Real>& tables() const { return tables_; }
+
+  /// The independent tasks of packing.
+  Index tasks(const Problem& problem) const { return problem.shapes.kv_heads * panel_count_; }
+  template <class K, class V>
+  void pack_task(const Problem& problem, const K& k, const V& v, Index task, Index worker) {
+    const Index kv = task / panel_count_, p = task % panel_count_;
+    Workspace share = scratch_.of(worker);
+    pack_panel(problem, k.head(kv), {p * kWidth, (p + 1) * kWidth}, mutable_panel(kv, p),
+               share.take<Real>(scratch_size(d_)).data());
+    finite_[task] = pack_values(problem, v.head(kv), {p * kWidth, (p + 1) * kWidth},
+                                values_ + task * kWidth * value_stride_);
+  }
+  static std::size_t worker_bytes(const Problem& problem) {
+    return Workspace::bytes_of([&](Workspace& share) { share.take<Real>(scratch_size(problem.shapes.d)); });
   }
 
   /// Elements of scratch that packing rows of d takes.
@@ -135,10 +153,10 @@ class PackedKeys {
   Index d_;
   Index value_stride_;
   Index panel_count_;
-  Real* panels_;   // [kv_heads, panel_count, d, kWidth]
-  Real* values_;   // [kv_heads, panel_count * kWidth, value_stride]
-  bool* finite_;   // [kv_heads, panel_count]
-  Real* scratch_;  // [workers, scratch_size(d)]
+  Real* panels_;  // [kv_heads, panel_count, d, kWidth]
+  Real* values_;  // [kv_heads, panel_count * kWidth, value_stride]
+  bool* finite_;  // [kv_heads, panel_count]
+  WorkerScratch scratch_;
 };
 
 }  // namespace fastrope

@@ -22,25 +22,25 @@ class RotationTables {
     queries_ = shared_ ? keys_ : workspace.take<Real>(s.n_q * row_size_).data();
   }
 
-  /// Call once, before any load.
-  void fill(const Problem& problem) {
-    if (!problem.rotates()) return;
+  /// The independent tasks that fill the tables.
+  Index tasks(const Problem& problem) const {
+    if (!problem.rotates()) return 0;
+    return key_tasks(problem) + (shared_ ? 0 : ceil_div(problem.grid.n_q(), kBlock));
+  }
+
+  /// Call for every task, before any load.
+  void fill(const Problem& problem, Index task) const {
     const LagGrid& grid = problem.grid;
-    constexpr Index kBlock = 256;  // rows of a task
-    const Index key_tasks = ceil_div(grid.n_k(), kBlock);
-    const Index query_tasks = shared_ ? 0 : ceil_div(grid.n_q(), kBlock);
-    problem.executor.parallel_for(key_tasks + query_tasks, [&](Index task, Index) {
-      if (task < key_tasks) {
-        const Range rows = intersect({task * kBlock, (task + 1) * kBlock}, {0, grid.n_k()});
-        problem.rotation.fill(
-            rows, [&](Index j) { return grid.key_position(j); }, keys_ + rows.begin * row_size_);
-      } else {
-        const Index first = (task - key_tasks) * kBlock;
-        const Range rows = intersect({first, first + kBlock}, {0, grid.n_q()});
-        problem.rotation.fill(
-            rows, [&](Index i) { return grid.query_position(i); }, queries_ + rows.begin * row_size_);
-      }
-    });
+    if (task < key_tasks(problem)) {
+      const Range rows = intersect({task * kBlock, (task + 1) * kBlock}, {0, grid.n_k()});
+      problem.rotation.fill(
+          rows, [&](Index j) { return grid.key_position(j); }, keys_ + rows.begin * row_size_);
+    } else {
+      const Index first = (task - key_tasks(problem)) * kBlock;
+      const Range rows = intersect({first, first + kBlock}, {0, grid.n_q()});
+      problem.rotation.fill(
+          rows, [&](Index i) { return grid.query_position(i); }, queries_ + rows.begin * row_size_);
+    }
   }
 
   /// x [d] = query i, of which `row` holds the elements as stored.
@@ -56,6 +56,10 @@ class RotationTables {
   }
 
  private:
+  static constexpr Index kBlock = 256;  // rows of a task
+
+  static Index key_tasks(const Problem& problem) { return ceil_div(problem.grid.n_k(), kBlock); }
+
   template <class T>
   static void load(const Problem& problem, const T* row, const Real* table_row, Real* x) {
     simd::convert(row, problem.shapes.d, x);

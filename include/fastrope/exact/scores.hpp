@@ -26,16 +26,17 @@ class Scores {
         weights_(problem.grid, problem.weights ? static_cast<Index>(problem.weights->support().size()) : 0,
                  workspace) {}
 
-  /// Lays out the lag functions. Call once, before any block.
-  void prepare(const Problem& problem) {
-    problem.executor.parallel_for(bias_.count() + weights_.count(), [&](Index task, Index) {
-      if (task < bias_.count()) {
-        bias_.fill(problem.grid, task, [&](Position lag) { return kLog2E * problem.bias(task, lag); });
-      } else {
-        const Index s = task - bias_.count();
-        weights_.fill(problem.grid, s, [&](Position lag) { return (*problem.weights)(lag, s); });
-      }
-    });
+  /// The independent tasks that lay out the lag functions.
+  Index tasks() const { return bias_.count() + weights_.count(); }
+
+  /// Call for every task, before any block.
+  void prepare(const Problem& problem, Index task) {
+    if (task < bias_.count()) {
+      bias_.fill(problem.grid, task, [&](Position lag) { return kLog2E * problem.bias(task, lag); });
+    } else {
+      const Index s = task - bias_.count();
+      weights_.fill(problem.grid, s, [&](Position lag) { return (*problem.weights)(lag, s); });
+    }
   }
 
   /// What queries are multiplied by when they are packed.

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <utility>
 #include <vector>
 
@@ -25,10 +26,12 @@ class Rotation {
  public:
   /// Without frequencies, rows are left as they are.
   explicit Rotation(RopeFrequencies frequencies = {}) : frequencies_(std::move(frequencies)) {
+    std::vector<double> table;
     for (Index low = 0; low < kBlock; ++low) {
-      for (double theta : frequencies_.theta) low_.push_back(std::cos(static_cast<double>(low) * theta));
-      for (double theta : frequencies_.theta) low_.push_back(std::sin(static_cast<double>(low) * theta));
+      for (double theta : frequencies_.theta) table.push_back(std::cos(static_cast<double>(low) * theta));
+      for (double theta : frequencies_.theta) table.push_back(std::sin(static_cast<double>(low) * theta));
     }
+    low_ = std::make_shared<const std::vector<double>>(std::move(table));
   }
 
   Index pairs() const { return frequencies_.pairs(); }
@@ -98,7 +101,7 @@ class Rotation {
           high_sine[m] = frequencies_.attention_factor * std::sin(angle);
         }
       }
-      const double* low_cosine = low_.data() + low * row_size() + pair_range.begin;
+      const double* low_cosine = low_->data() + low * row_size() + pair_range.begin;
       const double* low_sine = low_cosine + pairs();
       Real* cosine = table + (i - rows.begin) * row_size() + pair_range.begin;
       Real* sine = cosine + pairs();
@@ -110,7 +113,8 @@ class Rotation {
   }
 
   RopeFrequencies frequencies_;
-  std::vector<double> low_ = {};  // [kBlock, row_size]: cosines and sines of positions 0..kBlock-1
+  // [kBlock, row_size]: cosines and sines of positions 0..kBlock-1; shared by copies.
+  std::shared_ptr<const std::vector<double>> low_;
 };
 
 }  // namespace fastrope

@@ -3,6 +3,7 @@
 
 #include <cmath>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "fastrope/core/error.hpp"
@@ -44,6 +45,11 @@ struct Problem {
   /// Throws Error, naming the values, for shapes and options that clash.
   Problem(const Shapes& shapes, const Options& options);
 
+  /// The same request for a sequence of other lengths and positions. Requires !is_dense(). Throws Error,
+  /// naming the values, for positions that clash and lags that the bias or weights lack.
+  Problem with(Index n_q, Index n_k, std::span<const Position> query_positions,
+               std::span<const Position> key_positions) const;
+
   /// The key/value head that query head h reads.
   Index kv_head(Index h) const { return h / group(); }
   /// Query heads of each key/value head.
@@ -51,6 +57,9 @@ struct Problem {
   /// Whether scores depend on more than content and lag.
   bool is_dense() const { return dense_bias.data != nullptr || dense_mask.data != nullptr; }
   bool rotates() const { return rotation.pairs() > 0; }
+
+ private:
+  void require_lags() const;
 };
 
 /// The shapes of one call's tensors. Throws Error, naming the values, where they clash or a pointer is null.
@@ -84,6 +93,17 @@ void require_output(const Shapes& s, const TensorView<Out>& out) {
   if ((s.n_q > 1 && out.row_stride == 0) || (s.heads > 1 && out.head_stride == 0))
     detail::fail("out has stride 0 (head_stride ", out.head_stride, ", row_stride ", out.row_stride,
                  "): rows would overwrite each other");
+}
+
+/// Whether these are the tensors of a call of shapes s.
+template <class Q, class K, class V, class Out>
+bool fits(const Shapes& s, const Q& q, const K& k, const V& v, const TensorView<Out>& out) noexcept {
+  try {
+    require_output(s, out);
+    return shapes_of(q, k, v) == s;
+  } catch (...) {
+    return false;
+  }
 }
 
 namespace detail {
@@ -131,9 +151,24 @@ inline Problem::Problem(const Shapes& s, const Options& options)
   };
   require_dense("dense_bias", dense_bias);
   require_dense("dense_mask", dense_mask);
+  require_lags();
+}
+
+inline void Problem::require_lags() const {
   const LagGrid::Lags lags = grid.allowed_lags();
-  bias.require_covers(s.heads, lags.first, lags.last);
-  if (weights) weights->require_covers(s.d, lags.first, lags.last);
+  bias.require_covers(shapes.heads, lags.first, lags.last);
+  if (weights) weights->require_covers(shapes.d, lags.first, lags.last);
+}
+
+inline Problem Problem::with(Index n_q, Index n_k, std::span<const Position> query_positions,
+                             std::span<const Position> key_positions) const {
+  if (n_q < 0 || n_k < 0) detail::fail("shapes must not be negative: n_q ", n_q, ", n_k ", n_k);
+  Problem other = *this;
+  other.shapes.n_q = n_q;
+  other.shapes.n_k = n_k;
+  other.grid = LagGrid(n_q, n_k, query_positions, key_positions, grid.mask());
+  other.require_lags();
+  return other;
 }
 
 }  // namespace fastrope

@@ -1,0 +1,214 @@
+// A batch: many sequences of different lengths in one call, each attended exactly, as if it were alone.
+//
+// Engines that serve many requests mix prompts, chunks of prompts over a cache and single new tokens in one
+// step. Each stage of all sequences is one round of tasks, those of the longest sequences first: threads wait
+// for each other as often as in one call, and all have work whatever the mix of lengths.
+//
+//     std::vector<SequenceViews<float>> batch;  // tokens one after the other, sequence s at offsets[s]
+//     batch.push_back({rows(q, {offsets[s], offsets[s + 1]}), k_cache[s], v_cache[s],
+//                      rows(out, {offsets[s], offsets[s + 1]})});
+//     attend_batch(batch, options);
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <memory>
+#include <numeric>
+#include <ranges>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include "fastrope/core/error.hpp"
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/paged_view.hpp"
+#include "fastrope/core/tensor_view.hpp"
+#include "fastrope/core/workspace.hpp"
+#include "fastrope/exact/exact_call.hpp"
+#include "fastrope/exact/stage.hpp"
+#include "fastrope/problem/options.hpp"
+#include "fastrope/problem/problem.hpp"
+#include "fastrope/problem/run_status.hpp"
+
+namespace fastrope {
+
+/// One sequence's tensors. q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads,
+/// n_q, d_v]; K and V are a TensorView or a PagedView. n_q and n_k may be 0.
+template <class Q, class K = TensorView<const Q>, class V = K, class Out = Q>
+struct SequenceViews {
+  TensorView<const Q> q;
+  K k;
+  V v;
+  TensorView<Out> out;
+};
+
+/// Where one sequence's tokens stand; empty: the defaults of Options::query_positions and key_positions.
+struct SequencePositions {
+  std::span<const Position> queries = {};
+  std::span<const Position> keys = {};
+};
+
+namespace detail {
+
+/// f(), whose errors name the sequence.
+template <class F>
+auto in_sequence(std::size_t s, F&& f) {
+  try {
+    return f();
+  } catch (const Error& error) {
+    fail("sequence ", s, ": ", error.what());
+  }
+}
+
+}  // namespace detail
+
+/// A checked batch of given shapes with arithmetic in Real, to be run any number of times: once for each
+/// layer of a model, say. One plan may be run by several threads at once, each with its own workspace.
+template <class Real = float>
+class BatchPlan {
+ public:
+  /// shapes: of each sequence; n_q and n_k differ, the rest is the same for all. positions: of each sequence,
+  /// or empty. Masks, biases and the like are those of `options` for every sequence; its tolerance is met by
+  /// all, since all are exact. Throws Error for options and shapes that clash, naming the sequence and the
+  /// values, and for what belongs to a single call: a path other than exact, dense bias and mask, positions.
+  BatchPlan(std::span<const Shapes> shapes, const Options& options,
+            std::span<const SequencePositions> positions = {}) {
+    require_shared(options);
+    if (!positions.empty() && positions.size() != shapes.size())
+      detail::fail("positions are given for ", positions.size(), " of ", shapes.size(), " sequences");
+    if (shapes.empty()) return;
+    const Problem shared(with_lengths(shapes.front(), 0, 0), options);
+    for (std::size_t s = 0; s < shapes.size(); ++s)
+      detail::in_sequence(s, [&] {
+        require_same_heads(shapes[s], shared.shapes);
+        const SequencePositions at = positions.empty() ? SequencePositions{} : positions[s];
+        problems_.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, at.queries, at.keys));
+      });
+    number_tasks();
+    Workspace counting;
+    make_calls(counting);
+    workspace_bytes_ = counting.bytes();
+  }
+
+  /// Scratch memory that run needs.
+  std::size_t workspace_bytes() const { return workspace_bytes_; }
+
+  /// Computes every sequence's out. sequences: a contiguous range of SequenceViews of the plan's shapes.
+  /// Allocates nothing and throws nothing. An out must not overlap any input.
+  template <std::ranges::contiguous_range Sequences>
+  RunStatus run(const Sequences& sequences, std::span<std::byte> workspace) const noexcept {
+    const std::span views(sequences);
+    if (views.size() != problems_.size()) return RunStatus::shape_mismatch;
+    for (std::size_t s = 0; s < views.size(); ++s)
+      if (!fits(problems_[s].shapes, views[s].q, as_rows(views[s].k), as_rows(views[s].v), views[s].out))
+        return RunStatus::shape_mismatch;
+    if (workspace.size() < workspace_bytes_) return RunStatus::workspace_too_small;
+    if (views.empty()) return RunStatus::ok;
+    try {
+      Workspace memory(workspace);
+      const std::span<ExactCall<Real>> calls = make_calls(memory);
+      for (const Stage stage : kStages) run_stage(stage, calls, views);
+    } catch (...) {
+      return RunStatus::executor_failed;
+    }
+    return RunStatus::ok;
+  }
+
+ private:
+  static Shapes with_lengths(Shapes s, Index n_q, Index n_k) {
+    s.n_q = n_q;
+    s.n_k = n_k;
+    return s;
+  }
+
+  static void require_shared(const Options& options) {
+    if (options.path != Path::automatic && options.path != Path::exact)
+      detail::fail("path ", options.path, " does not serve batches: their sequences are exact");
+    if (options.dense_bias.data != nullptr || options.dense_mask.data != nullptr)
+      detail::fail("dense_bias and dense_mask have the shape of one call: a batch cannot share them");
+    if (!options.query_positions.empty() || !options.key_positions.empty())
+      detail::fail("options.query_positions and key_positions are those of one call: give a batch's beside ",
+                   "its shapes");
+  }
+
+  static void require_same_heads(const Shapes& s, const Shapes& shared) {
+    if (with_lengths(s, 0, 0) != shared)
+      detail::fail("heads ", s.heads, ", kv_heads ", s.kv_heads, ", d ", s.d, ", d_v ", s.d_v,
+                   "; sequence 0 has heads ", shared.heads, ", kv_heads ", shared.kv_heads, ", d ", shared.d,
+                   ", d_v ", shared.d_v);
+  }
+
+  /// Finds order_, first_task_ and worker_bytes_.
+  void number_tasks() {
+    order_.resize(problems_.size());
+    std::iota(order_.begin(), order_.end(), std::size_t{0});
+    std::stable_sort(order_.begin(), order_.end(), [&](std::size_t a, std::size_t b) {
+      return task_size(problems_[a].shapes) > task_size(problems_[b].shapes);
+    });
+    first_task_.fill({0});
+    for (const std::size_t s : order_) {
+      Workspace counting;
+      const ExactCall<Real> call(problems_[s], WorkerScratch{}, counting);
+      worker_bytes_ = std::max(worker_bytes_, call.worker_bytes(problems_[s]));
+      for (const Stage stage : kStages) {
+        std::vector<Index>& first = first_task_[static_cast<std::size_t>(stage)];
+        first.push_back(first.back() + call.tasks(problems_[s], stage));
+      }
+    }
+  }
+
+  /// Pairs of a query and a key in one of a sequence's tasks, about.
+  static Index task_size(const Shapes& s) { return std::min(s.n_q, QueryBlock<Real>::kRows) * s.n_k; }
+
+  /// The calls in the order of their tasks; all workers' scratch is shared by all of them. Nothing when
+  /// counting.
+  std::span<ExactCall<Real>> make_calls(Workspace& workspace) const {
+    static_assert(std::is_trivially_destructible_v<ExactCall<Real>>);
+    const WorkerScratch scratch(problems_.front().executor.workers(), worker_bytes_, workspace);
+    const auto calls = workspace.take<ExactCall<Real>>(static_cast<Index>(order_.size()));
+    for (std::size_t m = 0; m < order_.size(); ++m) {
+      const ExactCall<Real> call(problems_[order_[m]], scratch, workspace);
+      if (!workspace.counting()) std::construct_at(&calls[m], call);
+    }
+    return calls;
+  }
+
+  template <class Views>
+  void run_stage(Stage stage, std::span<ExactCall<Real>> calls, std::span<Views> views) const {
+    const std::vector<Index>& first = first_task_[static_cast<std::size_t>(stage)];
+    problems_.front().executor.parallel_for(first.back(), [&](Index task, Index worker) {
+      const auto m = std::upper_bound(first.begin(), first.end(), task) - first.begin() - 1;
+      const auto s = order_[static_cast<std::size_t>(m)];
+      const Views& x = views[s];
+      calls[m].run_task(problems_[s], stage, task - first[m], worker, x.q, as_rows(x.k), as_rows(x.v), x.out,
+                        MatrixView<Real>{});
+    });
+  }
+
+  std::vector<Problem> problems_ = {};   // of each sequence
+  std::vector<std::size_t> order_ = {};  // the sequences, those of the longest tasks first
+  std::array<std::vector<Index>, std::size(kStages)> first_task_ = {};  // of each in order_, and the end
+  std::size_t worker_bytes_ = 0;
+  std::size_t workspace_bytes_ = 0;
+};
+
+/// Softmax attention of every sequence of a batch: a contiguous range of SequenceViews, as BatchPlan has
+/// them. Each out is, bit for bit, that of the sequence attended alone on the exact path. Allocates the
+/// workspace; engines that must not use BatchPlan. Throws Error as BatchPlan does, before any work.
+template <std::ranges::contiguous_range Sequences>
+void attend_batch(const Sequences& sequences, const Options& options,
+                  std::span<const SequencePositions> positions = {}) {
+  const std::span views(sequences);
+  using Real = ArithmeticOf<ElementOf<decltype(views.front().q)>>;
+  std::vector<Shapes> shapes;
+  for (std::size_t s = 0; s < views.size(); ++s)
+    detail::in_sequence(s, [&] {
+      shapes.push_back(shapes_of(views[s].q, as_rows(views[s].k), as_rows(views[s].v)));
+      require_output(shapes.back(), views[s].out);
+    });
+  const BatchPlan<Real> plan(shapes, options, positions);
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  if (plan.run(views, workspace) != RunStatus::ok) detail::fail("the executor failed while attending");
+}
+
+}  // namespace fastrope

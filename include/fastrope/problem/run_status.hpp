@@ -1,0 +1,13 @@
+// RunStatus: what became of running a plan, which throws nothing.
+#pragma once
+
+namespace fastrope {
+
+enum class RunStatus {
+  ok,
+  shape_mismatch,       ///< tensors are not of the plan's shapes, or null; nothing was written
+  workspace_too_small,  ///< fewer than workspace_bytes(); nothing was written
+  executor_failed,      ///< the caller's executor threw; out has no meaning
+};
+
+}  // namespace fastrope
