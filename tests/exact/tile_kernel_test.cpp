@@ -35,7 +35,7 @@ class TileKernel : public testing::Test {
     auto c = before;
     const BroadcastOperand<Real> operand =
         a_by_rows ? BroadcastOperand<Real>{a.data(), depth, 1} : BroadcastOperand<Real>{a.data(), 1, rows};
-    multiply<kAccumulate>(rows, cols, depth, operand, b.data(), stride, c.data(), stride);
+    multiply<kAccumulate, Real>(rows, cols, depth, operand, b.data(), stride, c.data(), stride);
 
     constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
     for (Index i = 0; i < rows; ++i) {
@@ -89,10 +89,88 @@ TYPED_TEST(TileKernel, WithoutAccumulationTheOldContentsDoNotMatter) {
   const std::vector<Real> a(static_cast<std::size_t>(kRowMultiple), Real{2});
   const std::vector<Real> b(static_cast<std::size_t>(kCols), Real{3});
   std::vector<Real> c(a.size() * b.size(), std::numeric_limits<Real>::quiet_NaN());
-  multiply<false>(kRowMultiple, kCols, 1, BroadcastOperand<Real>{a.data(), 1, kRowMultiple}, b.data(), kCols,
-                  c.data(), kCols);
+  multiply<false, Real>(kRowMultiple, kCols, 1, BroadcastOperand<Real>{a.data(), 1, kRowMultiple}, b.data(),
+                        kCols, c.data(), kCols);
   for (const Real x : c) EXPECT_EQ(x, 6);
 }
+
+#if FASTROPE_BFLOAT16_PRODUCTS
+/// Words of pairs of bfloat16 by vectors, and by the matrix unit where there is one.
+TEST(Bfloat16Kernel, EqualsTheProductInDouble) {
+  using fastrope::bfloat16;
+  using fastrope::element_of;
+  Inputs inputs(42);
+  constexpr Index kRows = fastrope::kRowMultipleOf<bfloat16>;
+  const fastrope::MatrixTiles tiles;
+  for (const Index depth : {0, 16, 32, 80}) {
+    for (Index vectors = 1; vectors <= 6; ++vectors) {
+      SCOPED_TRACE(testing::Message() << "depth " << depth << ", " << vectors << " vectors");
+      const Index cols = vectors * kLanes<float>, a_stride = depth + 3, stride = cols + 5;
+      const auto words = [&](Index rows, Index row_words) {
+        std::vector<float> x = inputs.gaussian<float>(1, rows, 2 * row_words + 64).values;
+        std::vector<float> packed;
+        for (Index i = 0; i < rows; ++i) {
+          float* row = x.data() + i * (2 * row_words + 64);
+          fastrope::make_words<bfloat16>(2 * row_words, row);
+          packed.insert(packed.end(), row, row + row_words);
+        }
+        return packed;
+      };
+      const auto a = words(kRows, a_stride), b = words(std::max<Index>(depth, 1), stride);
+      const auto before = inputs.gaussian<float>(1, kRows, stride).values;
+      const auto expect = [&](const std::vector<float>& c) {
+        for (Index i = 0; i < kRows; ++i) {
+          for (Index j = 0; j < stride; ++j) {
+            const auto at = static_cast<std::size_t>(i * stride + j);
+            double sum = before[at], size = std::abs(sum);
+            for (Index k = 0; k < (j < cols ? depth : 0); ++k)
+              for (const Index half : {0, 1}) {
+                const double product = static_cast<double>(element_of<bfloat16>(
+                                           a[static_cast<std::size_t>(i * a_stride + k)], half)) *
+                                       static_cast<double>(element_of<bfloat16>(
+                                           b[static_cast<std::size_t>(k * stride + j)], half));
+                sum += product;
+                size += std::abs(product);
+              }
+            ASSERT_NEAR(c[at], sum, 0x1p-23 * static_cast<double>(2 * depth + 1) * size) << i << ", " << j;
+          }
+        }
+      };
+      const BroadcastOperand<float> operand{a.data(), a_stride, 1};
+      auto c = before;
+      multiply<true, bfloat16>(kRows, cols, depth, operand, b.data(), stride, c.data(), stride);
+      expect(c);
+      if (this->HasFatalFailure()) return;
+      c = before;
+      for (Index v = 0; v < vectors; ++v)
+        for (Index i = 0; i < kRows; i += fastrope::tile_rows(1))
+          fastrope::detail::tile<bfloat16, fastrope::tile_rows(1), 1, true>(
+              depth, operand.rows_from(i), b.data() + v * kLanes<float>, stride,
+              c.data() + i * stride + v * kLanes<float>, stride);
+      expect(c);
+      if (this->HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(Bfloat16Kernel, WordsHoldTheNearestNumbersAndZerosAfterThem) {
+  using fastrope::bfloat16;
+  Inputs inputs(43);
+  for (const Index d : {1, 2, 31, 32, 33, 70}) {
+    const Index words = fastrope::words_of<bfloat16>(d);
+    EXPECT_EQ(words, fastrope::round_up(d, 32) / 2);
+    std::vector<float> x = inputs.gaussian<float>(1, 1, 2 * words).values;
+    const std::vector<float> row = x;
+    fastrope::make_words<bfloat16>(d, x.data());
+    for (Index c = 0; c < 2 * words; ++c) {
+      const auto nearest = static_cast<bfloat16>(c < d ? row[static_cast<std::size_t>(c)] : 0.0f);
+      EXPECT_EQ(fastrope::element_of<bfloat16>(x[static_cast<std::size_t>(c / 2)], c % 2),
+                static_cast<float>(nearest))
+          << "element " << c << " of " << d;
+    }
+  }
+}
+#endif
 
 TEST(TileShapes, EveryTileHeightDividesTheRowMultiple) {
   for (int vecs = 1; vecs <= fastrope::kTileVecs; ++vecs) {

@@ -144,6 +144,29 @@ template <class V>
 HWY_INLINE V fma(V a, V b, V c) {
   return hn::MulAdd(a, b, c);
 }
+/// Whether there are vector instructions for products of bfloat16 pairs.
+#if HWY_TARGET == HWY_AVX3 && defined(__AVX512BF16__)
+#define FASTROPE_BFLOAT16_PRODUCTS 1
+inline constexpr bool kBfloat16Products = true;
+/// sum + the products of both halves of a word, rounded once; words are pairs of bfloat16.
+HWY_INLINE Vec<float> fma_pairs(Vec<float> a, Vec<float> b, Vec<float> sum) {
+  return Vec<float>{
+      _mm512_dpbf16_ps(sum.raw, reinterpret_cast<__m512bh>(a.raw), reinterpret_cast<__m512bh>(b.raw))};
+}
+/// to[0 .. kLanes) = words of the bfloat16 nearest to from[0 .. 2 kLanes), two by two. They may overlap.
+HWY_INLINE void store_nearest_pairs(const float* from, float* to) {
+  const Vec<float> low = load(from), high = load(from + kLanes<float>);
+  store<float>(Vec<float>{reinterpret_cast<__m512>(_mm512_cvtne2ps_pbh(high.raw, low.raw))}, to);
+}
+/// Words of a and b, lane by lane; both must be bfloat16 numbers.
+HWY_INLINE Vec<float> pair_up(Vec<float> a, Vec<float> b) {
+  const hn::RebindToUnsigned<Tag<float>> words;
+  return hn::BitCast(Tag<float>{}, hn::Or(hn::ShiftRight<16>(hn::BitCast(words, a)), hn::BitCast(words, b)));
+}
+#else
+#define FASTROPE_BFLOAT16_PRODUCTS 0
+inline constexpr bool kBfloat16Products = false;
+#endif
 /// a or b, whichever is larger; either when one is NaN.
 template <class V>
 HWY_INLINE V max(V a, V b) {

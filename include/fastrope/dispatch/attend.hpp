@@ -31,10 +31,12 @@ bool looking_pays(const Shapes& shapes, const Options& options) {
 /// Softmax attention with relative positions, out = D^-1 A V (options.hpp has the logits).
 /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads, n_q, d_v], each a view or
 /// an Eigen row-major object; heads a multiple of kv_heads. A row without allowed keys gives zeros. Ensures
-/// |out - exact| <= options.tolerance max|V| beside the rounding that the report states. out must not overlap
-/// the inputs. Allocates the workspace; engines that must not use make_plan and Plan::run. Returns what was
-/// done for each head and why. Throws Error before any work, naming the values, for tensors and options that
-/// clash or a forced path that cannot meet the tolerance.
+/// |out - exact| <= options.tolerance max|V| beside the rounding that the report states. Arithmetic is in q's
+/// type, float for 16-bit storage; where q, k and v are all bfloat16 and the hardware multiplies that,
+/// products of exact heads are of bfloat16 with sums in float. out must not overlap the inputs. Allocates the
+/// workspace; engines that must not use make_plan and Plan::run. Returns what was done for each head and why.
+/// Throws Error before any work, naming the values, for tensors and options that clash or a forced path that
+/// cannot meet the tolerance.
 template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
 Report attend(const Q& q, const K& k, const V& v, Out&& out, const Options& options) {
   using Real = ArithmeticOf<ElementOf<Q>>;

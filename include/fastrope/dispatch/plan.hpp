@@ -54,12 +54,8 @@ class Plan {
       report_.heads.push_back(std::move(head.report));
     }
     if (!toeplitz_heads_.empty()) embedding_.emplace(problem_.shapes.n_q, problem_.shapes.n_k);
-    Workspace counting;
-    if (all_exact())
-      ExactCall<Real>(problem_, counting);
-    else
-      Mixture(*this, counting);
-    report_.workspace_bytes = counting.bytes();
+    report_.workspace_bytes = all_exact() ? exact_workspace_bytes<Real>(problem_)
+                                          : Workspace::bytes_of([&](Workspace& w) { Mixture(*this, w); });
   }
 
   /// Path, bounds, cost and reason of every head.
@@ -117,11 +113,12 @@ class Plan {
     if (memory.size() < workspace_bytes()) return RunStatus::workspace_too_small;
     if (problem_.shapes.empty()) return RunStatus::ok;
     try {
-      Workspace workspace(memory);
-      if (all_exact())
-        ExactCall<Real>(problem_, workspace).run(problem_, q, k, v, out, MatrixView<Real>{});
-      else
+      if (all_exact()) {
+        run_exact(problem_, q, k, v, out, MatrixView<Real>{}, memory);
+      } else {
+        Workspace workspace(memory);
         Mixture(*this, workspace).run(*this, q, k, v, out);
+      }
     } catch (...) {
       return RunStatus::executor_failed;
     }

@@ -35,11 +35,8 @@ void attend_partial(const Q& q, const K& k, const V& v, Out&& out, MatrixView<Ar
                  ", the result is [heads = ", shapes.heads, ", n_q = ", shapes.n_q, "]");
   const Problem problem(shapes, options);
 
-  Workspace counting;
-  ExactCall<Real>(problem, counting);
-  std::vector<std::byte> memory(counting.bytes());
-  Workspace workspace(memory);
-  ExactCall<Real>(problem, workspace).run(problem, q_view, k_view, v_view, out_view, lse);
+  std::vector<std::byte> memory(exact_workspace_bytes<Real>(problem));
+  run_exact(problem, q_view, k_view, v_view, out_view, lse, memory);
 }
 
 }  // namespace fastrope

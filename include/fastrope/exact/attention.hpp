@@ -10,7 +10,9 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <span>
+#include <type_traits>
 #include <vector>
 
 #include "fastrope/core/index.hpp"
@@ -23,42 +25,44 @@
 namespace fastrope {
 
 /// One worker's block of queries and its softmax state.
-template <class Real>
+template <class T>
 class QueryBlock {
  public:
+  using Real = ArithmeticOf<T>;
   static constexpr Index kTileRows = 48;
   static constexpr Index kRows = 4 * kTileRows;
-  static constexpr Index kKeys = 2 * PackedKeys<Real>::kWidth;
-  static_assert(kTileRows % kRowMultiple == 0);
+  static constexpr Index kKeys = 2 * PackedKeys<T>::kWidth;
+  static_assert(kTileRows % kRowMultipleOf<T> == 0);
 
   QueryBlock(const Problem& problem, Index value_stride, Workspace& workspace)
-      : queries_(workspace.take<Real>(kRows * problem.shapes.d).data()),
+      : queries_(workspace.take<Real>(kRows * words_of<T>(problem.shapes.d)).data()),
         allowed_(workspace.take<Range>(kRows).data()),
         scores_(workspace.take<Real>(kTileRows * kStride).data()),
-        scratch_(
-            workspace.take<Real>(std::max(kKeys, PackedKeys<Real>::scratch_size(problem.shapes.d))).data()),
+        scratch_(workspace.take<Real>(std::max(kKeys, PackedKeys<T>::scratch_size(problem.shapes))).data()),
         state_(kRows, value_stride, workspace) {}
 
-  /// The first tile's queries times Scores::query_factor, [d, kTileRows].
+  /// The first tile's queries times Scores::query_factor, as PackedKeys::pack_queries lays them out.
   const Real* queries() const { return queries_; }
   const SoftmaxRows<Real>& state() const { return state_; }
 
   /// Takes up rows of query head h, with nothing attended yet. Requires rows.size() <= kRows.
   template <class Q>
-  void start(const Problem& problem, const PackedKeys<Real>& packed, Index h, MatrixView<const Q> q,
+  void start(const Problem& problem, const PackedKeys<T>& packed, Index h, MatrixView<const Q> q,
              Range rows) {
     head_ = h;
     rows_ = rows;
     for (Index r = 0; r < rows.size(); r += kTileRows)
       packed.pack_queries(problem, q, tile_rows(r), kTileRows, Scores<Real>::query_factor(problem),
-                          queries_ + r * problem.shapes.d, scratch_);
+                          queries_ + r * packed.words(), scratch_);
     for (Index r = 0; r < rows.size(); ++r) allowed_[r] = problem.grid.keys_of(rows.begin + r);
     state_.clear(round_up(rows.size(), kTileRows));
   }
 
   /// Attends to those of `keys` that the mask allows.
-  void attend(const Problem& problem, const PackedKeys<Real>& packed, const Scores<Real>& scores,
+  void attend(const Problem& problem, const PackedKeys<T>& packed, const Scores<Real>& scores,
               Range keys) const {
+    std::optional<MatrixTiles> tiles;
+    if constexpr (std::is_same_v<T, bfloat16>) tiles.emplace();
     std::array<Reach, kRows / kTileRows> reach;
     Range all;
     for (Index r = 0; r < rows_.size(); r += kTileRows) {
@@ -86,7 +90,7 @@ class QueryBlock {
   }
 
  private:
-  static constexpr Index kWidth = PackedKeys<Real>::kWidth;
+  static constexpr Index kWidth = PackedKeys<T>::kWidth;
   /// Of a row of scores: rows a power of two apart would compete for the same lines of the cache.
   static constexpr Index kStride = kKeys + simd::kLanes<Real>;
 
@@ -108,45 +112,49 @@ class QueryBlock {
   }
 
   /// The tile that begins at row r of the block against those keys of a run that it can reach.
-  void attend_run(const Problem& problem, const PackedKeys<Real>& packed, const Scores<Real>& scores, Index r,
+  void attend_run(const Problem& problem, const PackedKeys<T>& packed, const Scores<Real>& scores, Index r,
                   const Reach& reach, Range run) const {
     const Range keys = intersect(run, reach.some);
     if (keys.empty()) return;
     const Range panels{round_down(keys.begin, kWidth), round_up(keys.end, kWidth)};
     const Range rows = tile_rows(r);
-    const Index kv = problem.kv_head(head_), row_count = round_up(rows.size(), kRowMultiple);
-    scores.product(problem, packed, kv, queries_ + r * problem.shapes.d, kTileRows, rows, row_count, panels,
+    const Index kv = problem.kv_head(head_), row_count = round_up(rows.size(), kRowMultipleOf<T>);
+    scores.product(problem, packed, kv, queries_ + r * packed.words(), kTileRows, rows, row_count, panels,
                    scores_, kStride, scratch_);
     if (Scores<Real>::modifies(problem) || intersect(panels, reach.every) != panels)
       for (Index i = 0; i < rows.size(); ++i)
         scores.finish(problem, head_, rows.begin + i, panels, intersect(keys, allowed_[r + i]),
                       scores_ + i * kStride, scratch_);
     state_.from(r).weigh(rows.size(), scores_, kStride, panels.size());
+    for (Index i = 0; i < rows.size(); ++i) make_words<T>(panels.size(), scores_ + i * kStride);
     if (finite(packed, kv, panels))
-      multiply<true>(row_count, state_.width, panels.size(), BroadcastOperand<Real>{scores_, kStride, 1},
-                     packed.values(kv) + panels.begin * state_.width, state_.width, state_.row(r),
-                     state_.width);
+      multiply<true, T>(row_count, state_.width, panels.size() / kWordSize<T>,
+                        BroadcastOperand<Real>{scores_, kStride, 1}, packed.values(kv, panels.begin),
+                        state_.width, state_.row(r), state_.width);
     else
       add_allowed_values(problem, packed, r, rows, keys, panels.begin);
   }
 
   /// A masked key's weight is 0, but 0 times an infinite or NaN value is NaN: here such keys are left out one
   /// by one. The weights begin at key `first`.
-  void add_allowed_values(const Problem& problem, const PackedKeys<Real>& packed, Index r, Range rows,
+  void add_allowed_values(const Problem& problem, const PackedKeys<T>& packed, Index r, Range rows,
                           Range keys, Index first) const {
-    const Real* values = packed.values(problem.kv_head(head_));
+    constexpr Index kSize = kWordSize<T>;
+    const Index kv = problem.kv_head(head_);
     for (Index i = 0; i < rows.size(); ++i) {
       const Range allowed = intersect(keys, allowed_[r + i]);
       for (Index j = allowed.begin; j < allowed.end; ++j) {
         if (!Scores<Real>::dense_allows(problem, head_, rows.begin + i, j)) continue;
-        const Real weight = scores_[i * kStride + j - first];
+        const Index half = j % kSize;
+        const Real weight = element_of<T>(scores_[i * kStride + (j - first) / kSize], half);
+        const Real* values = packed.values(kv, j - half);
         for (Index c = 0; c < state_.width; ++c)
-          state_.row(r + i)[c] += weight * values[j * state_.width + c];
+          state_.row(r + i)[c] += weight * element_of<T>(values[c], half);
       }
     }
   }
 
-  static bool finite(const PackedKeys<Real>& packed, Index kv, Range run) {
+  static bool finite(const PackedKeys<T>& packed, Index kv, Range run) {
     for (Index j = run.begin; j < run.end; j += kWidth)
       if (!packed.finite_values(kv, j / kWidth)) return false;
     return true;
@@ -154,9 +162,9 @@ class QueryBlock {
 
   Index head_ = 0;
   Range rows_ = {};
-  Real* queries_;   // [tiles, d, kTileRows]
+  Real* queries_;   // [tiles], as packed
   Range* allowed_;  // [kRows], the keys that each row may attend to
-  Real* scores_;    // [kTileRows, kStride]
+  Real* scores_;    // [kTileRows, kStride], then the weights' words
   Real* scratch_;   // a row of a lag function, or what packing wants
   SoftmaxRows<Real> state_;
 };
@@ -200,10 +208,12 @@ class RowTasks {
 };
 
 /// Exact attention of any rows of any heads over packed keys.
-template <class Real>
+template <class T>
 class ExactAttention {
  public:
-  ExactAttention(const Problem& problem, const PackedKeys<Real>& packed, Workspace& workspace)
+  using Real = ArithmeticOf<T>;
+
+  ExactAttention(const Problem& problem, const PackedKeys<T>& packed, Workspace& workspace)
       : ExactAttention(problem,
                        WorkerScratch(problem.executor.workers(), worker_bytes(problem, packed), workspace),
                        workspace) {}
@@ -211,9 +221,9 @@ class ExactAttention {
   ExactAttention(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
       : scores_(problem, workspace), scratch_(scratch) {}
 
-  static std::size_t worker_bytes(const Problem& problem, const PackedKeys<Real>& packed) {
+  static std::size_t worker_bytes(const Problem& problem, const PackedKeys<T>& packed) {
     return Workspace::bytes_of(
-        [&](Workspace& share) { QueryBlock<Real>(problem, packed.value_stride(), share); });
+        [&](Workspace& share) { QueryBlock<T>(problem, packed.value_stride(), share); });
   }
 
   /// Lays out the lag functions. Call once, before run or block.
@@ -225,14 +235,14 @@ class ExactAttention {
   const Scores<Real>& scores() const { return scores_; }
 
   /// The block of a worker; valid until the worker asks again.
-  QueryBlock<Real> block(const Problem& problem, const PackedKeys<Real>& packed, Index worker) const {
+  QueryBlock<T> block(const Problem& problem, const PackedKeys<T>& packed, Index worker) const {
     Workspace share = scratch_.of(worker);
     return {problem, packed.value_stride(), share};
   }
 
   /// out: [heads, n_q, d_v]; lse: [heads, n_q] or without data. Writes the rows of task(t), t < count.
   template <class Q, class Out, class Task>
-  void run(const Problem& problem, const PackedKeys<Real>& packed, TensorView<const Q> q, TensorView<Out> out,
+  void run(const Problem& problem, const PackedKeys<T>& packed, TensorView<const Q> q, TensorView<Out> out,
            MatrixView<Real> lse, Index count, Task&& task) const {
     problem.executor.parallel_for(
         count, [&](Index t, Index worker) { run_task(problem, packed, q, out, lse, task(t), worker); });
@@ -240,10 +250,10 @@ class ExactAttention {
 
   /// The same for the rows of one task.
   template <class Q, class Out>
-  void run_task(const Problem& problem, const PackedKeys<Real>& packed, TensorView<const Q> q,
+  void run_task(const Problem& problem, const PackedKeys<T>& packed, TensorView<const Q> q,
                 TensorView<Out> out, MatrixView<Real> lse, RowTask task, Index worker) const {
     const auto [h, rows] = task;
-    QueryBlock<Real> queries = block(problem, packed, worker);
+    QueryBlock<T> queries = block(problem, packed, worker);
     queries.start(problem, packed, h, q.head(h), rows);
     queries.attend(problem, packed, scores_, {0, problem.shapes.n_k});
     queries.write(problem, out.head(h), lse.data == nullptr ? nullptr : lse.row(h));

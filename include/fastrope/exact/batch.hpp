@@ -85,9 +85,8 @@ class BatchPlan {
         problems_.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, at.queries, at.keys));
       });
     number_tasks();
-    Workspace counting;
-    make_calls(counting);
-    workspace_bytes_ = counting.bytes();
+    workspace_bytes_ = most_of_operands<Real>(
+        [&]<class T>() { return Workspace::bytes_of([&](Workspace& w) { make_calls<T>(w); }); });
   }
 
   /// Scratch memory that run needs.
@@ -105,9 +104,12 @@ class BatchPlan {
     if (workspace.size() < workspace_bytes_) return RunStatus::workspace_too_small;
     if (views.empty()) return RunStatus::ok;
     try {
-      Workspace memory(workspace);
-      const std::span<ExactCall<Real>> calls = make_calls(memory);
-      for (const Stage stage : kStages) run_stage(stage, calls, views);
+      const auto& first = views.front();
+      with_operand(problems_.front(), first.q, as_rows(first.k), as_rows(first.v), [&]<class T>() {
+        Workspace memory(workspace);
+        const std::span<ExactCall<T>> calls = make_calls<T>(memory);
+        for (const Stage stage : kStages) run_stage(stage, calls, views);
+      });
     } catch (...) {
       return RunStatus::executor_failed;
     }
@@ -149,7 +151,10 @@ class BatchPlan {
     for (const std::size_t s : order_) {
       Workspace counting;
       const ExactCall<Real> call(problems_[s], WorkerScratch{}, counting);
-      worker_bytes_ = std::max(worker_bytes_, call.worker_bytes(problems_[s]));
+      worker_bytes_ =
+          std::max(worker_bytes_, most_of_operands<Real>([&]<class T>() {
+                     return ExactCall<T>(problems_[s], WorkerScratch{}, counting).worker_bytes(problems_[s]);
+                   }));
       for (const Stage stage : kStages) {
         std::vector<Index>& first = first_task_[static_cast<std::size_t>(stage)];
         first.push_back(first.back() + call.tasks(problems_[s], stage));
@@ -162,19 +167,20 @@ class BatchPlan {
 
   /// The calls in the order of their tasks; all workers' scratch is shared by all of them. Nothing when
   /// counting.
-  std::span<ExactCall<Real>> make_calls(Workspace& workspace) const {
-    static_assert(std::is_trivially_destructible_v<ExactCall<Real>>);
+  template <class T>
+  std::span<ExactCall<T>> make_calls(Workspace& workspace) const {
+    static_assert(std::is_trivially_destructible_v<ExactCall<T>>);
     const WorkerScratch scratch(problems_.front().executor.workers(), worker_bytes_, workspace);
-    const auto calls = workspace.take<ExactCall<Real>>(static_cast<Index>(order_.size()));
+    const auto calls = workspace.take<ExactCall<T>>(static_cast<Index>(order_.size()));
     for (std::size_t m = 0; m < order_.size(); ++m) {
-      const ExactCall<Real> call(problems_[order_[m]], scratch, workspace);
+      const ExactCall<T> call(problems_[order_[m]], scratch, workspace);
       if (!workspace.counting()) std::construct_at(&calls[m], call);
     }
     return calls;
   }
 
-  template <class Views>
-  void run_stage(Stage stage, std::span<ExactCall<Real>> calls, std::span<Views> views) const {
+  template <class T, class Views>
+  void run_stage(Stage stage, std::span<ExactCall<T>> calls, std::span<Views> views) const {
     const std::vector<Index>& first = first_task_[static_cast<std::size_t>(stage)];
     problems_.front().executor.parallel_for(first.back(), [&](Index task, Index worker) {
       const auto m = std::upper_bound(first.begin(), first.end(), task) - first.begin() - 1;

@@ -2,6 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
+#include <span>
+#include <type_traits>
 #include <utility>
 #include <variant>
 
@@ -14,17 +17,18 @@
 
 namespace fastrope {
 
-/// The tiled way: every key packed, then blocks of query rows.
-template <class Real>
+/// The tiled way: every key packed, then blocks of query rows, multiplied as T.
+template <class T>
 class TiledAttention {
  public:
+  using Real = ArithmeticOf<T>;
+
   /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.
   TiledAttention(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
       : packed_(problem, scratch, workspace), attention_(problem, scratch, workspace) {}
 
   std::size_t worker_bytes(const Problem& problem) const {
-    return std::max(PackedKeys<Real>::worker_bytes(problem),
-                    ExactAttention<Real>::worker_bytes(problem, packed_));
+    return std::max(PackedKeys<T>::worker_bytes(problem), ExactAttention<T>::worker_bytes(problem, packed_));
   }
 
   Index tasks(const Problem& problem, Stage stage) const {
@@ -62,22 +66,24 @@ class TiledAttention {
  private:
   static RowTasks<Real> row_tasks(const Problem& problem) { return {problem, {0, problem.shapes.heads}}; }
 
-  PackedKeys<Real> packed_;
-  ExactAttention<Real> attention_;
+  PackedKeys<T> packed_;
+  ExactAttention<T> attention_;
 };
 
 /// Few query rows for each key head are bound by memory and read the cache in place; more are bound by
 /// arithmetic and worth packing.
-template <class Real>
+template <class T>
 class ExactCall {
  public:
+  using Real = ArithmeticOf<T>;
+
   ExactCall(const Problem& problem, Workspace& workspace)
       : ExactCall(problem, own_scratch(problem, workspace), workspace) {}
   /// With worker_bytes(problem) of scratch that nobody else uses while a task runs: calls may share it.
   ExactCall(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
       : way_(DecodeAttention<Real>::suits(problem)
                  ? Way(std::in_place_type<DecodeAttention<Real>>, problem, scratch, workspace)
-                 : Way(std::in_place_type<TiledAttention<Real>>, problem, scratch, workspace)) {}
+                 : Way(std::in_place_type<TiledAttention<T>>, problem, scratch, workspace)) {}
 
   /// What a worker needs for a task.
   std::size_t worker_bytes(const Problem& problem) const {
@@ -109,7 +115,7 @@ class ExactCall {
   }
 
  private:
-  using Way = std::variant<DecodeAttention<Real>, TiledAttention<Real>>;
+  using Way = std::variant<DecodeAttention<Real>, TiledAttention<T>>;
 
   static WorkerScratch own_scratch(const Problem& problem, Workspace& workspace) {
     Workspace counting;
@@ -119,5 +125,43 @@ class ExactCall {
 
   Way way_;
 };
+
+/// f.operator()<T>() for the operand type that suits these tensors: pairs of bfloat16 where q, k and v are
+/// stored so and the hardware multiplies them, their arithmetic type elsewhere. Products of pairs round q and
+/// k (after rotation and scaling) and the weights to 2^-9 relative, beside what storage has rounded.
+template <class Q, class K, class V, class F>
+void with_operand(const Problem& problem, const TensorView<const Q>&, const K&, const V&, F&& f) {
+  const auto is_bfloat16 = []<class X>(const X*) { return std::is_same_v<std::remove_const_t<X>, bfloat16>; };
+  if constexpr (simd::kBfloat16Products && is_bfloat16(static_cast<Q*>(nullptr)) &&
+                is_bfloat16(decltype(K::data){}) && is_bfloat16(decltype(V::data){}))
+    if (!problem.weights) return f.template operator()<bfloat16>();
+  f.template operator()<ArithmeticOf<Q>>();
+}
+
+/// The most of bytes.operator()<T>() over the operand types that tensors of arithmetic in Real can have.
+template <class Real, class Bytes>
+std::size_t most_of_operands(Bytes&& bytes) {
+  const std::size_t real = bytes.template operator()<Real>();
+  if constexpr (std::is_same_v<Real, float> && simd::kBfloat16Products)
+    return std::max(real, bytes.template operator()<bfloat16>());
+  return real;
+}
+
+/// Workspace for an exact call with tensors of any storage.
+template <class Real>
+std::size_t exact_workspace_bytes(const Problem& problem) {
+  return most_of_operands<Real>(
+      [&]<class T>() { return Workspace::bytes_of([&](Workspace& w) { ExactCall<T>(problem, w); }); });
+}
+
+/// Attends with exact_workspace_bytes of memory.
+template <class Q, class K, class V, class Out>
+void run_exact(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+               MatrixView<ArithmeticOf<Q>> lse, std::span<std::byte> memory) {
+  with_operand(problem, q, k, v, [&]<class T>() {
+    Workspace workspace(memory);
+    ExactCall<T>(problem, workspace).run(problem, q, k, v, out, lse);
+  });
+}
 
 }  // namespace fastrope

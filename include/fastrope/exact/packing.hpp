@@ -1,8 +1,8 @@
 // Packing: q, k and v converted to the arithmetic type, turned by their positions and laid out for the tiles.
 //
-// A panel is `width` rows stored column by column, [d, width], so that one column of many rows is a vector.
-// Keys are packed once per call, in ascending order of position, in panels of kTileCols; queries one block at
-// a time.
+// A panel is `width` rows of words stored column by column, [words, width], so that one column of many rows
+// is a vector. (Words: tile_kernel.hpp. Of T = float and double they are the elements.) Keys are packed once
+// per call, in ascending order of position, in panels of kTileCols; queries one block at a time.
 #pragma once
 
 #include <algorithm>
@@ -19,42 +19,36 @@ namespace fastrope {
 
 namespace detail {
 
-/// Rows that are laid out as columns in one go, and the room a row has before: what pack_columns wants.
-template <class Real>
-inline constexpr Index kPackRows = simd::kBlockRows<Real>;
-template <class Real>
-constexpr Index pack_stride(Index d) {
-  return round_up(d, simd::kLanes<Real>);
-}
-
-/// panel(c, i) = row i's element c for c < d and i < width, row stride `width` of the panel; zeros from
-/// `count` on. load(i, x) writes row i to x [d]; scratch: [kPackRows, pack_stride]. Requires width a multiple
-/// of kPackRows.
+/// panel(c, i) = row i's word c for c < words and i < width, row stride `width` of the panel; zeros from
+/// `count` on. load(i, x) writes row i to x [row_size]; scratch: [kBlockRows, row_size], whole vectors.
+/// Requires width a multiple of kBlockRows.
 template <class Real, class Load>
-void pack_columns(Index count, Index width, Index d, Real* panel, Real* scratch, Load&& load) {
+void pack_columns(Index count, Index width, Index words, Real* panel, Real* scratch, Index row_size,
+                  Load&& load) {
   using namespace simd;
-  const Index stride = pack_stride<Real>(d);
-  for (Index i = 0; i < width; i += kPackRows<Real>) {
-    for (Index r = 0; r < kPackRows<Real>; ++r) {
+  for (Index i = 0; i < width; i += kBlockRows<Real>) {
+    for (Index r = 0; r < kBlockRows<Real>; ++r) {
       if (i + r < count)
-        load(i + r, scratch + r * stride);
+        load(i + r, scratch + r * row_size);
       else
-        std::fill_n(scratch + r * stride, d, Real{0});
+        std::fill_n(scratch + r * row_size, words, Real{0});
     }
     Index c = 0;
-    for (; c + kLanes<Real> <= d; c += kLanes<Real>)
-      transpose_block(scratch + c, stride, panel + c * width + i, width);
-    for (; c < d; ++c)
-      for (Index r = 0; r < kPackRows<Real>; ++r) panel[c * width + i + r] = scratch[r * stride + c];
+    for (; c + kLanes<Real> <= words; c += kLanes<Real>)
+      transpose_block(scratch + c, row_size, panel + c * width + i, width);
+    for (; c < words; ++c)
+      for (Index r = 0; r < kBlockRows<Real>; ++r) panel[c * width + i + r] = scratch[r * row_size + c];
   }
 }
 
 }  // namespace detail
 
-/// Keys and values of every key/value head, packed, and the rotation tables of all positions.
-template <class Real>
+/// Keys and values of every key/value head, packed to be multiplied as T, and the rotation tables of all
+/// positions.
+template <class T>
 class PackedKeys {
  public:
+  using Real = ArithmeticOf<T>;
   static constexpr Index kWidth = kTileCols<Real>;
 
   PackedKeys(const Problem& problem, Workspace& workspace)
@@ -63,13 +57,13 @@ class PackedKeys {
   /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.
   PackedKeys(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
       : tables_(problem, workspace),
-        d_(problem.shapes.d),
+        words_(words_of<T>(problem.shapes.d)),
         value_stride_(round_up(problem.shapes.d_v, simd::kLanes<Real>)),
         panel_count_(ceil_div(problem.shapes.n_k, kWidth)),
         scratch_(scratch) {
     const Shapes& s = problem.shapes;
-    panels_ = workspace.take<Real>(s.kv_heads * panel_count_ * kWidth * d_).data();
-    values_ = workspace.take<Real>(s.kv_heads * panel_count_ * kWidth * value_stride_).data();
+    panels_ = workspace.take<Real>(s.kv_heads * panel_count_ * kWidth * words_).data();
+    values_ = workspace.take<Real>(s.kv_heads * panel_count_ * kValueRows * value_stride_).data();
     finite_ = workspace.take<bool>(s.kv_heads * panel_count_).data();
   }
 
@@ -91,70 +85,115 @@ class PackedKeys {
   void pack_task(const Problem& problem, const K& k, const V& v, Index task, Index worker) {
     const Index kv = task / panel_count_, p = task % panel_count_;
     Workspace share = scratch_.of(worker);
-    pack_panel(problem, k.head(kv), {p * kWidth, (p + 1) * kWidth}, mutable_panel(kv, p),
-               share.take<Real>(scratch_size(d_)).data());
-    finite_[task] = pack_values(problem, v.head(kv), {p * kWidth, (p + 1) * kWidth},
-                                values_ + task * kWidth * value_stride_);
+    Real* scratch = share.take<Real>(scratch_size(problem.shapes)).data();
+    const Range keys{p * kWidth, (p + 1) * kWidth};
+    pack_panel(problem, k.head(kv), keys, panels_ + task * kWidth * words_, scratch);
+    finite_[task] =
+        pack_values(problem, v.head(kv), keys, values_ + task * kValueRows * value_stride_, scratch);
   }
   static std::size_t worker_bytes(const Problem& problem) {
-    return Workspace::bytes_of([&](Workspace& share) { share.take<Real>(scratch_size(problem.shapes.d)); });
+    return Workspace::bytes_of([&](Workspace& share) { share.take<Real>(scratch_size(problem.shapes)); });
   }
 
-  /// Elements of scratch that packing rows of d takes.
-  static Index scratch_size(Index d) { return detail::kPackRows<Real> * detail::pack_stride<Real>(d); }
+  /// Elements of scratch that packing takes.
+  static Index scratch_size(const Shapes& s) {
+    return std::max(simd::kBlockRows<Real> * row_size(s.d), 2 * round_up(s.d_v, simd::kLanes<Real>));
+  }
 
-  /// Rows [rows.begin, rows.end) of one query head as a panel [d, width] of x * factor, zeros past the end.
-  /// scratch: [scratch_size(d)]. Requires width a multiple of kRowMultiple.
+  /// Rows [rows.begin, rows.end) of one query head times `factor`, zeros past the end, for query_operand:
+  /// [width, words] in all. scratch: [scratch_size]. Requires width a multiple of kRowMultiple.
   template <class Q>
   void pack_queries(const Problem& problem, MatrixView<const Q> q, Range rows, Index width, double factor,
-                    Real* panel, Real* scratch) const {
-    detail::pack_columns(rows.size(), width, d_, panel, scratch, [&](Index i, Real* x) {
+                    Real* queries, Real* scratch) const {
+    const Index d = problem.shapes.d;
+    const auto load = [&](Index i, Real* x) {
       tables_.load_query(problem, q.row(rows.begin + i), rows.begin + i, x);
-      for (Index c = 0; c < d_; ++c) x[c] *= static_cast<Real>(factor);
-    });
+      for (Index c = 0; c < d; ++c) x[c] *= static_cast<Real>(factor);
+      make_words<T>(d, x);
+    };
+    if constexpr (kColumns) {
+      detail::pack_columns(rows.size(), width, words_, queries, scratch, row_size(d), load);
+    } else {
+      for (Index i = 0; i < rows.size(); ++i) {
+        load(i, scratch);
+        std::copy_n(scratch, words_, queries + i * words_);
+      }
+      std::fill(queries + rows.size() * words_, queries + width * words_, Real{0});
+    }
+  }
+  BroadcastOperand<Real> query_operand(const Real* queries, Index width) const {
+    if (kColumns) return {queries, 1, width};
+    return {queries, words_, 1};
   }
 
+  /// Words of a row of keys or queries.
+  Index words() const { return words_; }
   Index panel_count() const { return panel_count_; }
-  /// Panel p of a key head: [d, kWidth], zeros past key n_k.
-  const Real* panel(Index kv, Index p) const { return panels_ + (kv * panel_count_ + p) * kWidth * d_; }
-  /// Values of a key head: [panel_count * kWidth, value_stride], zeros past n_k and d_v.
-  const Real* values(Index kv) const { return values_ + kv * panel_count_ * kWidth * value_stride_; }
+  /// Panel p of a key head: [words, kWidth], zeros past key n_k.
+  const Real* panel(Index kv, Index p) const { return panels_ + (kv * panel_count_ + p) * kWidth * words_; }
+  /// Values of a key head from a key on, a multiple of the word size: words of neighbouring keys,
+  /// [panel_count * kValueRows, value_stride] in all, zeros past n_k and d_v.
+  const Real* values(Index kv, Index j = 0) const {
+    return values_ + (kv * panel_count_ * kValueRows + j / kWordSize<T>)*value_stride_;
+  }
   /// Whether the values of the keys of panel p are finite: if not, a weight of 0 does not make them vanish.
   bool finite_values(Index kv, Index p) const { return finite_[kv * panel_count_ + p]; }
   Index value_stride() const { return value_stride_; }
 
  private:
-  Real* mutable_panel(Index kv, Index p) { return panels_ + (kv * panel_count_ + p) * kWidth * d_; }
+  static constexpr Index kValueRows = kWidth / kWordSize<T>;  // of words, in a panel
+  /// Queries are laid out in columns like keys; the matrix unit wants rows.
+  static constexpr bool kColumns = !std::is_same_v<T, bfloat16>;
+
+  /// Room for a row of d elements before and after they become words.
+  static Index row_size(Index d) {
+    return round_up(std::max(d, kWordSize<T> * words_of<T>(d)), simd::kLanes<Real>);
+  }
 
   template <class K>
   void pack_panel(const Problem& problem, const K& k, Range keys, Real* panel, Real* scratch) const {
     const Index count = intersect(keys, {0, problem.grid.n_k()}).size();
-    detail::pack_columns(count, kWidth, d_, panel, scratch, [&](Index j, Real* x) {
+    const Index d = problem.shapes.d;
+    detail::pack_columns(count, kWidth, words_, panel, scratch, row_size(d), [&](Index j, Real* x) {
       tables_.load_key(problem, k.row(problem.grid.source(keys.begin + j)), keys.begin + j, x);
+      make_words<T>(d, x);
     });
   }
 
   /// Returns whether all of them are finite.
   template <class V>
-  bool pack_values(const Problem& problem, const V& v, Range keys, Real* values) const {
+  bool pack_values(const Problem& problem, const V& v, Range keys, Real* values,
+                   [[maybe_unused]] Real* scratch) const {
     using namespace simd;
     Vec<Real> zeros = zero<Real>();  // x * 0 is 0 for finite x and NaN otherwise
-    for (Index j = keys.begin; j < keys.end; ++j, values += value_stride_) {
+    const auto load_row = [&](Index j, Real* row) HWY_ATTR {
       const Index count = j < problem.grid.n_k() ? problem.shapes.d_v : 0;
-      if (count > 0) convert(v.row(problem.grid.source(j)), count, values);
-      std::fill(values + count, values + value_stride_, Real{0});
-      for (Index c = 0; c < value_stride_; c += kLanes<Real>)
-        zeros = fma(load(values + c), zero<Real>(), zeros);
+      if (count > 0) convert(v.row(problem.grid.source(j)), count, row);
+      std::fill(row + count, row + value_stride_, Real{0});
+      for (Index c = 0; c < value_stride_; c += kLanes<Real>) zeros = fma(load(row + c), zero<Real>(), zeros);
+    };
+    for (Index j = keys.begin; j < keys.end; j += kWordSize<T>, values += value_stride_) {
+#if FASTROPE_BFLOAT16_PRODUCTS
+      if constexpr (std::is_same_v<T, bfloat16>) {
+        Real* next = scratch + value_stride_;
+        load_row(j, scratch);
+        load_row(j + 1, next);
+        for (Index c = 0; c < value_stride_; c += kLanes<Real>)
+          store<Real>(pair_up(load(scratch + c), load(next + c)), values + c);
+        continue;
+      }
+#endif
+      load_row(j, values);
     }
     return reduce_add<Real>(zeros) == 0;
   }
 
   RotationTables<Real> tables_;
-  Index d_;
+  Index words_;
   Index value_stride_;
   Index panel_count_;
-  Real* panels_;  // [kv_heads, panel_count, d, kWidth]
-  Real* values_;  // [kv_heads, panel_count * kWidth, value_stride]
+  Real* panels_;  // [kv_heads, panel_count, words, kWidth]
+  Real* values_;  // [kv_heads, panel_count * kValueRows, value_stride]
   bool* finite_;  // [kv_heads, panel_count]
   WorkerScratch scratch_;
 };

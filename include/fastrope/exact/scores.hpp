@@ -44,21 +44,22 @@ class Scores {
     return problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2E;
   }
 
-  /// Raw products: scores [row_count, keys.size()], row stride `stride`, from a query panel [d, panel_width]
-  /// and the key panels of `keys`. Requires keys made of whole panels and row_count a multiple of
-  /// kRowMultiple. `rows` are the queries in the panel; scratch: [keys.size()].
-  void product(const Problem& problem, const PackedKeys<Real>& packed, Index kv, const Real* queries,
+  /// Raw products: scores [row_count, keys.size()], row stride `stride`, of packed queries and the key panels
+  /// of `keys`. Requires keys made of whole panels and row_count a multiple of kRowMultipleOf<T>. `rows` are
+  /// the queries, packed to panel_width; scratch: [keys.size()].
+  template <class T>
+  void product(const Problem& problem, const PackedKeys<T>& packed, Index kv, const Real* queries,
                Index panel_width, Range rows, Index row_count, Range keys, Real* scores, Index stride,
                Real* scratch) const {
-    constexpr Index kWidth = PackedKeys<Real>::kWidth;
+    constexpr Index kWidth = PackedKeys<T>::kWidth;
     for (Index j = keys.begin; j < keys.end; j += kWidth) {
       const Real* panel = packed.panel(kv, j / kWidth);
       Real* block = scores + (j - keys.begin);
       if (problem.weights)
         weighted_product(problem, queries, panel_width, rows, {j, j + kWidth}, panel, block, stride, scratch);
       else
-        multiply<false>(row_count, kWidth, problem.shapes.d, BroadcastOperand<Real>{queries, 1, panel_width},
-                        panel, kWidth, block, stride);
+        multiply<false, T>(row_count, kWidth, packed.words(), packed.query_operand(queries, panel_width),
+                           panel, kWidth, block, stride);
     }
   }
 

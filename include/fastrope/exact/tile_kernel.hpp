@@ -4,14 +4,56 @@
 // is (features)(values): always a few rows of A, read element by element and broadcast, against vectors of B.
 // A tile of kRows x kVecs accumulators stays in registers over the whole depth; each step loads kVecs vectors
 // of B and broadcasts kRows elements of A for kRows * kVecs fused multiply-adds.
+//
+// Operands are made of words. Of T = float or double, a word is an element; of T = bfloat16, it is two
+// neighbours along the depth, in the 32 bits of a float, whose two products are added at once.
 #pragma once
 
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <type_traits>
+
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/matrix_tiles.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/tensor_view.hpp"
 
 namespace fastrope {
 
-/// A read with two strides: element (i, k) is data[i * row_stride + k * depth_stride].
+/// Words of a row of d elements, padded to what the tiles want.
+template <class T>
+constexpr Index words_of(Index d) {
+  return std::is_same_v<T, bfloat16> ? round_up(d, 2 * MatrixTiles::kCols) / 2 : d;
+}
+/// Elements of a word.
+template <class T>
+inline constexpr Index kWordSize = std::is_same_v<T, bfloat16> ? 2 : 1;
+
+/// Element `half` < kWordSize of a word.
+template <class T>
+ArithmeticOf<T> element_of(ArithmeticOf<T> word, [[maybe_unused]] Index half) {
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    const auto bits = std::bit_cast<std::uint32_t>(word);
+    return std::bit_cast<float>(half == 0 ? bits << 16 : bits & 0xffff0000u);
+  } else {
+    return word;
+  }
+}
+/// A row x of d elements becomes words_of<T>(d) words in place, rounded to T and padded with zeros; there
+/// must be room for all elements of those.
+template <class T>
+void make_words([[maybe_unused]] Index d, [[maybe_unused]] ArithmeticOf<T>* x) {
+#if FASTROPE_BFLOAT16_PRODUCTS
+  if constexpr (std::is_same_v<T, bfloat16>) {
+    const Index words = words_of<T>(d);
+    std::fill(x + d, x + 2 * words, 0.0f);
+    for (Index w = 0; w < words; w += simd::kLanes<float>) simd::store_nearest_pairs(x + 2 * w, x + w);
+  }
+#endif
+}
+
+/// A read with two strides: word (i, k) is data[i * row_stride + k * depth_stride].
 template <class Real>
 struct BroadcastOperand {
   const Real* data;
@@ -35,13 +77,24 @@ constexpr int tile_rows(int vecs) {
   return simd::kRegisters >= 32 ? rows32[vecs - 1] : rows16[vecs - 1];
 }
 
-/// Row counts given to multiply_add are multiples of this, which every tile height divides.
+/// Row counts given to multiply are multiples of this, which every tile height divides.
 inline constexpr Index kRowMultiple = simd::kRegisters >= 32 ? 24 : 12;
+/// The same for operands of type T.
+template <class T>
+inline constexpr Index kRowMultipleOf = std::is_same_v<T, bfloat16> ? 2 * kRowMultiple : kRowMultiple;
 
 namespace detail {
 
+template <class T, class V>
+HWY_INLINE V multiply_add(V a, V b, V sum) {
+#if FASTROPE_BFLOAT16_PRODUCTS
+  if constexpr (std::is_same_v<T, bfloat16>) return simd::fma_pairs(a, b, sum);
+#endif
+  return simd::fma(a, b, sum);
+}
+
 /// C [kRows, kVecs vectors] = A [kRows, depth] B [depth, kVecs vectors], plus C where kAccumulate.
-template <class Real, int kRows, int kVecs, bool kAccumulate>
+template <class T, int kRows, int kVecs, bool kAccumulate, class Real>
 HWY_INLINE void tile(Index depth, BroadcastOperand<Real> a, const Real* HWY_RESTRICT b, Index b_stride,
                      Real* HWY_RESTRICT c, Index c_stride) {
   using namespace simd;
@@ -59,9 +112,9 @@ HWY_INLINE void tile(Index depth, BroadcastOperand<Real> a, const Real* HWY_REST
     const Real* column = a.data + k * a.depth_stride;
 #pragma GCC unroll 32
     for (int i = 0; i < kRows; ++i) {
-      const Vec<Real> element = set(column[i * a.row_stride]);
+      const Vec<Real> word = set(column[i * a.row_stride]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) sum[i][v] = fma(element, row[v], sum[i][v]);
+      for (int v = 0; v < kVecs; ++v) sum[i][v] = multiply_add<T>(word, row[v], sum[i][v]);
     }
   }
 #pragma GCC unroll 32
@@ -70,20 +123,27 @@ HWY_INLINE void tile(Index depth, BroadcastOperand<Real> a, const Real* HWY_REST
     for (int v = 0; v < kVecs; ++v) store<Real>(sum[i][v], c + i * c_stride + v * kStep);
 }
 
-template <class Real, int kVecs, bool kAccumulate>
+template <class T, int kVecs, bool kAccumulate, class Real>
 void tile_column(Index rows, Index depth, BroadcastOperand<Real> a, const Real* b, Index b_stride, Real* c,
                  Index c_stride) {
+#if FASTROPE_MATRIX_TILES
+  if constexpr (std::is_same_v<T, bfloat16>)
+    if (MatrixTiles::allowed())
+      return multiply_matrix_tiles<kVecs, kAccumulate>(rows, depth, a.data, a.row_stride, b, b_stride, c,
+                                                       c_stride);
+#endif
   constexpr int kRows = tile_rows(kVecs);
   for (Index i = 0; i < rows; i += kRows)
-    tile<Real, kRows, kVecs, kAccumulate>(depth, a.rows_from(i), b, b_stride, c + i * c_stride, c_stride);
+    tile<T, kRows, kVecs, kAccumulate>(depth, a.rows_from(i), b, b_stride, c + i * c_stride, c_stride);
 }
 
 }  // namespace detail
 
-/// C [rows, cols] = A [rows, depth] B [depth, cols], plus C where kAccumulate.
-/// Requires: rows a multiple of kRowMultiple, cols a multiple of the vector length (pad A's rows and B's
-/// columns).
-template <bool kAccumulate, class Real>
+/// C [rows, cols] = A [rows, depth] B [depth, cols], plus C where kAccumulate; depth in words of T.
+/// Requires: rows a multiple of kRowMultipleOf<T>, cols a multiple of the vector length (pad A's rows and B's
+/// columns). For bfloat16 also: A's words along the depth contiguous, depth a multiple of 16, a living
+/// MatrixTiles.
+template <bool kAccumulate, class T, class Real = ArithmeticOf<T>>
 void multiply(Index rows, Index cols, Index depth, BroadcastOperand<Real> a, const Real* b, Index b_stride,
               Real* c, Index c_stride) {
   constexpr Index kStep = simd::kLanes<Real>;
@@ -97,17 +157,17 @@ void multiply(Index rows, Index cols, Index depth, BroadcastOperand<Real> a, con
     Real* c_t = c + done * kStep;
     switch (width) {
       case 1:
-        detail::tile_column<Real, 1, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+        detail::tile_column<T, 1, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
         break;
       case 2:
-        detail::tile_column<Real, 2, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+        detail::tile_column<T, 2, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
         break;
       default:
         if constexpr (kTileVecs > 2) {
           if (width == 3)
-            detail::tile_column<Real, 3, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+            detail::tile_column<T, 3, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
           else
-            detail::tile_column<Real, 4, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+            detail::tile_column<T, 4, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
         }
     }
     done += width;

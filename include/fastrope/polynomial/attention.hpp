@@ -134,9 +134,9 @@ class PolynomialAttention {
     evaluate_features(*head.monomials, b.x, b.weight, kWidth, b.features);
     std::fill(b.features + rank * kWidth, b.features + round_up(rank, kRowMultiple) * kWidth, Real{0});
     add_feature_sums(rank, kWidth, b.features, b.sums);
-    multiply<true>(round_up(rank, kRowMultiple), b.width, kWidth,
-                   BroadcastOperand<Real>{b.features, kWidth, 1}, packed.values(kv) + p * kWidth * b.width,
-                   b.width, b.state, b.width);
+    multiply<true, Real>(round_up(rank, kRowMultiple), b.width, kWidth,
+                         BroadcastOperand<Real>{b.features, kWidth, 1},
+                         packed.values(kv) + p * kWidth * b.width, b.width, b.state, b.width);
   }
 
   /// The rows' sums over the keys in the state become their softmax states.
@@ -147,8 +147,9 @@ class PolynomialAttention {
     std::fill_n(b.weight, kRows, Real{1});
     evaluate_features(*head.monomials, b.x, b.weight, kRows, b.features);
     apply_coefficients(*head.monomials, head.polynomial.coefficients(), b.sums, kRows, b.features, b.dot);
-    multiply<false>(kRows, b.width, head.monomials->rank(), BroadcastOperand<Real>{b.features, 1, kRows},
-                    b.state, b.width, state.output, b.width);
+    multiply<false, Real>(kRows, b.width, head.monomials->rank(),
+                          BroadcastOperand<Real>{b.features, 1, kRows}, b.state, b.width, state.output,
+                          b.width);
     std::copy_n(b.factor, kRows, state.maximum);
     for (Index i = 0; i < kRows; ++i) state.add_to_sum(i, b.dot[i]);
   }

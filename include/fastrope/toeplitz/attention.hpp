@@ -157,7 +157,7 @@ class ToeplitzAttention {
     const Index levels = degree_ + 1;
     return {.panel = w.take<Real>(d * kRows).data(),
             .row_factor = w.take<Real>(kRows).data(),
-            .row = w.take<Real>(PackedKeys<Real>::scratch_size(d)).data(),
+            .row = w.take<Real>(PackedKeys<Real>::scratch_size(problem.shapes)).data(),
             .queries = w.take<Real>(d * n_q).data(),
             .keys = w.take<Real>(d * n_k).data(),
             .values = w.take<Real>((d_v + 1) * n_k).data(),
