@@ -41,6 +41,27 @@ TEST(LagBias, OneSlopeServesEveryHead) {
   EXPECT_NO_THROW(bias.require_covers(9, -10, 10));
 }
 
+TEST(LagBias, ARowOfLagsIsFilledDownwards) {
+  Inputs random(8);
+  std::vector<double> table;
+  for (int i = 0; i < 32; ++i) table.push_back(random.uniform(-2, 2));
+  const std::vector<LagBias> all = {LagBias::alibi({0.25, -0.5}), LagBias::t5(table, 2, true, 20),
+                                    LagBias::t5(table, 2, false, 20), LagBias::table(table, 2, -7)};
+  for (const LagBias& bias : all) {
+    for (Index head = 0; head < 2; ++head) {
+      const bool is_table = &bias == &all.back();
+      const Position first = is_table ? 8 : 40;
+      const Index count = is_table ? 16 : 80;
+      std::vector<double> row(static_cast<std::size_t>(count) + 1, 99);
+      bias.fill(head, first, count, -1.5, row.data());
+      for (Index m = 0; m < count; ++m)
+        EXPECT_DOUBLE_EQ(row[static_cast<std::size_t>(m)], -1.5 * bias(head, first - m))
+            << "lag " << first - m;
+      EXPECT_EQ(row.back(), 99);
+    }
+  }
+}
+
 /// The bucket of T5's _relative_position_bucket, whose relative_position is key minus query, in its own
 /// arithmetic (float logarithm, truncation).
 Index published_bucket(Position relative_position, bool bidirectional, Index num_buckets,

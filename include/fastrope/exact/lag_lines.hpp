@@ -6,6 +6,8 @@
 // Otherwise a row is evaluated when it is needed.
 #pragma once
 
+#include <algorithm>
+
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/tile_kernel.hpp"
@@ -27,27 +29,28 @@ class LagLines {
 
   Index count() const { return count_; }
 
-  /// Lays out line f by value(lag); lags that are not allowed hold 0.
-  template <class Value>
-  void fill(const LagGrid& grid, Index f, Value&& value) {
+  /// Lays out line f; lags that are not allowed hold 0. values(lag, count, x) writes the function at lag, lag
+  /// - 1,
+  /// ... to x [count].
+  template <class Values>
+  void fill(const LagGrid& grid, Index f, Values&& values) {
     if (length_ == 0) return;
     const LagGrid::Lags lags = grid.allowed_lags();
+    const Position lag = grid.n_q() - 1 + grid.offset();  // of the line's first value
+    const Range allowed = intersect({lag - lags.last, lag - lags.first + 1}, {0, length_});
     Real* line = lines_ + f * length_;
-    for (Index m = 0; m < length_; ++m) {
-      const Position lag = grid.n_q() - 1 - m + grid.offset();
-      line[m] = lags.first <= lag && lag <= lags.last ? static_cast<Real>(value(lag)) : Real{0};
-    }
+    std::fill_n(line, length_, Real{0});
+    if (!allowed.empty()) values(lag - allowed.begin, allowed.size(), line + allowed.begin);
   }
 
   /// Values of line f for row i and keys [keys.begin, keys.end); 0 where the mask forbids the key. Either in
   /// place or written to scratch [keys.size()].
-  template <class Value>
-  const Real* row(const LagGrid& grid, Index f, Index i, Range keys, Value&& value, Real* scratch) const {
+  template <class Values>
+  const Real* row(const LagGrid& grid, Index f, Index i, Range keys, Values&& values, Real* scratch) const {
     if (length_ != 0) return lines_ + f * length_ + (grid.n_q() - 1 - i) + keys.begin;
-    const Range allowed = grid.keys_of(i);
-    for (Index j = keys.begin; j < keys.end; ++j)
-      scratch[j - keys.begin] =
-          allowed.begin <= j && j < allowed.end ? static_cast<Real>(value(grid.lag(i, j))) : Real{0};
+    const Range allowed = intersect(keys, grid.keys_of(i));
+    std::fill_n(scratch, keys.size(), Real{0});
+    for (Index j = allowed.begin; j < allowed.end; ++j) values(grid.lag(i, j), 1, scratch + (j - keys.begin));
     return scratch;
   }
 

@@ -32,10 +32,10 @@ class Scores {
   /// Call for every task, before any block.
   void prepare(const Problem& problem, Index task) {
     if (task < bias_.count()) {
-      bias_.fill(problem.grid, task, [&](Position lag) { return kLog2E * problem.bias(task, lag); });
+      bias_.fill(problem.grid, task, bias_values(problem, task));
     } else {
       const Index s = task - bias_.count();
-      weights_.fill(problem.grid, s, [&](Position lag) { return (*problem.weights)(lag, s); });
+      weights_.fill(problem.grid, s, weight_values(problem, s));
     }
   }
 
@@ -80,8 +80,7 @@ class Scores {
         store<Real>(mul(cap, tanh<Real>(load(scores + j))), scores + j);
     }
     if (bias_.count() > 0) {
-      const Real* bias = bias_.row(
-          problem.grid, h, i, keys, [&](Position lag) { return kLog2E * problem.bias(h, lag); }, scratch);
+      const Real* bias = bias_.row(problem.grid, h, i, keys, bias_values(problem, h), scratch);
       for (Index j = 0; j < keys.size(); j += kStep)
         store<Real>(add(load(scores + j), load(bias + j)), scores + j);
     }
@@ -111,6 +110,16 @@ class Scores {
  private:
   static constexpr Real kMasked = -std::numeric_limits<Real>::infinity();
 
+  /// The lag bias of head h, base-2, and entry s of the general weights, as LagLines wants them.
+  static auto bias_values(const Problem& problem, Index h) {
+    return [&problem, h](Position lag, Index count, Real* x) { problem.bias.fill(h, lag, count, kLog2E, x); };
+  }
+  static auto weight_values(const Problem& problem, Index s) {
+    return [&problem, s](Position lag, Index count, Real* x) {
+      for (Index m = 0; m < count; ++m) x[m] = static_cast<Real>((*problem.weights)(lag - m, s));
+    };
+  }
+
   /// scores(i, j) = sum over the support of q(i, a) W(lag)[a, b] k(j, b): 3 n^2 |S| flops.
   void weighted_product(const Problem& problem, const Real* queries, Index panel_width, Range rows,
                         Range keys, const Real* panel, Real* scores, Index stride, Real* scratch) const {
@@ -122,8 +131,7 @@ class Scores {
       std::fill_n(row, keys.size(), Real{0});
       for (Index s = 0; s < weights_.count(); ++s) {
         const auto [a, b] = support[static_cast<std::size_t>(s)];
-        const Real* weight = weights_.row(
-            problem.grid, s, i, keys, [&](Position lag) { return (*problem.weights)(lag, s); }, scratch);
+        const Real* weight = weights_.row(problem.grid, s, i, keys, weight_values(problem, s), scratch);
         const Vec<Real> query = set(queries[a * panel_width + (i - rows.begin)]);
         const Real* column = panel + b * keys.size();
         for (Index j = 0; j < keys.size(); j += kStep)

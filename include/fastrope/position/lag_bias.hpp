@@ -86,6 +86,20 @@ class LagBias {
     return b;
   }
 
+  /// out[m] = factor b(lag - m) for m < count: b along a row of keys. Requires: not empty; where the table
+  /// does not cover a lag, its nearest value stands.
+  template <class Real>
+  void fill(Index head, Position lag, Index count, double factor, Real* out) const {
+    const Index h = heads_ == 1 ? 0 : head;
+    const double* row = values_.data() + h * (last_ - first_ + 1);
+    const double slope = slopes_.empty() ? 0 : factor * slopes_[h];
+    for (Index m = 0; m < count; ++m)
+      out[m] = static_cast<Real>(-slope * static_cast<double>(std::abs(lag - m)));
+    if (!values_.empty())
+      for (Index m = 0; m < count; ++m)
+        out[m] += static_cast<Real>(factor * row[std::clamp(lag - m, first_, last_) - first_]);
+  }
+
   /// Throws Error unless there is a bias for each of `heads` heads and every lag in [first, last].
   void require_covers(Index heads, Position first, Position last) const {
     if (empty() || heads == 0) return;
