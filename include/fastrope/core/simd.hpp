@@ -172,6 +172,11 @@ template <class V>
 HWY_INLINE V max(V a, V b) {
   return hn::Max(a, b);
 }
+/// a = b ? yes : no, lane by lane.
+template <class V>
+HWY_INLINE V if_equal(V a, V b, V yes, V no) {
+  return hn::IfThenElse(hn::Eq(a, b), yes, no);
+}
 /// Whether a > b in some lane; NaN is not greater.
 template <class Real>
 HWY_INLINE bool any_greater(Vec<Real> a, Vec<Real> b) {

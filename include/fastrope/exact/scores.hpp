@@ -85,14 +85,7 @@ class Scores {
         store<Real>(add(load(scores + j), load(bias + j)), scores + j);
     }
     allowed = intersect(allowed, keys);
-    if (problem.dense_bias.data != nullptr) {
-      const float* dense = problem.dense_bias.head(h).row(i);
-      for (Index j = allowed.begin; j < allowed.end; ++j)
-        scores[j - keys.begin] += dense[problem.grid.source(j)] * static_cast<Real>(kLog2E);
-    }
-    if (problem.is_dense())
-      for (Index j = allowed.begin; j < allowed.end; ++j)
-        if (!dense_allows(problem, h, i, j)) scores[j - keys.begin] = kMasked;
+    if (problem.is_dense()) add_dense(problem, h, i, keys, allowed, scores, scratch);
     const Index first = allowed.empty() ? keys.size() : allowed.begin - keys.begin;
     const Index last = allowed.empty() ? keys.size() : allowed.end - keys.begin;
     std::fill(scores, scores + first, kMasked);
@@ -118,6 +111,32 @@ class Scores {
     return [&problem, s](Position lag, Index count, Real* x) {
       for (Index m = 0; m < count; ++m) x[m] = static_cast<Real>((*problem.weights)(lag - m, s));
     };
+  }
+
+  /// Dense bias and mask on the scores of the allowed keys; those at the others may become anything.
+  static void add_dense(const Problem& problem, Index h, Index i, Range keys, Range allowed, Real* scores,
+                        Real* scratch) {
+    using namespace simd;
+    std::fill_n(scratch, keys.size(), Real{0});
+    if (problem.dense_bias.data != nullptr) {
+      const float* row = problem.dense_bias.head(h).row(i);
+      if (problem.grid.in_order())
+        convert(row + allowed.begin, allowed.size(), scratch + (allowed.begin - keys.begin));
+      else
+        for (Index j = allowed.begin; j < allowed.end; ++j)
+          scratch[j - keys.begin] = static_cast<Real>(row[problem.grid.source(j)]);
+    }
+    if (problem.dense_mask.data != nullptr) {
+      const bool* row = problem.dense_mask.head(h).row(i);
+      for (Index j = allowed.begin; j < allowed.end; ++j)
+        if (!row[problem.grid.source(j)]) scratch[j - keys.begin] = kMasked;
+    }
+    // A masked score is -infinity even if it was NaN.
+    for (Index j = 0; j < keys.size(); j += kLanes<Real>) {
+      const Vec<Real> bias = load(scratch + j), masked = set(kMasked);
+      const Vec<Real> sum = fma(bias, set(static_cast<Real>(kLog2E)), load(scores + j));
+      store<Real>(if_equal(bias, masked, masked, sum), scores + j);
+    }
   }
 
   /// scores(i, j) = sum over the support of q(i, a) W(lag)[a, b] k(j, b): 3 n^2 |S| flops.

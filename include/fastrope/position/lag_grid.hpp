@@ -56,6 +56,8 @@ class LagGrid {
   Position key_position(Index j) const { return keys_.empty() ? first_key_ + j : keys_[j]; }
   Position lag(Index i, Index j) const { return query_position(i) - key_position(j); }
 
+  /// Whether source(j) = j.
+  bool in_order() const { return order_.empty(); }
   /// The row of k and v that holds the j-th key in ascending order.
   Index source(Index j) const { return order_.empty() ? j : order_[j]; }
 
