@@ -133,6 +133,42 @@ TYPED_TEST(SimdLanes, ReductionsSeeEveryLane) {
   }
 }
 
+TYPED_TEST(SimdLanes, Comparisons) {
+  using Real = TypeParam;
+  for (int round = 0; round < 200; ++round) {
+    auto a = this->special_values(round);
+    const auto b = this->special_values(round + 3), yes = this->values(), no = this->values();
+    a[static_cast<std::size_t>(round) % a.size()] = b[static_cast<std::size_t>(round) % a.size()];
+    const auto x = simd::load(a.data()), y = simd::load(b.data());
+    bool greater = false;
+    for (std::size_t i = 0; i < a.size(); ++i) greater = greater || a[i] > b[i];
+    EXPECT_EQ(simd::any_greater<Real>(x, y), greater);
+    this->for_lanes(simd::if_equal(x, y, simd::load(yes.data()), simd::load(no.data())),
+                    [&](Real r, std::size_t i) { EXPECT_EQ(r, a[i] == b[i] ? yes[i] : no[i]); });
+  }
+  // One lane alone decides.
+  for (Index lane = 0; lane < this->kLanes; ++lane) {
+    std::vector<Real> a(static_cast<std::size_t>(this->kLanes), -this->kInfinity);
+    EXPECT_FALSE(simd::any_greater<Real>(simd::load(a.data()), simd::set(-this->kInfinity)));
+    a[static_cast<std::size_t>(lane)] = 1;
+    EXPECT_TRUE(simd::any_greater<Real>(simd::load(a.data()), simd::set(Real{0})));
+  }
+}
+
+TYPED_TEST(SimdLanes, TransposeBlock) {
+  using Real = TypeParam;
+  constexpr Index kRows = simd::kBlockRows<Real>;
+  const Index from_stride = this->kLanes + 3, to_stride = kRows + 5;
+  const auto from = this->inputs_.template gaussian<Real>(1, kRows, from_stride).values;
+  std::vector<Real> to(static_cast<std::size_t>(this->kLanes * to_stride), Real{7});
+  simd::transpose_block(from.data(), from_stride, to.data(), to_stride);
+  for (Index l = 0; l < this->kLanes; ++l)
+    for (Index r = 0; r < to_stride; ++r)
+      EXPECT_EQ(to[static_cast<std::size_t>(l * to_stride + r)],
+                r < kRows ? from[static_cast<std::size_t>(r * from_stride + l)] : Real{7})
+          << l << ", " << r;
+}
+
 TYPED_TEST(SimdLanes, FractionIsTheDistanceFromTheFloor) {
   using Real = TypeParam;
   for (int round = 0; round < 200; ++round) {
