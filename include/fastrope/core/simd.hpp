@@ -218,7 +218,8 @@ HWY_INLINE void store_blocks(D tag, V x, Real* p, Index stride) {
 #endif
 /// to[l * to_stride + r] = from[r * from_stride + l] for r < kBlockRows and l < kLanes.
 template <class Real>
-HWY_INLINE void transpose_block(const Real* from, Index from_stride, Real* to, Index to_stride) {
+HWY_INLINE void transpose_block(const Real* from, [[maybe_unused]] Index from_stride, Real* to,
+                                [[maybe_unused]] Index to_stride) {
 #if HWY_TARGET == HWY_SCALAR
   *to = *from;
 #else
