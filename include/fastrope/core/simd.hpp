@@ -99,6 +99,8 @@ HWY_INLINE Vec<Real> load_as(const T* p) {
     return load(converted);
   }
 }
+/// Asks for the cache line of any address p, into the second level.
+inline void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
 /// The first `count` < kLanes elements, zeros after them; nothing past them is read.
 template <class Real, class T>
 HWY_INLINE Vec<Real> load_first_as(const T* p, Index count) {

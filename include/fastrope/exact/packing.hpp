@@ -62,7 +62,7 @@ class PackedKeys {
                    workspace) {}
   /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.
   PackedKeys(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
-      : tables_(problem, workspace),
+      : tables_(problem, {0, problem.shapes.n_k}, workspace),
         d_(problem.shapes.d),
         value_stride_(round_up(problem.shapes.d_v, simd::kLanes<Real>)),
         panel_count_(ceil_div(problem.shapes.n_k, kWidth)),
