@@ -99,6 +99,12 @@ HWY_INLINE Vec<Real> load_as(const T* p) {
     return load(converted);
   }
 }
+/// Asks for the cache line of p[offset], into the second level; that element need not exist.
+template <class T>
+HWY_INLINE void prefetch(const T* p, Index offset) {
+  const auto address = reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>(offset) * sizeof(T);
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
+}
 /// The first `count` < kLanes elements, zeros after them; nothing past them is read.
 template <class Real, class T>
 HWY_INLINE Vec<Real> load_first_as(const T* p, Index count) {

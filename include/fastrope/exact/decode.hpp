@@ -25,9 +25,10 @@ namespace detail {
 
 /// scores(r, j) = sum_c queries(r, c) keys[j][c] for kKeys keys and kQueries rows.
 /// queries: rows of stride `query_stride`, zero past d up to whole vectors; scores: row stride `stride`.
-template <class Real, int kQueries, int kKeys, class T>
-HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride,
-                          const std::array<const T*, kKeys>& keys, Real* scores, Index stride) {
+/// The same columns of `later` are fetched meanwhile.
+template <class Real, int kQueries, int kKeys, class T, class Later>
+HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, const T* const* keys,
+                          const Later* const* later, Real* scores, Index stride) {
   using namespace simd;
   constexpr Index kStep = kLanes<Real>;
   Vec<Real> sum[kQueries][kKeys];
@@ -38,7 +39,10 @@ HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride,
   const auto step = [&](Index c, auto&& load_key) HWY_ATTR {
     Vec<Real> key[kKeys];
 #pragma GCC unroll 8
-    for (int j = 0; j < kKeys; ++j) key[j] = load_key(keys[static_cast<std::size_t>(j)] + c);
+    for (int j = 0; j < kKeys; ++j) {
+      key[j] = load_key(keys[j] + c);
+      prefetch(later[j], c);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kQueries; ++r) {
       const Vec<Real> query = load(queries + r * query_stride + c);
@@ -57,10 +61,11 @@ HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride,
 }
 
 /// output(r, c) += sum_j weights(r, j) values[j][c] for kQueries rows and kVecs vectors of columns from c on,
-/// of which the last may be `tail` > 0 elements.
-template <class Real, int kQueries, int kVecs, class T>
+/// of which the last may be `tail` > 0 elements. The same columns of `later` are fetched meanwhile.
+template <class Real, int kQueries, int kVecs, class T, class Later>
 HWY_INLINE void add_weighted_rows(const Real* weights, Index weight_stride, const T* const* values,
-                                  Index count, Index c, Index tail, Real* output, Index output_stride) {
+                                  const Later* const* later, Index count, Index c, Index tail, Real* output,
+                                  Index output_stride) {
   using namespace simd;
   constexpr Index kStep = kLanes<Real>;
   Vec<Real> sum[kQueries][kVecs];
@@ -74,6 +79,7 @@ HWY_INLINE void add_weighted_rows(const Real* weights, Index weight_stride, cons
     for (int v = 0; v < kVecs; ++v) {
       const T* p = values[j] + c + v * kStep;
       row[v] = v + 1 == kVecs && tail > 0 ? load_first_as<Real>(p, tail) : load_as<Real>(p);
+      prefetch(later[j], c + v * kStep);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kQueries; ++r) {
@@ -103,7 +109,7 @@ class DecodeAttention {
 
   /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.
   DecodeAttention(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
-      : tables_(problem, workspace),
+      : tables_(problem, reach(problem), workspace),
         scores_(problem, workspace),
         rows_(problem.shapes.n_q * problem.group()),
         key_stride_(round_up(problem.shapes.d, simd::kLanes<Real>)),
@@ -175,6 +181,9 @@ class DecodeAttention {
             .output = w.take<Real>(rows_ * width_).data()};
   }
 
+  /// The keys that some query may attend to.
+  static Range reach(const Problem& problem) { return problem.grid.keys_of(Range{0, problem.shapes.n_q}); }
+
   Index head_of(const Problem& problem, Index kv, Index row) const {
     return kv * problem.group() + row / problem.shapes.n_q;
   }
@@ -192,59 +201,63 @@ class DecodeAttention {
   }
 
   /// The partial states of a split's keys for all query rows of a key/value head.
+  /// A block's values are fetched while its keys are scored and the next keys while its values are added, so
+  /// that the memory never waits for the arithmetic.
   template <class K, class V>
   void attend_split(const Problem& problem, Index kv, Index split, const K& k, const V& v,
                     const Buffers& b) const {
     const SoftmaxRows<Real> states = states_.from((kv * splits_ + split) * rows_);
     states.clear(rows_);
-    const Range keys =
-        intersect({split * kSplit, (split + 1) * kSplit}, problem.grid.keys_of(Range{0, problem.shapes.n_q}));
+    const Range keys = intersect({split * kSplit, (split + 1) * kSplit}, reach(problem));
+    if (keys.empty()) return;
+    // The source rows of a block of keys, past the last key its row again.
+    const auto block_rows = [&](const auto& source, Index first) {
+      std::array<decltype(source.row(0)), kBlock> rows;
+      for (Index m = 0; m < kBlock; ++m)
+        rows[static_cast<std::size_t>(m)] =
+            source.row(problem.grid.source(std::min(first + m, keys.end - 1)));
+      return rows;
+    };
+    auto key_rows = block_rows(k, keys.begin);
     for (Index j = keys.begin; j < keys.end; j += kBlock) {
       const Range block{j, std::min(j + kBlock, keys.end)};
+      const auto value_rows = block_rows(v, j);
       const Index padded = round_up(block.size(), simd::kLanes<Real>);
-      score_block(problem, kv, k, block, b);
+      score_block(problem, kv, key_rows.data(), value_rows.data(), block, b);
       for (Index r = 0; r < rows_; ++r) {
         const Index i = query_of(problem, r);
         scores_.finish(problem, head_of(problem, kv, r), i, {j, j + padded},
                        intersect(block, problem.grid.keys_of(i)), b.scores + r * kBlock, b.line);
       }
       states.weigh(rows_, b.scores, kBlock, padded);
-      add_values(problem, kv, v, block, states, b);
+      if (block.end < keys.end) key_rows = block_rows(k, block.end);
+      add_values(problem, kv, value_rows.data(), key_rows.data(), block, states, b);
     }
   }
 
-  /// scores [rows, block], for whole groups of four keys.
-  template <class K>
-  void score_block(const Problem& problem, Index kv, const K& k, Range block, const Buffers& b) const {
-    if (problem.rotates()) {
-      std::array<const Real*, kBlock> keys;
-      for (Index j = block.begin; j < block.end; ++j) {
-        Real* x = b.rotated + (j - block.begin) * key_stride_;
-        tables_.load_key(problem, k.row(problem.grid.source(j)), j, x);
-        keys[static_cast<std::size_t>(j - block.begin)] = x;
-      }
-      dot_rows(problem, kv, keys, block.size(), b.scores);
-    } else {
-      std::array<decltype(k.row(0)), kBlock> keys;
-      for (Index j = block.begin; j < block.end; ++j)
-        keys[static_cast<std::size_t>(j - block.begin)] = k.row(problem.grid.source(j));
-      dot_rows(problem, kv, keys, block.size(), b.scores);
+  /// scores [rows, block], for whole groups of four keys, while the values are fetched.
+  template <class K, class V>
+  void score_block(const Problem& problem, Index kv, const K* const* keys, const V* const* values,
+                   Range block, const Buffers& b) const {
+    if (!problem.rotates()) return dot_rows(problem, kv, keys, values, block.size(), b.scores);
+    std::array<const Real*, kBlock> rotated;
+    for (Index m = 0; m < kBlock; ++m) {
+      Real* x = b.rotated + std::min(m, block.size() - 1) * key_stride_;
+      if (m < block.size()) tables_.load_key(problem, keys[m], block.begin + m, x);
+      rotated[static_cast<std::size_t>(m)] = x;
     }
+    dot_rows(problem, kv, rotated.data(), values, block.size(), b.scores);
   }
 
-  template <class T>
-  void dot_rows(const Problem& problem, Index kv, const std::array<const T*, kBlock>& keys, Index count,
+  template <class K, class V>
+  void dot_rows(const Problem& problem, Index kv, const K* const* keys, const V* const* values, Index count,
                 Real* scores) const {
     const Real* queries = queries_ + kv * rows_ * key_stride_;
-    for (Index j = 0; j < count; j += 4) {
-      std::array<const T*, 4> four;
-      for (Index m = 0; m < 4; ++m)  // past the last key its row again: those scores are masked
-        four[static_cast<std::size_t>(m)] = keys[static_cast<std::size_t>(std::min(j + m, count - 1))];
+    for (Index j = 0; j < count; j += 4)
       for_query_tiles([&]<int kQueries>(Index r) {
-        detail::dot_block<Real, kQueries, 4>(problem.shapes.d, queries + r * key_stride_, key_stride_, four,
-                                             scores + r * kBlock + j, kBlock);
+        detail::dot_block<Real, kQueries, 4>(problem.shapes.d, queries + r * key_stride_, key_stride_,
+                                             keys + j, values + j, scores + r * kBlock + j, kBlock);
       });
-    }
   }
 
   /// tile.template operator()<n>(r) for consecutive tiles of n = 4, 2 or 1 query rows from r on.
@@ -259,23 +272,20 @@ class DecodeAttention {
     if (r < rows_) tile.template operator()<1>(r);
   }
 
-  /// output += weights [rows, block] values [block, d_v].
-  template <class V>
-  void add_values(const Problem& problem, Index kv, const V& v, Range block, const SoftmaxRows<Real>& states,
-                  const Buffers& b) const {
+  /// output += weights [rows, block] values [block, d_v], while the next keys are fetched.
+  template <class V, class K>
+  void add_values(const Problem& problem, Index kv, const V* const* values, const K* const* next_keys,
+                  Range block, const SoftmaxRows<Real>& states, const Buffers& b) const {
     constexpr Index kStep = simd::kLanes<Real>;
     constexpr Index kVecs = simd::kRegisters >= 32 ? 4 : 2;
     const Index d_v = problem.shapes.d_v;
-    std::array<decltype(v.row(0)), kBlock> values;
-    for (Index j = block.begin; j < block.end; ++j)
-      values[static_cast<std::size_t>(j - block.begin)] = v.row(problem.grid.source(j));
     std::fill_n(b.output, rows_ * width_, Real{0});
     for (Index c = 0; c < d_v;) {
       const bool wide = c + kVecs * kStep <= d_v;
       for_query_tiles([&]<int kQueries>(Index r) {
         const auto add = [&]<Index kWide>() {
           detail::add_weighted_rows<Real, kQueries, kWide>(
-              b.scores + r * kBlock, kBlock, values.data(), block.size(), c,
+              b.scores + r * kBlock, kBlock, values, next_keys, block.size(), c,
               std::max<Index>(0, kWide == 1 && c + kStep > d_v ? d_v - c : 0), b.output + r * width_, width_);
         };
         wide ? add.template operator()<kVecs>() : add.template operator()<1>();
@@ -284,14 +294,15 @@ class DecodeAttention {
     }
     for (Index r = 0; r < rows_; ++r) {
       const Real* sum = b.output + r * width_;
-      Real zeros = 0;
-      for (Index c = 0; c < width_; ++c) zeros += sum[c] * 0;
+      simd::Vec<Real> zeros = simd::zero<Real>();  // x * 0 is 0 for finite x and NaN otherwise
+      for (Index c = 0; c < width_; c += kStep)
+        zeros = simd::fma(simd::load(sum + c), simd::zero<Real>(), zeros);
       // A masked key's weight is 0, but 0 times an infinite or NaN value is NaN: then masked keys are left
       // out one by one.
-      if (zeros == 0)
+      if (simd::reduce_add<Real>(zeros) == 0)
         for (Index c = 0; c < width_; ++c) states.row(r)[c] += sum[c];
       else
-        add_allowed_values(problem, head_of(problem, kv, r), query_of(problem, r), values.data(), block,
+        add_allowed_values(problem, head_of(problem, kv, r), query_of(problem, r), values, block,
                            b.scores + r * kBlock, states.row(r));
     }
   }

@@ -17,7 +17,7 @@
 
 namespace fastrope {
 
-/// The tiled way: every key packed, then blocks of query rows, multiplied as T.
+/// The tiled way: every key that some query reaches packed, then blocks of query rows, multiplied as T.
 template <class T>
 class TiledAttention {
  public:
@@ -25,7 +25,8 @@ class TiledAttention {
 
   /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.
   TiledAttention(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
-      : packed_(problem, scratch, workspace), attention_(problem, scratch, workspace) {}
+      : packed_(problem, problem.grid.keys_of(Range{0, problem.shapes.n_q}), scratch, workspace),
+        attention_(problem, scratch, workspace) {}
 
   std::size_t worker_bytes(const Problem& problem) const {
     return std::max(PackedKeys<T>::worker_bytes(problem), ExactAttention<T>::worker_bytes(problem, packed_));

@@ -51,15 +51,18 @@ class PackedKeys {
   using Real = ArithmeticOf<T>;
   static constexpr Index kWidth = kTileCols<Real>;
 
+  /// Of all keys.
   PackedKeys(const Problem& problem, Workspace& workspace)
-      : PackedKeys(problem, WorkerScratch(problem.executor.workers(), worker_bytes(problem), workspace),
-                   workspace) {}
-  /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.
-  PackedKeys(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
-      : tables_(problem, workspace),
+      : PackedKeys(problem, {0, problem.shapes.n_k},
+                   WorkerScratch(problem.executor.workers(), worker_bytes(problem), workspace), workspace) {}
+  /// Of the panels that hold `keys`, with worker_bytes(problem) of scratch that nobody else uses while a task
+  /// runs.
+  PackedKeys(const Problem& problem, Range keys, const WorkerScratch& scratch, Workspace& workspace)
+      : tables_(problem, whole_panels(problem, keys), workspace),
         words_(words_of<T>(problem.shapes.d)),
         value_stride_(round_up(problem.shapes.d_v, simd::kLanes<Real>)),
         panel_count_(ceil_div(problem.shapes.n_k, kWidth)),
+        packed_{keys.begin / kWidth, ceil_div(keys.end, kWidth)},
         scratch_(scratch) {
     const Shapes& s = problem.shapes;
     panels_ = workspace.take<Real>(s.kv_heads * panel_count_ * kWidth * words_).data();
@@ -80,16 +83,16 @@ class PackedKeys {
   const RotationTables<Real>& tables() const { return tables_; }
 
   /// The independent tasks of packing.
-  Index tasks(const Problem& problem) const { return problem.shapes.kv_heads * panel_count_; }
+  Index tasks(const Problem& problem) const { return problem.shapes.kv_heads * packed_.size(); }
   template <class K, class V>
   void pack_task(const Problem& problem, const K& k, const V& v, Index task, Index worker) {
-    const Index kv = task / panel_count_, p = task % panel_count_;
+    const Index kv = task / packed_.size(), p = packed_.begin + task % packed_.size();
+    const Index at = kv * panel_count_ + p;
     Workspace share = scratch_.of(worker);
     Real* scratch = share.take<Real>(scratch_size(problem.shapes)).data();
     const Range keys{p * kWidth, (p + 1) * kWidth};
-    pack_panel(problem, k.head(kv), keys, panels_ + task * kWidth * words_, scratch);
-    finite_[task] =
-        pack_values(problem, v.head(kv), keys, values_ + task * kValueRows * value_stride_, scratch);
+    pack_panel(problem, k.head(kv), keys, panels_ + at * kWidth * words_, scratch);
+    finite_[at] = pack_values(problem, v.head(kv), keys, values_ + at * kValueRows * value_stride_, scratch);
   }
   static std::size_t worker_bytes(const Problem& problem) {
     return Workspace::bytes_of([&](Workspace& share) { share.take<Real>(scratch_size(problem.shapes)); });
@@ -141,6 +144,10 @@ class PackedKeys {
   Index value_stride() const { return value_stride_; }
 
  private:
+  static Range whole_panels(const Problem& problem, Range keys) {
+    return {round_down(keys.begin, kWidth), std::min(round_up(keys.end, kWidth), problem.shapes.n_k)};
+  }
+
   static constexpr Index kValueRows = kWidth / kWordSize<T>;  // of words, in a panel
   /// Queries are laid out in columns like keys; the matrix unit wants rows.
   static constexpr bool kColumns = !std::is_same_v<T, bfloat16>;
@@ -192,6 +199,7 @@ class PackedKeys {
   Index words_;
   Index value_stride_;
   Index panel_count_;
+  Range packed_;  // panels
   Real* panels_;  // [kv_heads, panel_count, words, kWidth]
   Real* values_;  // [kv_heads, panel_count * kValueRows, value_stride]
   bool* finite_;  // [kv_heads, panel_count]

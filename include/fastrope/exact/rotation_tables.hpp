@@ -12,12 +12,15 @@ namespace fastrope {
 template <class Real>
 class RotationTables {
  public:
-  RotationTables(const Problem& problem, Workspace& workspace) : row_size_(problem.rotation.row_size()) {
+  /// For loads of any query and of the keys in `keys` only: a long cache costs nothing where none reaches it.
+  RotationTables(const Problem& problem, Range keys, Workspace& workspace)
+      : row_size_(problem.rotation.row_size()), filled_(keys) {
     const Shapes& s = problem.shapes;
     const LagGrid& grid = problem.grid;
     // Queries that stand among the keys share their rows of the table.
     shared_ = grid.consecutive() && grid.offset() >= 0 && grid.offset() + s.n_q <= s.n_k;
     first_query_ = shared_ ? grid.offset() : 0;
+    if (shared_) filled_ = hull(filled_, {first_query_, first_query_ + s.n_q});
     keys_ = workspace.take<Real>(s.n_k * row_size_).data();
     queries_ = shared_ ? keys_ : workspace.take<Real>(s.n_q * row_size_).data();
   }
@@ -25,18 +28,19 @@ class RotationTables {
   /// The independent tasks that fill the tables.
   Index tasks(const Problem& problem) const {
     if (!problem.rotates()) return 0;
-    return key_tasks(problem) + (shared_ ? 0 : ceil_div(problem.grid.n_q(), kBlock));
+    return key_tasks() + (shared_ ? 0 : ceil_div(problem.grid.n_q(), kBlock));
   }
 
   /// Call for every task, before any load.
   void fill(const Problem& problem, Index task) const {
     const LagGrid& grid = problem.grid;
-    if (task < key_tasks(problem)) {
-      const Range rows = intersect({task * kBlock, (task + 1) * kBlock}, {0, grid.n_k()});
+    if (task < key_tasks()) {
+      const Index first = filled_.begin + task * kBlock;
+      const Range rows = intersect({first, first + kBlock}, filled_);
       problem.rotation.fill(
           rows, [&](Index j) { return grid.key_position(j); }, keys_ + rows.begin * row_size_);
     } else {
-      const Index first = (task - key_tasks(problem)) * kBlock;
+      const Index first = (task - key_tasks()) * kBlock;
       const Range rows = intersect({first, first + kBlock}, {0, grid.n_q()});
       problem.rotation.fill(
           rows, [&](Index i) { return grid.query_position(i); }, queries_ + rows.begin * row_size_);
@@ -58,7 +62,7 @@ class RotationTables {
  private:
   static constexpr Index kBlock = 256;  // rows of a task
 
-  static Index key_tasks(const Problem& problem) { return ceil_div(problem.grid.n_k(), kBlock); }
+  Index key_tasks() const { return ceil_div(filled_.size(), kBlock); }
 
   template <class T>
   static void load(const Problem& problem, const T* row, const Real* table_row, Real* x) {
@@ -67,6 +71,7 @@ class RotationTables {
   }
 
   Index row_size_;
+  Range filled_;  // the rows of keys_ that are filled
   bool shared_;
   Index first_query_;  // the row of queries_ that is query 0's
   Real* keys_;         // [n_k, row_size]
