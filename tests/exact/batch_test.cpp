@@ -420,22 +420,29 @@ struct Pool {
   }
 };
 
-template <class T>
+template <class Q, class T>
+struct Stored {
+  using Query = Q;
+  using Element = T;
+};
+template <class Types>
 class PagedBatchTest : public testing::Test {};
-using Storage = testing::Types<float, bfloat16>;
+using Storage = testing::Types<Stored<float, float>, Stored<float, bfloat16>, Stored<bfloat16, bfloat16>>;
 TYPED_TEST_SUITE(PagedBatchTest, Storage);
 
 TYPED_TEST(PagedBatchTest, SequencesShareAPool) {
+  using Query = typename TypeParam::Query;
+  using Element = typename TypeParam::Element;
   Inputs random(6);
-  const Pool<TypeParam> k(random, 2, 12), v(random, 2, 9);
+  const Pool<Element> k(random, 2, 12), v(random, 2, 9);
   // Pages 0 and 1 are a prefix of all; the last page of each is not full.
   const std::vector<std::vector<std::int32_t>> tables = {
       {0, 1, 50, 7, 33}, {0, 1, 12}, {0, 1}, {0, 1, 59, 58, 3, 57, 4, 5, 6}, {0}};
   const std::vector<std::pair<Index, Index>> lengths = {{70, 79}, {1, 33}, {5, 32}, {20, 140}, {1, 1}};
-  std::vector<Tensor<float>> q, out;
-  std::vector<SequenceViews<float, PagedView<const TypeParam>>> batch;
+  std::vector<Tensor<Query>> q, out;
+  std::vector<SequenceViews<Query, PagedView<const Element>>> batch;
   for (const auto& [n_q, n_k] : lengths) {
-    q.push_back(random.gaussian<float>(4, n_q, 12));
+    q.push_back(random.gaussian<Query>(4, n_q, 12));
     out.emplace_back(4, n_q, 9);
   }
   for (std::size_t s = 0; s < q.size(); ++s)
@@ -445,7 +452,7 @@ TYPED_TEST(PagedBatchTest, SequencesShareAPool) {
   options.executor = threads(2);
   attend_batch(batch, options);
   for (std::size_t s = 0; s < q.size(); ++s) {
-    Tensor<float> alone(4, lengths[s].first, 9);
+    Tensor<Query> alone(4, lengths[s].first, 9);
     const auto keys = k.gathered(tables[s], lengths[s].second),
                values = v.gathered(tables[s], lengths[s].second);
     attend(q[s].view(), keys.view(), values.view(), alone.view(), options);
