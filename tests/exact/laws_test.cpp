@@ -132,6 +132,21 @@ TYPED_TEST(ExactLawTest, ThreadsDoNotChangeABit) {
   }
 }
 
+TYPED_TEST(ExactLawTest, TasksOfAnySizeDoNotChangeABit) {
+  // So many rows that the tasks of one worker are of four tiles, of two workers of two and of three of one;
+  // under a window, whose runs of keys begin anywhere.
+  for (const fastrope::Position window : {100, 333}) {
+    AttentionCase c{.shapes = {1, 1, 1600, 1700, 8, 4}};
+    c.base.mask = Mask::sliding_window(window);
+    const AttentionInputs<TypeParam> in(c.shapes, 19);
+    const Tensor<TypeParam> out = run(c, in);
+    for (const Index n : {2, 3}) {
+      c.base.executor = threads(n);
+      EXPECT_EQ(run(c, in).values, out.values) << n << " threads, window " << window;
+    }
+  }
+}
+
 /// A number of the oracle is NaN or infinite where that of the library is, else within the tolerance.
 template <class Real>
 void expect_ieee(const Tensor<Real>& out, const Tensor<double>& expected, const char* what) {
@@ -162,6 +177,20 @@ TYPED_TEST(ExactLawTest, NotANumberInAKeyStaysInTheRowsThatAttendToIt) {
             EXPECT_EQ(out(h, i, m), clean(h, i, m)) << "row " << i;
         }
       }
+    }
+  }
+}
+
+TYPED_TEST(ExactLawTest, NotANumberInAKeyThatADenseBiasMasksChangesNothing) {
+  for (const Index n_q : {130, 3}) {  // in tiles, and decoded
+    AttentionCase c{.shapes = {2, 1, n_q, 130, 8, 4}};
+    c.dense.assign(130, 0.5F);
+    c.dense[70] = -INFINITY;
+    AttentionInputs<TypeParam> in(c.shapes, 20);
+    const Tensor<TypeParam> clean = run(c, in);
+    for (const double bad : {std::nan(""), HUGE_VAL}) {
+      in.k(0, 70, 3) = static_cast<TypeParam>(bad);
+      EXPECT_EQ(run(c, in).values, clean.values) << bad << ", n_q " << n_q;
     }
   }
 }
