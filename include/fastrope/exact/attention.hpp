@@ -11,9 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <optional>
-#include <span>
 #include <type_traits>
-#include <vector>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/workspace.hpp"

@@ -6,7 +6,8 @@
 #pragma once
 
 #include <algorithm>
-#include <span>
+#include <cstddef>
+#include <type_traits>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/tensor_view.hpp"
@@ -131,7 +132,6 @@ class PackedKeys {
 
   /// Words of a row of keys or queries.
   Index words() const { return words_; }
-  Index panel_count() const { return panel_count_; }
   /// Panel p of a key head: [words, kWidth], zeros past key n_k.
   const Real* panel(Index kv, Index p) const { return panels_ + (kv * panel_count_ + p) * kWidth * words_; }
   /// Values of a key head from a key on, a multiple of the word size: words of neighbouring keys,
