@@ -5,23 +5,22 @@
 //
 // Columns: time; gflops, on the flops that attention defines (4 n^2 d, halved when causal) for naive and
 // exact, 4 n r (d_v+1) for polynomial; of_peak, their share of the measured peak; error, max |out -
-// reference| / max|V| over 64 rows; bound, what the plan promised.
+// reference| / max|V| over 16 rows; bound, what the plan promised.
 #include <benchmark/benchmark.h>
 
-#include <Eigen/Dense>
-#include <cmath>
 #include <cstdio>
 #include <fastrope/fastrope.hpp>
-#include <random>
-#include <vector>
+#include <string>
 
+#include "attention.hpp"
 #include "ceilings.hpp"
 
 namespace {
 
+using bench::AttentionCase;
+using bench::AttentionInputs;
 using fastrope::Index;
 using fastrope::Path;
-using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
 double peak_flops = 0;
 
@@ -40,122 +39,51 @@ constexpr Case kCases[] = {
     {"rope", 16384, 16, 64, 0.5, 1e-3, false, false}, {"rope+t5", 16384, 4, 8, 0.5, 1e-2, true, true},
 };
 
-/// Rows uniform on a sphere of the size that makes |x| <= radius at the default scale.
-Matrix sphere(Index n, Index d, double radius, unsigned seed) {
-  std::mt19937_64 random(seed);
-  std::normal_distribution<float> normal;
-  Matrix m = Matrix::NullaryExpr(n, d, [&] { return normal(random); });
-  m.rowwise().normalize();
-  return m * static_cast<float>(std::sqrt(radius * std::sqrt(static_cast<double>(d))));
+AttentionCase attention_case(const Case& c, Path path) {
+  AttentionCase a{.shapes = {1, 1, c.n, c.n, c.d, c.d_v}};
+  a.base.rope = fastrope::Rope{};
+  a.base.scale = 1.0;
+  if (c.causal) a.base.mask = fastrope::Mask::causal();
+  a.base.tolerance = c.tolerance;
+  a.base.path = path;
+  fastrope_test::Inputs random(4);
+  if (c.t5) set_t5(a, random, /*bidirectional=*/false);
+  return a;
 }
 
-struct Inputs {
-  Case c;
-  Matrix q, k, v;
-  fastrope::Options options;
-
-  explicit Inputs(const Case& which)
-      : c(which),
-        q(sphere(c.n, c.d, c.radius, 1)),
-        k(sphere(c.n, c.d, c.radius, 2)),
-        v(sphere(c.n, c.d_v, 1, 3)) {
-    options.rope = fastrope::Rope{};
-    if (c.causal) options.mask = fastrope::Mask::causal();
-    options.tolerance = c.tolerance;
-    if (c.t5) {
-      std::mt19937_64 random(4);
-      std::normal_distribution<double> normal;
-      std::vector<double> table(32);
-      for (double& b : table) b = normal(random);
-      options.bias = fastrope::LagBias::t5(table, 1, /*bidirectional=*/false);
-    }
-  }
-
-  double bias(Index lag) const { return c.t5 ? options.bias(0, lag) : 0; }
-
-  /// x turned to positions 0..n-1, in double: the reference's own rotation.
-  Eigen::MatrixXd rotated(const Matrix& x) const {
-    Eigen::MatrixXd y = x.cast<double>();
-    for (Index i = 0; i < c.n; ++i) {
-      for (Index m = 0; m < c.d / 2; ++m) {
-        const double angle =
-            static_cast<double>(i) * std::pow(1e4, -2.0 * static_cast<double>(m) / static_cast<double>(c.d));
-        const double a = y(i, 2 * m), b = y(i, 2 * m + 1);
-        y(i, 2 * m) = a * std::cos(angle) - b * std::sin(angle);
-        y(i, 2 * m + 1) = a * std::sin(angle) + b * std::cos(angle);
-      }
-    }
-    return y;
-  }
-
-  /// max |out - reference| / max|V| over 64 rows, the reference in double.
-  double error(const Matrix& out) const {
-    const Eigen::MatrixXd rq = rotated(q), rk = rotated(k), values = v.cast<double>();
-    double worst = 0;
-    for (Index i = 0; i < c.n; i += c.n / 64) {
-      Eigen::VectorXd x = rk * rq.row(i).transpose() / std::sqrt(static_cast<double>(c.d));
-      for (Index j = 0; j < c.n; ++j) {
-        const Index lag = i - j;
-        x(j) = c.causal && lag < 0 ? -INFINITY : x(j) + bias(lag);
-      }
-      const Eigen::VectorXd weights = (x.array() - x.maxCoeff()).exp();
-      const Eigen::RowVectorXd row = weights.transpose() * values / weights.sum();
-      worst = std::max(worst, (row - out.row(i).cast<double>()).cwiseAbs().maxCoeff());
-    }
-    return worst / values.cwiseAbs().maxCoeff();
-  }
-
-  double flops() const {
-    return 2.0 * static_cast<double>(c.n * c.n * (c.d + c.d_v)) * (c.causal ? 0.5 : 1.0);
-  }
-};
-
-/// The n x n product as one would write it with Eigen: scores, softmax, times values.
-Matrix naive(const Inputs& in) {
-  const Matrix q = in.rotated(in.q).cast<float>(), k = in.rotated(in.k).cast<float>();
-  Matrix x = q * k.transpose() / std::sqrt(static_cast<float>(in.c.d));
-  if (in.c.causal) {
-    Eigen::RowVectorXf bias(in.c.n);  // of lags n-1, n-2, .., 0: what row n-1 adds
-    for (Index j = 0; j < in.c.n; ++j) bias(j) = static_cast<float>(in.bias(in.c.n - 1 - j));
-    for (Index i = 0; i < in.c.n; ++i) {
-      x.row(i).head(i + 1) += bias.tail(i + 1);
-      x.row(i).tail(in.c.n - 1 - i).setConstant(-INFINITY);
-    }
-  }
-  x = (x.colwise() - x.rowwise().maxCoeff()).array().exp();
-  return (x * in.v).array().colwise() / x.rowwise().sum().array();
+double flops(const Case& c) {
+  return 2.0 * static_cast<double>(c.n * c.n * (c.d + c.d_v)) * (c.causal ? 0.5 : 1.0);
 }
 
 void run_naive(benchmark::State& state, const Case& c) {
-  const Inputs in(c);
-  Matrix out;
-  for (auto _ : state) out = naive(in);
+  const AttentionCase a = attention_case(c, Path::exact);
+  AttentionInputs<float> in = bench::on_spheres<float>(a, c.radius);
+  for (auto _ : state) bench::naive(a, in);
   state.counters["gflops"] =
-      benchmark::Counter(in.flops() * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["error"] = in.error(out);
+      benchmark::Counter(flops(c) * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["error"] = bench::sampled_error(a, in);
 }
 
 void run_path(benchmark::State& state, const Case& c, Path path) {
-  Inputs in(c);
-  in.options.path = path;
-  Matrix out(c.n, c.d_v);
+  const AttentionCase a = attention_case(c, path);
+  AttentionInputs<float> in = bench::on_spheres<float>(a, c.radius);
   fastrope::Report report;
   try {
-    for (auto _ : state) report = fastrope::attend(in.q, in.k, in.v, out, in.options);
+    for (auto _ : state)
+      report = fastrope::attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), a.options());
   } catch (const fastrope::Error& error) {
     state.SkipWithError(error.what());
     return;
   }
   const fastrope::HeadReport& head = report.heads[0];
-  double flops = in.flops();
-  if (path == Path::polynomial) flops = 4.0 * static_cast<double>(c.n * head.rank * (c.d_v + 1));
+  const double work =
+      path == Path::polynomial ? 4.0 * static_cast<double>(c.n * head.rank * (c.d_v + 1)) : flops(c);
   if (path != Path::toeplitz) {
-    state.counters["gflops"] =
-        benchmark::Counter(flops * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
+    state.counters["gflops"] = benchmark::Counter(work * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
     state.counters["of_peak"] =
-        benchmark::Counter(flops / peak_flops, benchmark::Counter::kIsIterationInvariantRate);
+        benchmark::Counter(work / peak_flops, benchmark::Counter::kIsIterationInvariantRate);
   }
-  state.counters["error"] = in.error(out);
+  state.counters["error"] = bench::sampled_error(a, in);
   if (path != Path::exact) {
     state.counters["bound"] = head.error_bound;
     state.counters["degree"] = head.degree;

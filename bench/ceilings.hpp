@@ -18,18 +18,44 @@ inline double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+/// The median of some figures.
+class Median {
+ public:
+  void add(double x) { figures_.push_back(x); }
+  double value() {
+    std::sort(figures_.begin(), figures_.end());
+    return figures_[figures_.size() / 2];
+  }
+
+ private:
+  std::vector<double> figures_;
+};
+
 /// Median seconds of `runs` calls, after one that is not counted.
 template <class F>
 double median_seconds(int runs, F&& f) {
   f();
-  std::vector<double> seconds;
+  Median seconds;
   for (int i = 0; i < runs; ++i) {
     const double start = now();
     f();
-    seconds.push_back(now() - start);
+    seconds.add(now() - start);
   }
-  std::sort(seconds.begin(), seconds.end());
-  return seconds[seconds.size() / 2];
+  return seconds.value();
+}
+
+/// A run and the ceiling, measured before and after it, since the clock of a shared machine wanders.
+struct Timed {
+  double seconds;
+  double ceiling;
+};
+
+template <class Ceiling, class Run>
+Timed beside_ceiling(Ceiling&& ceiling, Run&& run) {
+  const double before = ceiling(), start = now();
+  run();
+  const double seconds = now() - start;
+  return {seconds, (before + ceiling()) / 2};
 }
 
 /// Keeps a value from being optimised away.

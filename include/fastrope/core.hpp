@@ -5,4 +5,5 @@
 #include "fastrope/exact/attend_partial.hpp"
 #include "fastrope/exact/batch.hpp"
 #include "fastrope/polynomial/attention.hpp"
+#include "fastrope/polynomial/recurrent.hpp"
 #include "fastrope/version.hpp"

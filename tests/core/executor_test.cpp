@@ -4,6 +4,8 @@
 
 #include <atomic>
 #include <string>
+#include <thread>
+#include <type_traits>
 #include <vector>
 
 #include "support/executors.hpp"
@@ -13,6 +15,7 @@ namespace {
 using fastrope::Error;
 using fastrope::Executor;
 using fastrope::Index;
+using fastrope::OwnThread;
 using fastrope::TaskRef;
 using fastrope_test::threads;
 
@@ -112,6 +115,79 @@ TEST(TaskRef, CallsWhatItRefersTo) {
   } counter;
   TaskRef{counter}(0, 0);
   EXPECT_EQ(counter.calls, 1) << "the callable itself is called, not a copy";
+}
+
+#ifdef _OPENMP
+/// The threads of a parallel region that does not say how many.
+int threads_of_a_region() {
+  std::atomic<int> count = 0;
+#pragma omp parallel
+#pragma omp single
+  count = omp_get_num_threads();
+  return count;
+}
+
+/// Sets this thread's number of OpenMP threads for a while.
+class OpenMpThreads {
+ public:
+  explicit OpenMpThreads(int count) : before_(omp_get_max_threads()) { omp_set_num_threads(count); }
+  ~OpenMpThreads() { omp_set_num_threads(before_); }
+
+ private:
+  int before_;
+};
+
+TEST(OwnThread, TakesOpenMpsThreadsAndGivesThemBack) {
+  const OpenMpThreads three(3);
+  ASSERT_EQ(threads_of_a_region(), 3);
+  {
+    const OwnThread own;
+    EXPECT_EQ(omp_get_max_threads(), 1);
+    EXPECT_EQ(threads_of_a_region(), 1);
+    {
+      const OwnThread again;
+      EXPECT_EQ(threads_of_a_region(), 1);
+    }
+    EXPECT_EQ(threads_of_a_region(), 1) << "one within another";
+  }
+  EXPECT_EQ(omp_get_max_threads(), 3);
+  EXPECT_EQ(threads_of_a_region(), 3);
+  EXPECT_THROW(
+      {
+        const OwnThread own;
+        throw Error("leaves by an exception");
+      },
+      Error);
+  EXPECT_EQ(threads_of_a_region(), 3);
+}
+
+TEST(OwnThread, ExecutorsKeepTheirThreads) {
+  const OwnThread own;
+  std::atomic<int> team{0};
+  Executor::openmp(3).parallel_for(3, [&](Index, Index) { team = omp_get_num_threads(); });
+  EXPECT_EQ(team, 3);
+}
+
+TEST(OwnThread, IsOfTheThreadThatItLivesOn) {
+  const OpenMpThreads three(3);
+  std::thread([] {
+    const OpenMpThreads two(2);
+    const OwnThread own;
+    EXPECT_EQ(threads_of_a_region(), 1);
+  }).join();
+  EXPECT_EQ(omp_get_max_threads(), 3);
+  const OwnThread own;
+  std::thread([] {
+    const OpenMpThreads two(2);
+    EXPECT_EQ(threads_of_a_region(), 2);
+  }).join();
+  EXPECT_EQ(omp_get_max_threads(), 1);
+}
+#endif
+
+TEST(OwnThread, IsNotCopied) {
+  [[maybe_unused]] const OwnThread own;  // with or without OpenMP
+  static_assert(!std::is_copy_constructible_v<OwnThread> && !std::is_copy_assignable_v<OwnThread>);
 }
 
 }  // namespace

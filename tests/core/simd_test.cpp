@@ -8,6 +8,7 @@
 #include <iostream>
 #include <limits>
 #include <numeric>
+#include <type_traits>
 #include <vector>
 
 #include "support/inputs.hpp"
@@ -211,6 +212,47 @@ TYPED_TEST(SimdLanes, PairsAreEvenAndOddElements) {
   this->for_lanes(b, [&](Real r, std::size_t i) { EXPECT_EQ(r, x[2 * i + 1]); });
   simd::store_pairs(a, b, y.data());
   EXPECT_EQ(x, y);
+}
+
+TYPED_TEST(SimdLanes, RepeatFillsTheVectorWithAGroup) {
+  using Real = TypeParam;
+  alignas(16) Real x[16 / sizeof(Real) + 1];
+  for (Real& value : x) value = static_cast<Real>(this->inputs_.normal());
+  const auto check = [&]<int kGroup>(std::integral_constant<int, kGroup>, const Real* from) {
+    if constexpr (kGroup <= simd::kLanes<Real>)
+      this->for_lanes(simd::repeat<kGroup>(from), [&](Real r, std::size_t i) {
+        EXPECT_EQ(r, from[i % kGroup]) << "groups of " << kGroup;
+      });
+  };
+  check(std::integral_constant<int, 1>{}, x);
+  check(std::integral_constant<int, 1>{}, x + 1);
+  check(std::integral_constant<int, 2>{}, x);
+  if constexpr (sizeof(Real) == 4) {
+    check(std::integral_constant<int, 2>{}, x + 2);
+    check(std::integral_constant<int, 4>{}, x);
+  }
+}
+
+TYPED_TEST(SimdLanes, AddGroups) {
+  using Real = TypeParam;
+  const auto check = [&]<int kGroup>(std::integral_constant<int, kGroup>) {
+    if constexpr (kGroup <= simd::kLanes<Real>)
+      for (int round = 0; round < 20; ++round) {
+        const auto x = this->values();
+        this->for_lanes(simd::add_groups<kGroup, Real>(simd::load(x.data())), [&](Real r, std::size_t i) {
+          if (i >= x.size() / kGroup) return;
+          double sum = 0, size = 0;
+          for (std::size_t e = i * kGroup; e < (i + 1) * kGroup; ++e) {
+            sum += static_cast<double>(x[e]);
+            size += std::abs(static_cast<double>(x[e]));
+          }
+          EXPECT_NEAR(static_cast<double>(r), sum, kGroup * this->kEpsilon * size) << "groups of " << kGroup;
+        });
+      }
+  };
+  check(std::integral_constant<int, 1>{});
+  check(std::integral_constant<int, 2>{});
+  check(std::integral_constant<int, 4>{});
 }
 
 TYPED_TEST(SimdLanes, ReduceAdd4) {

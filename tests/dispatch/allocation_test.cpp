@@ -85,6 +85,26 @@ TEST(Allocation, RunHasNone) {
   }
 }
 
+TEST(Allocation, RunHasNoneWithAPolynomialKernel) {
+  for (const Path path : {Path::exact, Path::polynomial}) {
+    AttentionCase c{.shapes = {4, 2, 100, 150, 6, 5}};
+    c.base.path = path;
+    c.base.mask = Mask::causal();
+    c.base.rope = Rope{};
+    for (const Kernel& kernel : {Kernel::taylor(2), Kernel::power(4), Kernel::polynomial({1.0})}) {
+      c.base.kernel = kernel;
+      expect_no_allocation<float>(c);
+      expect_no_allocation<double>(c);
+    }
+    c.base.mask = Mask::full();
+    expect_no_allocation<float>(c);
+    Inputs random(7);
+    c.key_positions = shuffled_positions(random, 150, 7);
+    c.base.mask = Mask::causal();
+    expect_no_allocation<float>(c);
+  }
+}
+
 TEST(Allocation, RunHasNoneWithEveryModifierAndNonFiniteValues) {
   Inputs random(3);
   AttentionCase c{.shapes = {4, 2, 100, 150, 6, 5}};

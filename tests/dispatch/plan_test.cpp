@@ -14,6 +14,7 @@
 
 #include "fastrope/fastrope.hpp"
 #include "support/attention_case.hpp"
+#include "support/executors.hpp"
 
 namespace fastrope_test {
 namespace {
@@ -55,7 +56,7 @@ TEST(Plan, BoundedHeadsWithSeparablePositionsTakeThePolynomialPath) {
     EXPECT_EQ(head.path, Path::polynomial) << plan;
     EXPECT_GE(head.entry_bound, 0.49);
     EXPECT_LE(head.entry_bound, 0.52);
-    EXPECT_EQ(head.rank, *simplex_rank(4, head.degree));
+    EXPECT_LE(static_cast<double>(head.rank), rank_of(simplex_limits(4, head.degree)));
     EXPECT_LE(head.error_bound + head.rounding, 1e-2);
     EXPECT_EQ(head.candidates.size(), 3u);
   }
@@ -340,6 +341,367 @@ TEST(Plan, EmptyInputsAreValid) {
       EXPECT_FALSE(text.str().empty());
     }
   }
+}
+
+TEST(Plan, PolynomialKernelsAreExactByEitherPathOnAnyData) {
+  const auto expect = [](auto real, double rounding) {
+    using Real = decltype(real);
+    for (const Path path : {Path::automatic, Path::exact, Path::polynomial}) {
+      for (const Index n : {20, 700}) {
+        for (const double tolerance : {0.0, 1e-2}) {
+          AttentionCase c{.shapes = {4, 2, n, n, 6, 5}};
+          c.base.kernel = Kernel::taylor(2);
+          c.base.mask = Mask::causal();
+          c.base.rope = Rope{};
+          c.base.path = path;
+          c.base.tolerance = tolerance;
+          const auto by_shapes = make_plan<Real>(c.shapes, c.options());
+          AttentionInputs<Real> in(c.shapes, 10);
+          const auto plan = plan_of(c, in);
+          EXPECT_EQ(plan.workspace_bytes(), by_shapes.workspace_bytes());
+          EXPECT_EQ(plan.report().heads.size(), 4u);
+          for (std::size_t h = 0; h < 4; ++h) {
+            const HeadReport& head = plan.report().heads[h];
+            EXPECT_EQ(head.path, by_shapes.report().heads[h].path);
+            EXPECT_EQ(head.reason, by_shapes.report().heads[h].reason);
+            EXPECT_EQ(head.error_bound, 0);
+            EXPECT_EQ(head.rounding, 0);
+            EXPECT_TRUE(std::isnan(head.entry_bound)) << "nobody looked";
+            if (path != Path::automatic) {
+              EXPECT_EQ(head.path, path);
+              EXPECT_EQ(head.reason, "forced");
+            } else if (n == 700) {
+              EXPECT_EQ(head.path, Path::polynomial) << plan;
+            }
+            EXPECT_EQ(head.degree, head.path == Path::polynomial ? 2 : 0);
+            EXPECT_EQ(head.rank, head.path == Path::polynomial ? 28 : 0);  // C(6 + 2, 2)
+          }
+          std::vector<std::byte> workspace(plan.workspace_bytes());
+          ASSERT_EQ(by_shapes.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace),
+                    RunStatus::ok);
+          EXPECT_LE(max_abs_difference(in.out.view(), in.reference(c).out.view()), rounding) << plan;
+          const Tensor<Real> first = in.out;
+          ASSERT_EQ(plan.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace), RunStatus::ok);
+          EXPECT_EQ(in.out.values, first.values);
+        }
+      }
+    }
+  };
+  expect(0.0f, 4e-6);
+  expect(0.0, 1e-14);
+}
+
+TEST(Plan, PolynomialKernelsTakeWhateverIsCheaper) {
+  // The candidates of each head say so: both are exact, so that only the time is left to choose by.
+  bool taken[2] = {false, false};
+  for (const Index n : {8, 30, 60, 100, 300, 1000}) {
+    AttentionCase c{.shapes = {2, 1, n, n, 6, 5}};
+    c.base.kernel = Kernel::taylor(4);
+    const auto plan = make_plan(c.shapes, c.options());
+    for (const HeadReport& head : plan.report().heads) {
+      ASSERT_EQ(head.candidates.size(), 3u);
+      const Candidate &exact = head.candidates[0], &features = head.candidates[1];
+      EXPECT_TRUE(exact.feasible && features.feasible);
+      EXPECT_EQ(features.error_bound, 0);
+      EXPECT_THAT(features.how, HasSubstr("exact for this kernel"));
+      EXPECT_THAT(features.how, HasSubstr("shared by 2 heads"));
+      EXPECT_FALSE(head.candidates[2].feasible);
+      const bool cheaper = features.seconds < exact.seconds;
+      EXPECT_EQ(head.path, cheaper ? Path::polynomial : Path::exact) << plan;
+      EXPECT_THAT(head.candidates[cheaper ? 0 : 1].reason, HasSubstr("times slower"));
+      taken[cheaper ? 1 : 0] = true;
+    }
+    std::ostringstream text;
+    text << plan;
+    EXPECT_THAT(text.str(), HasSubstr("polynomial  degree 4, rank 210 (of 210), error <= 0"));
+  }
+  EXPECT_TRUE(taken[0] && taken[1]);
+}
+
+TEST(Plan, PolynomialKernelsKeepWhatIsNotFiniteInTheRowsThatMeetIt) {
+  AttentionCase c{.shapes = {2, 1, 700, 700, 6, 5}};
+  c.base.kernel = Kernel::taylor(2);
+  c.base.mask = Mask::causal();
+  for (const Path path : {Path::exact, Path::polynomial}) {
+    for (const char which : {'q', 'k', 'v'}) {
+      c.base.path = path;
+      AttentionInputs<float> in(c.shapes, 11);
+      const Tensor<double> expected = in.reference(c).out;
+      (which == 'q' ? in.q : which == 'k' ? in.k : in.v)(0, 400, 1) = NAN;
+      const auto plan = plan_of(c, in);
+      std::vector<std::byte> workspace(plan.workspace_bytes());
+      ASSERT_EQ(plan.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace), RunStatus::ok);
+      for (Index h = 0; h < 2; ++h)
+        for (Index i = 0; i < 700; ++i)
+          for (Index m = 0; m < 5; ++m) {
+            const bool meets = which == 'q'   ? h == 0 && i == 400
+                               : which == 'k' ? i >= 400
+                                              : i >= 400 && m == 1;
+            if (meets)
+              EXPECT_TRUE(std::isnan(in.out(h, i, m))) << path << ", " << which << ", row " << i;
+            else
+              EXPECT_LE(distance(static_cast<double>(in.out(h, i, m)), expected(h, i, m)), 4e-6)
+                  << path << ", " << which << ", row " << i;
+          }
+    }
+  }
+}
+
+/// What making the plan throws, or "no Error".
+template <class Make>
+std::string error_of(Make&& make) {
+  try {
+    make();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no Error";
+}
+
+TEST(Plan, PolynomialKernelsHaveNoTransformsAndNoRankBeyondMemory) {
+  AttentionCase c{.shapes = {1, 1, 100, 100, 8, 15}};
+  c.base.kernel = Kernel::taylor(2);
+  c.base.path = Path::toeplitz;
+  const auto expect_error = [&](const char* text) {
+    const AttentionInputs<float> in(c.shapes, 12);
+    EXPECT_THAT(error_of([&] { make_plan(c.shapes, c.options()); }), HasSubstr(text));
+    EXPECT_THAT(error_of([&] { plan_of(c, in); }), HasSubstr(text));
+  };
+  expect_error("tolerance 0");
+  c.base.tolerance = 1e-2;
+  expect_error("exponential");
+  c.base.path = Path::polynomial;
+  c.base.tolerance = 0;
+  expect_error("no Error");
+  // C(64 + 10, 10) = 718406958841 terms of 15 values and a sum, in float.
+  c.base.kernel = Kernel::taylor(10);
+  c.shapes.d = 64;
+  expect_error("degree 10 in 64 variables has rank 7.18407e+11, above 1048576: a state of 4.5978e+13 bytes");
+  c.base.path = Path::automatic;  // the exact path needs no features
+  expect_error("no Error");
+  const HeadReport head = make_plan(c.shapes, c.options()).report().heads[0];
+  EXPECT_EQ(head.path, Path::exact);
+  EXPECT_FALSE(head.candidates[1].feasible);
+  EXPECT_THAT(head.candidates[1].reason, HasSubstr("7.18407e+11"));
+  EXPECT_THAT(head.reason, HasSubstr("7.18407e+11"));
+}
+
+TEST(Plan, PolynomialKernelsThatCannotTakeFeaturesAreExactAndSayWhy) {
+  Inputs random(13);
+  const auto expect = [&](auto&& set, const char* text) {
+    AttentionCase c{.shapes = {2, 1, 300, 300, 6, 5}};
+    c.base.kernel = Kernel::taylor(2);
+    set(c);
+    AttentionInputs<float> in(c.shapes, 14);
+    const auto plan = plan_of(c, in);
+    for (const HeadReport& head : plan.report().heads) {
+      EXPECT_EQ(head.path, Path::exact);
+      EXPECT_FALSE(head.candidates[1].feasible);
+      EXPECT_THAT(head.candidates[1].reason, HasSubstr(text));
+      EXPECT_THAT(head.reason, HasSubstr(text));
+    }
+    std::vector<std::byte> workspace(plan.workspace_bytes());
+    ASSERT_EQ(plan.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace), RunStatus::ok);
+    EXPECT_LE(max_abs_difference(in.out.view(), in.reference(c).out.view()), 4e-6);
+    c.base.path = Path::polynomial;
+    EXPECT_THAT(error_of([&] { plan_of(c, in); }), HasSubstr(text));
+  };
+  expect([&](AttentionCase& c) { c.base.mask = Mask::sliding_window(40); }, "window");
+  expect([&](AttentionCase& c) { c.base.weights = random_weights(random, 6, 8, 300); }, "weights");
+  expect([&](AttentionCase& c) { c.query_positions = shuffled_positions(random, 300, 0); }, "ascend");
+}
+
+TEST(Plan, PolynomialKernelsOfAnyDegreeOnEmptyInputs) {
+  for (const Shapes shapes : {Shapes{2, 1, 0, 5, 4, 4}, Shapes{2, 1, 5, 0, 4, 4}, Shapes{2, 1, 5, 5, 4, 0},
+                              Shapes{2, 1, 5, 5, 0, 4}, Shapes{0, 0, 0, 0, 0, 0}, Shapes{0, 2, 5, 5, 4, 4}}) {
+    for (const Kernel& kernel : {Kernel::polynomial({1.0}), Kernel::taylor(2), Kernel::power(2)}) {
+      for (const Path path : {Path::automatic, Path::exact, Path::polynomial}) {
+        AttentionCase c{.shapes = shapes};
+        c.base.kernel = kernel;
+        c.base.path = path;
+        c.base.mask = Mask::causal();
+        AttentionInputs<float> in(shapes, 15);
+        const auto plan = plan_of(c, in);
+        std::vector<std::byte> workspace(plan.workspace_bytes());
+        ASSERT_EQ(plan.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace), RunStatus::ok);
+        EXPECT_LE(max_abs_difference(in.out.view(), in.reference(c).out.view()), 4e-6)
+            << c << ", degree " << kernel.degree() << ", " << path;
+      }
+    }
+  }
+}
+
+TEST(Plan, RanksBeyondMemoryAreRefusedWithTheFigures) {
+  AttentionCase c{.shapes = {1, 1, 200, 200, 128, 7}};
+  c.base.scale = 1.0;
+  c.base.tolerance = 1e-3;
+  const auto in = on_spheres<float>(c, 2);
+  const HeadReport head = plan_of(c, in).report().heads[0];
+  EXPECT_EQ(head.path, Path::exact);
+  EXPECT_FALSE(head.candidates[1].feasible);
+  const std::string& reason = head.candidates[1].reason;
+  EXPECT_THAT(reason, HasSubstr("in 128 variables has rank "));
+  EXPECT_THAT(reason, HasSubstr("above 1048576: a state of "));
+  EXPECT_THAT(head.reason, HasSubstr(reason));
+  c.base.path = Path::polynomial;
+  EXPECT_THAT(error_of([&] { plan_of(c, in); }), HasSubstr(reason));
+}
+
+TEST(Plan, RanksOfGeneralWeightsBeyondMemoryAreRefusedWithTheFigures) {
+  // C(|S| + g, g) terms for a support of 40 entries.
+  Inputs random(16);
+  AttentionCase c{.shapes = {1, 1, 100, 100, 8, 3}};
+  c.base.scale = 1.0;
+  c.base.tolerance = 1e-8;
+  c.base.path = Path::toeplitz;
+  c.base.weights = random_weights(random, 8, 40, 99);
+  const std::string error = error_of([&] { plan_of(c, on_spheres<double>(c, 0.05)); });
+  int degree = 0;
+  while (degree < ExpPolynomial::kMaxDegree &&
+         error.find(detail::message("degree ", degree, " in 40 variables")) == std::string::npos)
+    ++degree;
+  const double rank = rank_of(simplex_limits(40, degree));
+  EXPECT_GT(rank, static_cast<double>(kMaxRank));
+  EXPECT_THAT(error, HasSubstr(rank_refusal(degree, 40, rank, 3, sizeof(double))));
+}
+
+TEST(Plan, HeadsThatShareKeysShareTheirFeatures) {
+  // Four query heads in the same ball: one state for all of them.
+  AttentionCase c{.shapes = {4, 1, 4096, 4096, 4, 16}};
+  c.base.rope = Rope{};
+  c.base.scale = 1.0;
+  c.base.tolerance = 1e-2;
+  AttentionInputs<float> in = on_spheres(c, 0.5);
+  AttentionCase exact = c;
+  exact.base.tolerance = 0;
+  AttentionInputs<float> expected = in;
+  attend(expected.q.view(), expected.k.view(), expected.v.view(), expected.out.view(), exact.options());
+  for (const Path path : {Path::automatic, Path::polynomial}) {
+    c.base.path = path;
+    const auto plan = plan_of(c, in);
+    const auto& heads = plan.report().heads;
+    for (const HeadReport& head : heads) {
+      const Candidate& shared = head.candidates[1];
+      EXPECT_EQ(head.path, Path::polynomial);
+      EXPECT_THAT(shared.how, HasSubstr("shared by 4 heads"));
+      EXPECT_EQ(shared.how, heads[0].candidates[1].how);
+      EXPECT_EQ(shared.seconds, heads[0].candidates[1].seconds);
+      EXPECT_EQ(head.rank, shared.rank);
+      EXPECT_EQ(head.degree, shared.degree);
+      EXPECT_EQ(head.error_bound, shared.error_bound);
+      EXPECT_EQ(head.rounding, shared.rounding);
+      EXPECT_EQ(head.entry_bound, heads[0].entry_bound);
+      EXPECT_EQ(head.rank, heads[0].rank);
+      EXPECT_EQ(head.error_bound, heads[0].error_bound);
+      EXPECT_LE(head.error_bound + head.rounding, c.base.tolerance);
+      EXPECT_EQ(head.reason, path == Path::automatic ? "cheapest that meets the tolerance" : "forced");
+      EXPECT_THAT(head.candidates[0].reason,
+                  HasSubstr(path == Path::automatic ? "times slower" : "path polynomial is forced"));
+    }
+    // One head alone has all of the keys' work to do.
+    auto first = in.q.view();
+    first.heads = 1;
+    const auto alone = make_plan(first, in.k.view(), in.v.view(), c.options());
+    EXPECT_LT(heads[0].candidates[1].seconds, alone.report().heads[0].candidates[1].seconds);
+
+    std::vector<std::byte> workspace(plan.workspace_bytes());
+    ASSERT_EQ(plan.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace), RunStatus::ok);
+    EXPECT_LE(max_abs_difference(in.out.view(), expected.out.view()),
+              (heads[0].error_bound + heads[0].rounding) * max_abs(in.v.view()));
+    EXPECT_GT(max_abs_difference(in.out.view(), expected.out.view()), 0);
+  }
+}
+
+TEST(Plan, HeadsOfWhichOneHasNoPolynomialStayApart) {
+  AttentionCase c{.shapes = {4, 1, 4096, 4096, 4, 16}};
+  c.base.scale = 1.0;
+  c.base.tolerance = 1e-2;
+  c.base.executor = threads(4);
+  const AttentionInputs<float> in = on_spheres(c, 0.5);
+  AttentionInputs<float> large = in, broken = in;
+  for (Index i = 0; i < 4096; ++i)
+    for (Index m = 0; m < 4; ++m) large.q(2, i, m) *= 400;
+  broken.q(2, 77, 1) = NAN;
+  const auto together = plan_of(c, in);
+  for (const auto* some : {&large, &broken}) {
+    const auto plan = plan_of(c, *some);
+    for (std::size_t h = 0; h < 4; ++h) {
+      const HeadReport& head = plan.report().heads[h];
+      EXPECT_EQ(head.path, h == 2 ? Path::exact : Path::polynomial) << plan;
+      EXPECT_EQ(head.rank, h == 2 ? 0 : together.report().heads[h].rank);
+      for (const Candidate& candidate : head.candidates)
+        EXPECT_THAT(candidate.how, testing::Not(HasSubstr("shared")));
+    }
+    // Three states of that rank and three projections of the keys, in the place of one.
+    EXPECT_GT(plan.workspace_bytes(), together.workspace_bytes());
+  }
+}
+
+TEST(Planner, SharesFeaturesWithinAKeyHeadWhereThatIsCheaper) {
+  // Head 5 needs a higher degree than 3 and 4. Sharing spares features of the keys, and has more for the
+  // queries of heads 3 and 4: it depends on the lengths which weighs more.
+  const auto plan_group = [](Index n_q, Index n_k, Path forced, Index kv) {
+    AttentionCase c{.shapes = {6, 2, n_q, n_k, 4, 8}};
+    c.base.scale = 1.0;
+    AttentionInputs<float> in = on_spheres(c, 0.5);
+    for (Index i = 0; i < n_q; ++i)
+      for (Index m = 0; m < 4; ++m) in.q(5, i, m) *= 4;
+    const Problem problem(c.shapes, c.options());
+    const CostModel cost;
+    Planner<float> planner(problem, 1e-2, forced, cost);
+    return planner.plan(
+        kv, group_rows<float>(problem, kv, TensorView<const float>(in.q.view()),
+                              TensorView<const float>(in.k.view()), TensorView<const float>(in.v.view())));
+  };
+  const auto expect_shared = [](const GroupPlan& group, Range heads) {
+    ASSERT_EQ(group.polynomial.size(), 1u);
+    EXPECT_EQ(group.polynomial[0].heads, heads);
+    EXPECT_TRUE(group.toeplitz.empty() && group.exact_rows.empty());
+    for (const HeadReport& head : group.reports) {
+      EXPECT_EQ(head.path, Path::polynomial);
+      EXPECT_EQ(head.rank, group.polynomial[0].monomials->rank());
+      EXPECT_GE(head.entry_bound, heads.begin == 3 ? 1.9 : 0.49);
+    }
+  };
+  expect_shared(plan_group(2000, 2000, Path::polynomial, 0), {0, 3});
+  expect_shared(plan_group(50, 2000, Path::polynomial, 1), {3, 6});
+  const GroupPlan apart = plan_group(2000, 50, Path::polynomial, 1);
+  ASSERT_EQ(apart.polynomial.size(), 3u);
+  for (std::size_t g = 0; g < 3; ++g) {
+    const Index head = 3 + static_cast<Index>(g);
+    EXPECT_EQ(apart.polynomial[g].heads, (Range{head, head + 1}));
+    EXPECT_EQ(apart.polynomial[g].monomials->rank(), apart.reports[g].rank);
+  }
+  EXPECT_GT(apart.reports[2].rank, apart.reports[0].rank);
+  const GroupPlan exact = plan_group(2000, 2000, Path::exact, 0);
+  EXPECT_TRUE(exact.polynomial.empty());
+  Index rows = 0;
+  for (const RowTask& task : exact.exact_rows) rows += task.rows.size();
+  EXPECT_EQ(rows, 3 * 2000);
+}
+
+TEST(Plan, KeptRankIsPrintedBesideTheSimplex) {
+  // Two of six directions matter.
+  AttentionCase c{.shapes = {1, 1, 4096, 4096, 6, 4}};
+  c.base.scale = 1.0;
+  c.base.tolerance = 1e-2;
+  AttentionInputs<float> in = on_spheres(c, 0.5);
+  for (auto* x : {&in.q, &in.k})
+    for (Index i = 0; i < 4096; ++i)
+      for (Index m = 2; m < 6; ++m) (*x)(0, i, m) *= 1e-3f;
+  const auto plan = plan_of(c, in);
+  const HeadReport& head = plan.report().heads[0];
+  const Candidate& candidate = head.candidates[1];
+  EXPECT_EQ(head.path, Path::polynomial);
+  EXPECT_EQ(head.rank, candidate.rank);
+  EXPECT_LE(static_cast<double>(candidate.rank), rank_of(simplex_limits(2, candidate.degree)));
+  EXPECT_GE(candidate.simplex_rank, rank_of(simplex_limits(6, 2)));
+  EXPECT_LT(static_cast<double>(candidate.rank), candidate.simplex_rank);
+  EXPECT_THAT(candidate.how, HasSubstr("2 axes"));
+  std::ostringstream text;
+  text << plan;
+  EXPECT_THAT(text.str(), HasSubstr(detail::message("degree ", candidate.degree, ", rank ", candidate.rank,
+                                                    " (of ", candidate.simplex_rank, ")")));
 }
 
 TEST(Plan, NothingToAttendToIsNotAnApproximation) {

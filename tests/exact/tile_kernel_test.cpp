@@ -58,6 +58,39 @@ class TileKernel : public testing::Test {
     }
   }
 
+  /// C [rows, vectors] += A [rows, depth] B, where element (k, c) of B is b[k / kGroup][c kGroup + k %
+  /// kGroup]: lane c kGroup + g adds up the products of every kGroup'th element along the depth, from g on.
+  template <int kGroup>
+  void check_groups(Index rows, Index depth, Index vectors) {
+    SCOPED_TRACE(testing::Message() << rows << " rows, depth " << depth << ", " << vectors
+                                    << " vectors, groups of " << kGroup);
+    const Index cols = vectors * kLanes<Real>;
+    const Index stride = depth + kGroup;  // aligned to a group
+    const auto a = inputs_.gaussian<Real>(1, rows, stride).values;
+    const auto b = inputs_.gaussian<Real>(1, depth / kGroup, cols).values;
+    const auto before = inputs_.gaussian<Real>(1, rows + 1, cols).values;
+    auto c = before;
+    multiply<true, Real, kGroup>(rows, cols, depth / kGroup, BroadcastOperand<Real>{a.data(), stride, kGroup},
+                                 b.data(), cols, c.data(), cols);
+
+    constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
+    for (Index i = 0; i < rows; ++i)
+      for (Index lane = 0; lane < cols; ++lane) {
+        const auto at = static_cast<std::size_t>(i * cols + lane);
+        double sum = static_cast<double>(before[at]), size = std::abs(sum);
+        for (Index k = lane % kGroup; k < depth; k += kGroup) {
+          const double product = static_cast<double>(a[static_cast<std::size_t>(i * stride + k)]) *
+                                 static_cast<double>(b[static_cast<std::size_t>(k / kGroup * cols + lane)]);
+          sum += product;
+          size += std::abs(product);
+        }
+        ASSERT_NEAR(c[at], sum, kEpsilon * static_cast<double>(depth / kGroup + 1) * size)
+            << "row " << i << ", lane " << lane;
+      }
+    for (std::size_t at = static_cast<std::size_t>(rows * cols); at < c.size(); ++at)
+      ASSERT_EQ(c[at], before[at]) << "written past the last row";
+  }
+
   Inputs inputs_{41};
 };
 
@@ -78,6 +111,19 @@ TYPED_TEST(TileKernel, EqualsTheProductInDouble) {
   }
 }
 
+TYPED_TEST(TileKernel, GroupsAlongTheDepthShareVectors) {
+  using Real = TypeParam;
+  for (const Index rows : {Index{0}, kRowMultiple, 3 * kRowMultiple})
+    for (const Index depth : {0, 4, 8, 20, 64, 128})
+      for (const Index vectors : {1, 2, 3, 4, 5, 9}) {
+        this->template check_groups<1>(rows, depth, vectors);
+        if constexpr (kLanes<Real> >= 2) this->template check_groups<2>(rows, depth, vectors);
+        if constexpr (kLanes<Real> >= 4 && sizeof(Real) == 4)
+          this->template check_groups<4>(rows, depth, vectors);
+        if (this->HasFatalFailure()) return;
+      }
+}
+
 TYPED_TEST(TileKernel, NoRowsOrColumnsWriteNothing) {
   this->template check<false>(0, 3, 4, true, 2);
   this->template check<false>(kRowMultiple, 0, 4, true, 7);
@@ -85,12 +131,12 @@ TYPED_TEST(TileKernel, NoRowsOrColumnsWriteNothing) {
 
 TYPED_TEST(TileKernel, WithoutAccumulationTheOldContentsDoNotMatter) {
   using Real = TypeParam;
-  constexpr Index kCols = kLanes<Real>;
+  constexpr Index cols = kLanes<Real>;
   const std::vector<Real> a(static_cast<std::size_t>(kRowMultiple), Real{2});
-  const std::vector<Real> b(static_cast<std::size_t>(kCols), Real{3});
+  const std::vector<Real> b(static_cast<std::size_t>(cols), Real{3});
   std::vector<Real> c(a.size() * b.size(), std::numeric_limits<Real>::quiet_NaN());
-  multiply<false, Real>(kRowMultiple, kCols, 1, BroadcastOperand<Real>{a.data(), 1, kRowMultiple}, b.data(),
-                        kCols, c.data(), kCols);
+  multiply<false, Real>(kRowMultiple, cols, 1, BroadcastOperand<Real>{a.data(), 1, kRowMultiple}, b.data(),
+                        cols, c.data(), cols);
   for (const Real x : c) EXPECT_EQ(x, 6);
 }
 

@@ -5,11 +5,15 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <iostream>
 #include <limits>
 #include <memory>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "fastrope/fastrope.hpp"
@@ -22,18 +26,19 @@ namespace {
 
 using namespace fastrope;
 
-/// The path with polynomials of our choice.
-Tensor<double> run_path(const Problem& problem, const std::vector<LowRankHead>& heads,
+/// The path with units of our choice.
+Tensor<double> run_path(const Problem& problem, const std::vector<LowRankUnit>& units,
                         const AttentionInputs<double>& in) {
   const auto parts = [&](Workspace& workspace) {
     PackedKeys<double> packed(problem, workspace);
     ExactAttention<double> exact(problem, packed, workspace);
-    PolynomialAttention<double> polynomial(problem, packed, heads, workspace);
+    PolynomialAttention<double> polynomial(problem, units, workspace);
     return std::tuple{packed, exact, polynomial};
   };
   Workspace counting;
   parts(counting);
   std::vector<std::byte> memory(counting.bytes());
+  std::memset(memory.data(), 0xff, memory.size());  // NaN
   Workspace workspace(memory);
   auto [packed, exact, polynomial] = parts(workspace);
   Tensor<double> out = in.out;
@@ -43,24 +48,9 @@ Tensor<double> run_path(const Problem& problem, const std::vector<LowRankHead>& 
   return out;
 }
 
-/// Compares the path with the dense evaluation at a degree low enough for the polynomial to differ from exp.
-void expect_dense(const AttentionCase& c, const AttentionInputs<double>& in, double fit) {
-  const Problem problem(c.shapes, c.options());
-  ASSERT_EQ(polynomial_refusal(problem), "") << c;
-  const EntryBounds bounds =
-      entry_bounds(problem, TensorView<const double>(in.q.view()), TensorView<const double>(in.k.view()),
-                   TensorView<const double>(in.v.view()));
-  std::vector<LowRankHead> heads;
-  for (Index h = 0; h < c.shapes.heads; ++h) {
-    Shift shift = best_shift(bounds.queries[static_cast<std::size_t>(h)],
-                             bounds.keys[static_cast<std::size_t>(problem.kv_head(h))], problem.scale, true,
-                             std::numeric_limits<double>::epsilon());
-    const auto polynomial = ExpPolynomial::fit(shift.radius, fit);
-    heads.push_back(
-        {h, shift, polynomial, std::make_shared<const MonomialSet>(c.shapes.d, polynomial.degree())});
-  }
-  const Tensor<double> out = run_path(problem, heads, in);
-
+/// q and k of a case, turned.
+std::pair<Tensor<double>, Tensor<double>> rotated(const AttentionCase& c, const Problem& problem,
+                                                  const AttentionInputs<double>& in) {
   Tensor<double> q = in.q, k = in.k;
   if (c.base.rope) {
     reference_rotate(
@@ -70,74 +60,118 @@ void expect_dense(const AttentionCase& c, const AttentionInputs<double>& in, dou
         [&](Index j) { return c.key_positions.empty() ? j : c.key_positions[static_cast<std::size_t>(j)]; },
         k);
   }
-  for (Index h = 0; h < c.shapes.heads; ++h) {
-    const auto pair = [&](Index i, Index j) -> DensePair {  // j in the order of memory
-      const Position key = c.key_positions.empty() ? j : c.key_positions[static_cast<std::size_t>(j)];
-      if (!c.base.mask.allows(problem.grid.query_position(i) - key)) return {0};
-      // Far are the whole panels that all rows of a block of queries attend to.
-      const Index first = i / QueryBlock<double>::kTileRows * QueryBlock<double>::kTileRows;
-      const Index reach = problem.grid.keys_of(first).end;
-      const Index far = reach == c.shapes.n_k ? reach : round_down(reach, PackedKeys<double>::kWidth);
-      Index rank = 0;  // of the key among the positions
-      while (problem.grid.source(rank) != j) ++rank;
-      return {1, rank >= far};
+  return {q, k};
+}
+
+/// Shifts, axes, limits and a polynomial that nothing chose but chance: they need not be good for anything,
+/// only be computed as they say. Heads of a key head share a unit or have their own.
+std::vector<LowRankUnit> random_units(const AttentionCase& c, const Problem& problem, Inputs& random,
+                                      Index chunk) {
+  const Index d = c.shapes.d, group = problem.group(), shared = random.integer(0, 1) == 1 ? group : 1;
+  std::vector<LowRankUnit> units;
+  for (Index h = 0; h < c.shapes.heads; h += shared) {
+    const Index variables = random.integer(0, std::min<Index>(d, 8));
+    const auto numbers = [&](double sigma) {
+      std::vector<double> list(static_cast<std::size_t>(d));
+      for (double& x : list) x = sigma * random.normal();
+      return list;
     };
-    const LowRankHead& head = heads[static_cast<std::size_t>(h)];
-    const Tensor<double> expected = dense_polynomial_attention(
-        head_of(q, h), head_of(k, problem.kv_head(h)), head_of(in.v, problem.kv_head(h)), problem.scale,
-        head.shift, head.polynomial, pair);
-    EXPECT_LE(max_abs_difference(TensorView<const double>(out.view().head(h)), expected.view()), 1e-12)
-        << c << ", head " << h << ", degree " << head.polynomial.degree();
+    LowRankUnit unit{.heads = {h, h + shared},
+                     .projection = {.key_shift = numbers(0.3), .query_shift = numbers(0.3)},
+                     .coefficients = {1, 0.9, 0.6, 0.2, 0.05},
+                     .monomials = nullptr,
+                     .chunks = far_chunks<double>(problem, chunk)};
+    // Above s nu.(k - mu) <= |s| |nu| |k - mu| for all keys that these tests have.
+    unit.projection.weight_max = random.uniform(15, 20);
+    for (Index l = 0; l < variables; ++l)
+      for (std::vector<double>* axes : {&unit.projection.query_axes, &unit.projection.key_axes}) {
+        const std::vector<double> axis = numbers(0.3);
+        axes->insert(axes->end(), axis.begin(), axis.end());
+      }
+    std::vector<int> limits;
+    for (Index l = 0, limit = 4; l < variables; ++l, limit = random.integer(1, limit))
+      limits.push_back(static_cast<int>(limit));
+    unit.monomials = std::make_shared<const MonomialSet>(limits);
+    units.push_back(unit);
   }
-  // A single query is its own mean, and short runs of keys have no far field: exact.
-  if (c.shapes.n_q > 1 && c.shapes.n_k >= 100) {
-    EXPECT_GT(max_abs_difference(out.view(), in.reference(c).out.view()), 1e-9)
-        << c << ": the polynomial is too good to be told from exp";
+  return units;
+}
+
+/// Compares the path with the dense evaluation of its units.
+void expect_dense(const AttentionCase& c, Inputs& random, Index chunk) {
+  const AttentionInputs<double> in(c.shapes, random);
+  const Problem problem(c.shapes, c.options());
+  ASSERT_EQ(polynomial_refusal(problem), "") << c;
+  const std::vector<LowRankUnit> units = random_units(c, problem, random, chunk);
+  const Tensor<double> out = run_path(problem, units, in);
+  const auto [q, k] = rotated(c, problem, in);
+  std::vector<Index> rank(static_cast<std::size_t>(c.shapes.n_k));  // of a key among the positions
+  for (Index r = 0; r < c.shapes.n_k; ++r) rank[static_cast<std::size_t>(problem.grid.source(r))] = r;
+  for (const LowRankUnit& unit : units) {
+    std::vector<Index> far(static_cast<std::size_t>(c.shapes.n_q));
+    for (const FarPairs& pairs : unit.chunks)
+      std::fill(far.begin() + pairs.rows.begin, far.begin() + pairs.rows.end, pairs.far);
+    for (Index h = unit.heads.begin; h < unit.heads.end; ++h) {
+      const auto pair = [&](Index i, Index j) -> DensePair {  // j in the order of memory
+        const Position key = c.key_positions.empty() ? j : c.key_positions[static_cast<std::size_t>(j)];
+        if (!c.base.mask.allows(problem.grid.query_position(i) - key)) return {0};
+        return {1, rank[static_cast<std::size_t>(j)] >= far[static_cast<std::size_t>(i)]};
+      };
+      const Tensor<double> expected =
+          dense_polynomial_attention(head_of(q, h), head_of(k, problem.kv_head(h)),
+                                     head_of(in.v, problem.kv_head(h)), problem.scale, unit, pair);
+      for (Index i = 0; i < c.shapes.n_q; ++i) {
+        // A polynomial by chance may be negative: a row whose weights cancel keeps no digits.
+        double size = 0;
+        for (Index m = 0; m < c.shapes.d_v; ++m) size = std::max(size, std::abs(expected(0, i, m)));
+        for (Index m = 0; m < c.shapes.d_v; ++m)
+          ASSERT_NEAR(out(h, i, m), expected(0, i, m), 1e-11 * std::max(1.0, size * size))
+              << c << ", head " << h << ", row " << i << ", chunks of " << chunk;
+      }
+    }
   }
 }
 
 TEST(PolynomialAttention, EqualsDenseEvaluation) {
+  Inputs random(1);
   for (const Mask mask :
        {Mask::full(), Mask::causal(), Mask::lags(5, Mask::kUnlimited), Mask::lags(-30, Mask::kUnlimited)}) {
     for (const auto& [n_q, n_k] : {std::pair{200, 200}, {70, 300}, {210, 150}, {1, 100}, {100, 33}}) {
-      for (const bool rotated : {false, true}) {
-        AttentionCase c{.shapes = {4, 2, n_q, n_k, 6, 5}};
+      for (const Index chunk : {8, 48, 100, 1000}) {
+        AttentionCase c{.shapes = {4, 2, n_q, n_k, 6, random.integer(1, 40)}};
         c.base.mask = mask;
         c.base.scale = 0.2;
-        if (rotated) c.base.rope = Rope{};
-        Inputs random(1);
-        AttentionInputs<double> in(c.shapes, random);
-        in.q = random.common_mean<double>(4, n_q, 6, 3.0, 0.7);
-        in.k = random.common_mean<double>(2, n_k, 6, 3.0, 0.7);
-        expect_dense(c, in, 0.02);
+        if (chunk != 48) c.base.rope = Rope{};
+        expect_dense(c, random, chunk);
       }
     }
   }
 }
 
 TEST(PolynomialAttention, EqualsDenseEvaluationForEveryWidth) {
-  for (const auto& [d, d_v] : {std::pair{1, 1}, {2, 17}, {3, 8}, {8, 64}, {16, 3}, {8, 0}}) {
-    AttentionCase c{.shapes = {1, 1, 150, 180, d, d_v}};
-    c.base.mask = Mask::causal();
-    Inputs random(2);
-    AttentionInputs<double> in(c.shapes, random);
-    in.q = random.sphere<double>(1, 150, d, 1.0);
-    in.k = random.sphere<double>(1, 180, d, 1.0);
-    c.base.scale = 1.0;
-    if (d_v > 0) expect_dense(c, in, 0.05);
+  Inputs random(2);
+  for (const Index d : {1, 2, 3, 8, 16, 65}) {
+    for (const Index d_v : {1, 2, 3, 4, 7, 8, 9, 17, 31, 64, 100}) {
+      AttentionCase c{.shapes = {1, 1, 70, 150, d, d_v}};
+      c.base.mask = Mask::causal();
+      c.base.scale = 1 / static_cast<double>(d);
+      expect_dense(c, random, 32);
+    }
   }
 }
 
 TEST(PolynomialAttention, EqualsDenseEvaluationForExplicitPositions) {
   Inputs random(3);
   for (const Mask mask : {Mask::full(), Mask::causal()}) {
-    AttentionCase c{.shapes = {2, 1, 100, 200, 6, 5}};
-    c.base.mask = mask;
-    c.base.scale = 0.3;
-    c.base.rope = Rope{};
-    c.key_positions = shuffled_positions(random, 200, 40);
-    for (Index i = 0; i < 100; ++i) c.query_positions.push_back(60 + 2 * i + (i > 50 ? 20 : 0));
-    expect_dense(c, {c.shapes, random}, 0.02);
+    for (const Index chunk : {16, 100}) {
+      AttentionCase c{.shapes = {2, 1, 100, 200, 6, 5}};
+      c.base.mask = mask;
+      c.base.scale = 0.3;
+      c.base.rope = Rope{};
+      c.key_positions = shuffled_positions(random, 200, 40);
+      for (Index i = 0; i < 100; ++i) c.query_positions.push_back(60 + 2 * i + (i > 50 ? 20 : 0));
+      expect_dense(c, random, chunk);
+    }
   }
 }
 

@@ -1,124 +1,184 @@
+// Features of any block of terms against the monomials of their multi-indices, in double.
 #include "fastrope/polynomial/features.hpp"
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <vector>
 
+#include "fastrope/polynomial/state.hpp"
 #include "support/inputs.hpp"
 
 namespace fastrope_test {
 namespace {
 
+using fastrope::evaluate_features;
+using fastrope::find_ancestors;
+using fastrope::kKeyBlock;
+using fastrope::kQueryBlock;
+using fastrope::Monomial;
 using fastrope::MonomialSet;
+using fastrope::Range;
+using fastrope::simd::kLanes;
 
-/// A block of rows as kernels hold it, [variables, width], and its features.
-template <class Real>
+using Limits = std::vector<int>;
+
+/// Simplices, and sets that leave high powers of later variables out; the last has no variables.
+const std::vector<Limits>& index_sets() {
+  static const std::vector<Limits> sets = {
+      {6}, {3, 3}, {4, 4, 4, 4}, {2, 2, 2, 2, 2, 2, 2, 2, 2}, {5, 3, 3, 1}, {7, 2, 1}, {3, 3, 0}, {0, 0}, {}};
+  return sets;
+}
+
+/// The exponents of every term.
+std::vector<Limits> exponents(const MonomialSet& set) {
+  std::vector<Limits> alpha{Limits(static_cast<std::size_t>(set.variables()))};
+  for (std::size_t t = 1; t < set.terms().size(); ++t) {
+    alpha.push_back(alpha[static_cast<std::size_t>(set.terms()[t].parent)]);
+    ++alpha.back()[static_cast<std::size_t>(set.terms()[t].variable)];
+  }
+  return alpha;
+}
+
+/// A block of rows as kernels hold it, and memory for its features that is full of NaN.
+template <class Real, Index kWidth>
 struct Block {
-  Index width;
-  std::vector<Real> x, weight, features;
+  static constexpr Real kNaN = std::numeric_limits<Real>::quiet_NaN();
 
-  Block(const MonomialSet& set, Index rows, Inputs& random)
-      : width(fastrope::round_up(rows, fastrope::simd::kLanes<Real>)),
-        x(static_cast<std::size_t>(set.variables() * width)),
-        weight(static_cast<std::size_t>(width)),
-        features(static_cast<std::size_t>(set.rank() * width)) {
-    for (Real& value : x) value = static_cast<Real>(random.normal());
-    for (Real& value : weight) value = static_cast<Real>(random.uniform(0.5, 2));
-  }
-
-  void evaluate(const MonomialSet& set) {
-    fastrope::evaluate_features(set, x.data(), weight.data(), width, features.data());
+  explicit Block(const MonomialSet& monomials, Inputs& random)
+      : set(monomials),
+        x(random.gaussian<Real>(1, set.variables(), kWidth).values),
+        root(static_cast<std::size_t>(kWidth)),
+        ancestors(static_cast<std::size_t>((set.degree() + 1) * kWidth), kNaN) {
+    for (Real& value : root) value = static_cast<Real>(random.uniform(0.5, 2));
+    root.back() = 0;  // a padding key
   }
 
-  double variable(Index m, Index i) const {
-    return static_cast<double>(x[static_cast<std::size_t>(m * width + i)]);
+  void find(Index first) { find_ancestors<kWidth>(set, first, x.data(), root.data(), ancestors.data()); }
+
+  /// The features of some terms; `ones` grows by their sums.
+  std::vector<Real> features_of(Range block, std::vector<Real>& ones) {
+    std::vector<Real> features(static_cast<std::size_t>(block.size() * kWidth), kNaN);
+    evaluate_features<kWidth>(set, block, x.data(), ancestors.data(), features.data(), ones.data());
+    return features;
   }
-  double feature(std::size_t f, Index i) const {
-    return static_cast<double>(features[f * static_cast<std::size_t>(width) + static_cast<std::size_t>(i)]);
+
+  /// root(i) x_i^alpha.
+  double monomial(const Limits& alpha, Index i) const {
+    double value = static_cast<double>(root[static_cast<std::size_t>(i)]);
+    for (std::size_t l = 0; l < alpha.size(); ++l)
+      value *=
+          std::pow(static_cast<double>(x[l * static_cast<std::size_t>(kWidth) + static_cast<std::size_t>(i)]),
+                   alpha[l]);
+    return value;
   }
-  double norm(const MonomialSet& set, Index i) const {
-    double square = 0;
-    for (Index m = 0; m < set.variables(); ++m) square += variable(m, i) * variable(m, i);
-    return std::sqrt(square);
-  }
+
+  const MonomialSet& set;
+  std::vector<Real> x, root, ancestors;
 };
 
 template <class Real>
 class FeaturesTest : public testing::Test {
  protected:
   static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
+
+  template <Index kWidth>
+  static void expect_monomials(const MonomialSet& set, Range block, Inputs& random) {
+    SCOPED_TRACE(testing::Message() << "terms " << block.begin << " to " << block.end << " of " << set.rank()
+                                    << ", width " << kWidth);
+    Block<Real, kWidth> rows(set, random);
+    const auto before = random.gaussian<Real>(1, block.size(), kLanes<Real>).values;
+    auto ones = before;
+    rows.find(block.begin);
+    const std::vector<Real> features = rows.features_of(block, ones);
+    const auto alpha = exponents(set);
+    for (Index f = block.begin; f < block.end; ++f) {
+      const Limits& of_term = alpha[static_cast<std::size_t>(f)];
+      std::vector<double> sums(static_cast<std::size_t>(kLanes<Real>)), sizes = sums;
+      for (Index l = 0; l < kLanes<Real>; ++l)
+        sums[static_cast<std::size_t>(l)] =
+            static_cast<double>(before[static_cast<std::size_t>((f - block.begin) * kLanes<Real> + l)]);
+      for (Index i = 0; i < kWidth; ++i) {
+        const double expected = rows.monomial(of_term, i);
+        const Real feature = features[static_cast<std::size_t>((f - block.begin) * kWidth + i)];
+        // |alpha| products, and as many in double for what it is compared with.
+        const int degree = set.terms()[static_cast<std::size_t>(f)].degree;
+        ASSERT_NEAR(static_cast<double>(feature), expected, degree * kEpsilon * std::abs(expected))
+            << "term " << f;
+        sums[static_cast<std::size_t>(i % kLanes<Real>)] += static_cast<double>(feature);
+        sizes[static_cast<std::size_t>(i % kLanes<Real>)] += std::abs(static_cast<double>(feature));
+      }
+      for (Index l = 0; l < kLanes<Real>; ++l) {
+        const auto lane = static_cast<std::size_t>(l);
+        const auto at = static_cast<std::size_t>((f - block.begin) * kLanes<Real> + l);
+        const double size = sizes[lane] + std::abs(static_cast<double>(before[at]));
+        constexpr double kSummands = static_cast<double>(kWidth / kLanes<Real>);
+        ASSERT_NEAR(static_cast<double>(ones[at]), sums[lane], kSummands * kEpsilon * size)
+            << "ones of term " << f;
+      }
+    }
+  }
+
+  /// Blocks of `size` terms one after the other, the ancestors handed on: the same bits as any other split.
+  template <Index kWidth>
+  static void expect_handed_on(const MonomialSet& set, Index size, Inputs& random) {
+    SCOPED_TRACE(testing::Message() << "blocks of " << size << " of " << set.rank() << " terms, width "
+                                    << kWidth);
+    Block<Real, kWidth> rows(set, random), found = rows;
+    std::vector<Real> whole_ones(static_cast<std::size_t>(set.rank() * kLanes<Real>));
+    found.find(0);
+    const std::vector<Real> whole = found.features_of({0, set.rank()}, whole_ones);
+    rows.find(0);
+    for (Index begin = 0; begin < set.rank(); begin += size) {
+      const Range block{begin, std::min(begin + size, set.rank())};
+      std::vector<Real> ones(static_cast<std::size_t>(block.size() * kLanes<Real>));
+      const std::vector<Real> features = rows.features_of(block, ones);
+      EXPECT_TRUE(std::equal(features.begin(), features.end(), whole.begin() + block.begin * kWidth));
+      EXPECT_TRUE(std::equal(ones.begin(), ones.end(), whole_ones.begin() + block.begin * kLanes<Real>));
+      if (block.end == set.rank()) break;
+      std::fill(found.ancestors.begin(), found.ancestors.end(), found.kNaN);
+      found.find(block.end);
+      // The one of each degree below the term's.
+      const Index needed = set.terms()[static_cast<std::size_t>(block.end)].degree * kWidth;
+      ASSERT_TRUE(
+          std::equal(found.ancestors.begin(), found.ancestors.begin() + needed, rows.ancestors.begin()))
+          << "ancestors of term " << block.end;
+    }
+  }
 };
 
 using Reals = testing::Types<float, double>;
 TYPED_TEST_SUITE(FeaturesTest, Reals);
 
-TYPED_TEST(FeaturesTest, ProductsOfADegreeArePowersOfTheDotProduct) {
+TYPED_TEST(FeaturesTest, AnyBlockOfTermsIsTheMonomials) {
   Inputs random(1);
-  for (const auto& [variables, degree] : {std::pair{1, 6}, {2, 5}, {5, 4}, {8, 3}, {20, 2}, {3, 0}}) {
-    const MonomialSet set(variables, degree);
-    Block<TypeParam> q(set, 40, random), k(set, 40, random);
-    q.evaluate(set);
-    k.evaluate(set);
-    for (Index i = 0; i < 40; ++i) {
-      const Index j = (7 * i + 3) % 40;
-      std::vector<double> sums(static_cast<std::size_t>(degree) + 1);
-      for (std::size_t f = 0; f < set.terms().size(); ++f)
-        sums[static_cast<std::size_t>(set.terms()[f].degree)] += q.feature(f, i) * k.feature(f, j);
-      double dot = 0;
-      for (Index m = 0; m < variables; ++m) dot += q.variable(m, i) * k.variable(m, j);
-      const double weight = static_cast<double>(q.weight[static_cast<std::size_t>(i)]) *
-                            static_cast<double>(k.weight[static_cast<std::size_t>(j)]);
-      for (int p = 0; p <= degree; ++p) {
-        // Each feature is off by 2 p + 1 epsilon; their sizes add up to (|q| |k|)^p at most.
-        const double size = weight * std::pow(q.norm(set, i) * k.norm(set, j), p);
-        EXPECT_NEAR(sums[static_cast<std::size_t>(p)], weight * std::pow(dot, p),
-                    2 * (2 * p + 1) * this->kEpsilon * size)
-            << variables << " variables, degree " << p;
-      }
+  for (const Limits& limits : index_sets()) {
+    const MonomialSet set(limits);
+    std::vector<Range> blocks = {
+        {0, set.rank()}, {0, 1}, {set.rank() - 1, set.rank()}, {set.rank() / 2, set.rank()}};
+    for (int trial = 0; trial < 20; ++trial) {
+      const Index begin = random.integer(0, set.rank() - 1);
+      blocks.push_back({begin, random.integer(begin + 1, set.rank())});
+    }
+    for (const Range& block : blocks) {
+      this->template expect_monomials<kKeyBlock<TypeParam>>(set, block, random);
+      this->template expect_monomials<kQueryBlock<TypeParam>>(set, block, random);
+      if (this->HasFatalFailure()) return;
     }
   }
 }
 
-TYPED_TEST(FeaturesTest, SumsAddUpOverBlocks) {
+TYPED_TEST(FeaturesTest, AncestorsAreHandedFromBlockToBlock) {
   Inputs random(2);
-  const MonomialSet set(3, 4);
-  std::vector<TypeParam> sums(static_cast<std::size_t>(set.rank()));
-  std::vector<double> expected(sums.size()), size(sums.size());
-  for (int block = 0; block < 3; ++block) {
-    Block<TypeParam> k(set, 40, random);
-    k.evaluate(set);
-    fastrope::add_feature_sums(set.rank(), k.width, k.features.data(), sums.data());
-    for (std::size_t f = 0; f < sums.size(); ++f)
-      for (Index i = 0; i < k.width; ++i) {
-        expected[f] += k.feature(f, i);
-        size[f] += std::abs(k.feature(f, i));
-      }
-  }
-  for (std::size_t f = 0; f < sums.size(); ++f)
-    EXPECT_NEAR(static_cast<double>(sums[f]), expected[f], 40 * this->kEpsilon * size[f]);
-}
-
-TYPED_TEST(FeaturesTest, CoefficientsApplyByDegree) {
-  Inputs random(3);
-  const MonomialSet set(4, 3);
-  const std::vector<double> coefficients = {0.5, -2, 3, 0.25};
-  Block<TypeParam> q(set, 20, random);
-  q.evaluate(set);
-  Block<TypeParam> scaled = q;
-  std::vector<TypeParam> sums(static_cast<std::size_t>(set.rank())), dot(static_cast<std::size_t>(q.width));
-  for (TypeParam& s : sums) s = static_cast<TypeParam>(random.normal());
-  fastrope::apply_coefficients(set, coefficients, sums.data(), q.width, scaled.features.data(), dot.data());
-  for (Index i = 0; i < q.width; ++i) {
-    double expected = 0, size = 0;
-    for (std::size_t f = 0; f < sums.size(); ++f) {
-      const double feature = coefficients[static_cast<std::size_t>(set.terms()[f].degree)] * q.feature(f, i);
-      EXPECT_NEAR(scaled.feature(f, i), feature, this->kEpsilon * std::abs(feature));
-      expected += feature * static_cast<double>(sums[f]);
-      size += std::abs(feature * static_cast<double>(sums[f]));
+  for (const Limits& limits : index_sets()) {
+    const MonomialSet set(limits);
+    for (const Index size : {1, 2, 3, 7, 12, 24, 48, 1000}) {
+      this->template expect_handed_on<kKeyBlock<TypeParam>>(set, size, random);
+      this->template expect_handed_on<kQueryBlock<TypeParam>>(set, size, random);
+      if (this->HasFatalFailure()) return;
     }
-    EXPECT_NEAR(static_cast<double>(dot[static_cast<std::size_t>(i)]), expected, 40 * this->kEpsilon * size);
   }
 }
 

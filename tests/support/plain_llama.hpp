@@ -47,9 +47,18 @@ class PlainLlama {
     w2_ = read(layers_ * dim_ * hidden_);
     w3_ = read(layers_ * hidden_ * dim_);
     rms_final_ = read(dim_);
+    queries_.resize(layers_);
     keys_.resize(layers_);
     values_.resize(layers_);
   }
+
+  /// What the heads of all layers attended with so far, rotated: [layers][tokens] of [heads, d] and
+  /// [kv_heads, d].
+  const std::vector<std::vector<Vector>>& queries() const { return queries_; }
+  const std::vector<std::vector<Vector>>& keys() const { return keys_; }
+  std::size_t heads() const { return heads_; }
+  std::size_t kv_heads() const { return kv_heads_; }
+  std::size_t head_size() const { return d_; }
 
   /// Appends one token and returns the logits that follow it: [vocab].
   Vector step(int token) {
@@ -122,6 +131,7 @@ class PlainLlama {
     Vector k = product(wk_, l, kv_heads_ * d_, h);  // [kv_heads, d]
     rotate(q, position);
     rotate(k, position);
+    queries_[l].push_back(q);
     keys_[l].push_back(k);
     values_[l].push_back(product(wv_, l, kv_heads_ * d_, h));
 
@@ -145,7 +155,8 @@ class PlainLlama {
 
   std::size_t dim_, hidden_, layers_, heads_, kv_heads_, vocab_, d_;
   Vector embedding_, rms_attention_, wq_, wk_, wv_, wo_, rms_ffn_, w1_, w2_, w3_, rms_final_;
-  std::vector<std::vector<Vector>> keys_, values_;  // [layers][tokens] of [kv_heads, d], keys rotated
+  // [layers][tokens] of [heads, d] and [kv_heads, d], queries and keys rotated
+  std::vector<std::vector<Vector>> queries_, keys_, values_;
   std::size_t position_ = 0;
 };
 

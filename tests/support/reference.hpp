@@ -1,7 +1,8 @@
 // Attention as its definition has it, in double precision: the oracle that every path is compared with.
 //
 //     x_ij = scale q_i^T W(lag) k_j,  x = softcap tanh(x / softcap),  x += bias(lag) + dense_bias,
-//     out_i = sum_j exp(x_ij) v_j / (exp(sink) + sum_j exp(x_ij))  over the allowed j.
+//     out_i = sum_j exp(x_ij) v_j / (exp(sink) + sum_j exp(x_ij))  over the allowed j,
+// or with another function in the place of exp.
 // Shares nothing with the library's kernels: own loops over all pairs, a cosine and a sine of its own for
 // every element that turns, frequencies as HuggingFace's and the papers' formulas give them. It reads the
 // library's options as data; a lag bias comes as a function, so that tests write its formula again.
@@ -42,7 +43,7 @@ inline KernelFunction polynomial_kernel(std::vector<double> coefficients) {
 
 struct Reference {
   Tensor<double> out;  ///< [heads, n_q, d_v]; zeros where nothing is attended to
-  Tensor<double> lse;  ///< [1, heads, n_q], natural log of the denominator; -infinity where nothing is
+  Tensor<double> lse;  ///< [1, heads, n_q], natural log of |denominator|; -infinity where nothing is
 };
 
 /// Radians per position of each pair of columns, and what the rotated columns of q and k are multiplied by.
@@ -111,13 +112,16 @@ void reference_rotate(const fastrope::Rope& rope, PositionOf&& position_of, Tens
 }
 
 /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], of any element types. `bias` is
-/// options.bias written as a formula; without `kernel` it is exp. tolerance, path and executor are not looked
-/// at. Throws where options.bias is set and `bias` is not. Cost heads n_q n_k (d + d_v).
+/// options.bias written as a formula; `kernel` is used instead of options.kernel. tolerance, path and
+/// executor are not looked at. Throws where options.bias is set and `bias` is not. Cost heads n_q n_k (d +
+/// d_v).
 template <class Q, class K, class V>
 Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, const TensorView<V>& v,
                               const fastrope::Options& options, const BiasFunction& bias = {},
-                              const KernelFunction& kernel = {}) {
+                              KernelFunction kernel = {}) {
   if (!options.bias.empty() && !bias) throw std::logic_error("reference_attention: write the bias again");
+  if (const auto c = options.kernel.coefficients(); !kernel && !c.empty())
+    kernel = polynomial_kernel({c.begin(), c.end()});
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const Index n_q = q.rows, n_k = k.rows, d = q.cols, d_v = v.cols;
   const auto query_position = [&](Index i) -> Position {
@@ -145,6 +149,7 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
         const Position lag = query_position(i) - key_position(j);
         const double dense = options.dense_bias.data == nullptr ? 0 : options.dense_bias.head(h)(i, j);
         if (lag < options.mask.first || lag > options.mask.last || dense == -kInfinity) continue;
+        if (options.dense_mask.data != nullptr && !options.dense_mask.head(h)(i, j)) continue;
         double product = 0;
         if (options.weights) {
           Index s = 0;
@@ -168,7 +173,7 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
         for (Index c = 0; c < d_v; ++c) result.out(h, i, c) += weight * static_cast<double>(v.head(kv)(j, c));
       }
       for (Index c = 0; c < d_v; ++c) result.out(h, i, c) = sum == 0 ? 0 : result.out(h, i, c) / sum;
-      result.lse(0, h, i) = top + std::log(sum);
+      result.lse(0, h, i) = top + std::log(std::abs(sum));
     }
   }
   return result;

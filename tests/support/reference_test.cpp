@@ -109,9 +109,15 @@ TEST_F(TwoKeys, DenseBias) {
   expect(attend({.dense_bias = view}), 0.75, 4 * std::exp(1.0));
 }
 
+TEST_F(TwoKeys, DenseMask) {
+  const bool allowed[] = {false, true};
+  expect(attend({.dense_mask = {allowed, 1, 1, 2, 0, 0}}), 1, 3);
+}
+
 TEST_F(TwoKeys, PolynomialKernel) {
   const double x = std::log(3.0), weight = 1 + x + 0.5 * x * x;
   expect(attend({}, {}, polynomial_kernel({1, 1, 0.5})), weight / (1 + weight), 1 + weight);
+  expect(attend({.kernel = fastrope::Kernel::taylor(2)}), weight / (1 + weight), 1 + weight);
 }
 
 TEST_F(TwoKeys, HugeLogitsDoNotOverflow) {

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -43,36 +44,45 @@ Tensor<Real> run_path(const Problem& problem, const std::vector<ToeplitzHead>& h
   return out;
 }
 
-template <class Real>
-EntryBounds bounds_of(const Problem& problem, const AttentionInputs<Real>& in) {
-  return entry_bounds(problem, TensorView<const Real>(in.q.view()), TensorView<const Real>(in.k.view()),
-                      TensorView<const Real>(in.v.view()));
+/// Every monomial of the polynomial in the rows' own variables, or those of the weights' support.
+LowRankUnit unit_of(Index head, Projection projection, const ExpPolynomial& polynomial, Index variables) {
+  const auto c = polynomial.coefficients();
+  return {.heads = {head, head + 1},
+          .projection = std::move(projection),
+          .coefficients = {c.begin(), c.end()},
+          .monomials = std::make_shared<const MonomialSet>(simplex_limits(variables, polynomial.degree())),
+          .chunks = {}};
 }
 
-/// The heads of a problem with polynomials of relative error `fit`.
+/// The heads of a problem with polynomials of relative error `fit`, keys shifted by chance.
 template <class Real>
-std::vector<ToeplitzHead> make_heads(const Problem& problem, const AttentionInputs<Real>& in, double fit) {
-  constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
-  const EntryBounds bounds = bounds_of(problem, in);
+std::vector<ToeplitzHead> make_heads(const Problem& problem, const AttentionInputs<Real>& in, double fit,
+                                     Inputs& random) {
+  const Index d = problem.shapes.d;
   std::vector<ToeplitzHead> heads;
   for (Index h = 0; h < problem.shapes.heads; ++h) {
-    const RowBounds& queries = bounds.queries[static_cast<std::size_t>(h)];
-    const RowBounds& keys = bounds.keys[static_cast<std::size_t>(problem.kv_head(h))];
-    Shift shift;
-    Index variables = problem.shapes.d;
+    const auto rows =
+        group_rows<Real>(problem, problem.kv_head(h), TensorView<const Real>(in.q.view()),
+                         TensorView<const Real>(in.k.view()), TensorView<const Real>(in.v.view()));
+    const auto query = static_cast<std::size_t>(h % problem.group());
     if (problem.weights) {
-      const WeightedBounds weighted = weighted_bounds(queries, keys, problem, kEpsilon);
-      const std::vector<double> none(static_cast<std::size_t>(problem.shapes.d));
-      shift = {
-          .key_shift = none, .query_shift = none, .balance = weighted.balance, .radius = weighted.radius};
-      variables = static_cast<Index>(problem.weights->support().size());
-    } else {
-      shift = best_shift(queries, keys, problem.scale, /*may_weigh_keys=*/false, kEpsilon);
+      const WeightedBounds weighted = weighted_bounds(rows, query, problem);
+      heads.push_back(
+          {unit_of(h, Projection::identity(d, weighted.balance), ExpPolynomial::fit(weighted.radius, fit),
+                   static_cast<Index>(problem.weights->support().size())),
+           lag_generator(problem, h)});
+      continue;
     }
-    const auto polynomial = ExpPolynomial::fit(shift.radius, fit);
+    Projection projection = Projection::identity(d, random.uniform(0.5, 2));
+    double shift = 0;
+    for (double& x : projection.key_shift) {
+      x = 0.3 * random.normal();
+      shift += x * x;
+    }
+    const double radius =
+        std::abs(problem.scale) * rows.query_bounds[query].norm * (rows.key_bounds.norm + std::sqrt(shift));
     heads.push_back(
-        {{h, shift, polynomial, std::make_shared<const MonomialSet>(variables, polynomial.degree())},
-         lag_generator(problem, h)});
+        {unit_of(h, std::move(projection), ExpPolynomial::fit(radius, fit), d), lag_generator(problem, h)});
   }
   return heads;
 }
@@ -86,15 +96,14 @@ TEST(ToeplitzAttention, GeneralWeightsEqualDensePolynomialAttention) {
   in.k = random.sphere<double>(1, 512, 4, 0.7);
   const Problem problem(c.shapes, c.options());
   for (const double fit : {0.3, 0.01, 0.001}) {
-    const auto heads = make_heads(problem, in, fit);
-    const ExpPolynomial& p = heads[0].low_rank.polynomial;
-    const auto coefficients = p.coefficients();
-    const Reference dense =
-        reference_attention(in.q.view(), in.k.view(), in.v.view(), c.options(), {},
-                            polynomial_kernel({coefficients.begin(), coefficients.end()}));
-    EXPECT_EQ(heads[0].low_rank.monomials->rank(), simplex_rank(8, p.degree()));
+    const auto heads = make_heads(problem, in, fit, random);
+    const std::vector<double>& coefficients = heads[0].low_rank.coefficients;
+    const int degree = static_cast<int>(coefficients.size()) - 1;
+    const Reference dense = reference_attention(in.q.view(), in.k.view(), in.v.view(), c.options(), {},
+                                                polynomial_kernel(coefficients));
+    EXPECT_EQ(static_cast<double>(heads[0].low_rank.monomials->rank()), rank_of(simplex_limits(8, degree)));
     EXPECT_LE(max_abs_difference(run_path(problem, heads, in).view(), dense.out.view()), 1e-12)
-        << "degree " << p.degree();
+        << "degree " << degree;
     EXPECT_GT(max_abs_difference(in.reference(c).out.view(), dense.out.view()), 1e-9);
   }
 }
@@ -125,7 +134,7 @@ TEST(ToeplitzAttention, SeparablePositionsEqualDenseEvaluation) {
     c.base.scale = 0.2;
     const Problem problem(c.shapes, c.options());
     ASSERT_EQ(toeplitz_refusal(problem), "") << c;
-    const auto heads = make_heads(problem, in, 0.02);
+    const auto heads = make_heads(problem, in, 0.02, random);
     const Tensor<double> out = run_path(problem, heads, in);
     Tensor<double> q = in.q, k = in.k;
     if (c.base.rope) {
@@ -145,10 +154,10 @@ TEST(ToeplitzAttention, SeparablePositionsEqualDenseEvaluation) {
         const Position lag = c.shapes.n_k - c.shapes.n_q + i - j;
         return c.base.mask.allows(lag) ? std::exp((c.bias ? c.bias(h, lag) : 0) - largest) : 0.0;
       };
-      const LowRankHead& head = heads[static_cast<std::size_t>(h)].low_rank;
       const Tensor<double> expected = dense_polynomial_attention(
           head_of(q, h), head_of(k, problem.kv_head(h)), head_of(in.v, problem.kv_head(h)), problem.scale,
-          head.shift, head.polynomial, [&](Index i, Index j) { return DensePair{factor(i, j)}; });
+          heads[static_cast<std::size_t>(h)].low_rank,
+          [&](Index i, Index j) { return DensePair{factor(i, j)}; });
       for (Index i = 0; i < c.shapes.n_q; ++i) {
         all = 0;
         for (Index j = 0; j < c.shapes.n_k; ++j) all += factor(i, j);
@@ -179,6 +188,86 @@ TEST(ToeplitzAttention, SeparablePositionsEqualDenseEvaluation) {
       AttentionCase table = rotated;
       set_table(table, random, 2, 170);
       expect(table);
+    }
+  }
+}
+
+TEST(ToeplitzAttention, FewerMonomialsInOtherAxesEqualDenseEvaluation) {
+  // What the planner finds for rows of decaying directions: shifts, axes of its own, a part of the simplex.
+  // It asks for no query shift here, but the path would compute one too: a weight for each key.
+  Inputs random(14);
+  for (const bool may_weigh_keys : {false, true}) {
+    for (const Mask mask : {Mask::full(), Mask::causal(), Mask::sliding_window(30)}) {
+      AttentionCase c{.shapes = {4, 2, 120, 150, 6, 3}};
+      c.base.mask = mask;
+      c.base.scale = 0.5;
+      set_t5(c, random, true);
+      AttentionInputs<double> in(c.shapes, random);
+      in.q = random.common_mean<double>(4, 120, 6, 1.0, 0.6);
+      in.k = random.common_mean<double>(2, 150, 6, 2.0, 0.6);
+      for (auto* x : {&in.q, &in.k})
+        for (Index h = 0; h < x->heads; ++h)
+          for (Index i = 0; i < x->rows; ++i)
+            for (Index m = 0; m < 6; ++m) (*x)(h, i, m) *= std::exp2(static_cast<double>(-m));
+      const Problem problem(c.shapes, c.options());
+      std::vector<ToeplitzHead> heads;
+      std::vector<double> radii;
+      for (Index h = 0; h < 4; ++h) {
+        const auto rows =
+            group_rows<double>(problem, h / 2, TensorView<const double>(in.q.view()),
+                               TensorView<const double>(in.k.view()), TensorView<const double>(in.v.view()));
+        const std::vector<FarPairs> all = {{{0, 120}, 150}};
+        const LowRankRequest request{
+            .scale = 0.5, .value_spread = 1, .tolerance = 0.05, .d_v = 3, .may_weigh_keys = may_weigh_keys};
+        std::string reason;
+        const auto fit =
+            fit_low_rank<double>(std::span(rows.queries).subspan(static_cast<std::size_t>(h % 2), 1),
+                                 rows.keys, all, request, reason);
+        ASSERT_TRUE(fit) << reason;
+        EXPECT_LT(fit->rank, 0.8 * fit->simplex_rank);
+        EXPECT_NE(fit->key_shift, Centre::none);
+        EXPECT_EQ(fit->query_shift != Centre::none, may_weigh_keys);
+        const auto p = fit->polynomial.coefficients();
+        heads.push_back({{.heads = {h, h + 1},
+                          .projection = fit->projection,
+                          .coefficients = {p.begin(), p.end()},
+                          .monomials = std::make_shared<const MonomialSet>(fit->limits),
+                          .chunks = {}},
+                         lag_generator(problem, h)});
+        radii.push_back(fit->radius);
+      }
+      const Tensor<double> out = run_path(problem, heads, in);
+      for (Index h = 0; h < 4; ++h) {
+        const auto& [unit, generator] = heads[static_cast<std::size_t>(h)];
+        const auto factor = [&, &t = generator](Index i, Index j) {
+          return t[static_cast<std::size_t>(i - j + 149)];
+        };
+        const Tensor<double> expected =
+            dense_polynomial_attention(head_of(in.q, h), head_of(in.k, h / 2), head_of(in.v, h / 2), 0.5,
+                                       unit, [&](Index i, Index j) { return DensePair{factor(i, j)}; });
+        // The path's weights of keys are at most 1; transforms are off by epsilon of the norms of generator
+        // and values, sqrt(120 + 150) and sqrt(150), times the size of the terms, about e^R. A denominator
+        // has e^-R of each key's weight.
+        const Projection& projection = unit.projection;
+        const double radius = radii[static_cast<std::size_t>(h)];
+        for (Index i = 0; i < 120; ++i) {
+          double denominator = 0;
+          for (Index j = 0; j < 150; ++j) {
+            double exponent = -projection.weight_max;
+            for (std::size_t m = 0; m < 6; ++m)
+              exponent += 0.5 * projection.query_shift[m] *
+                          (in.k(h / 2, j, static_cast<Index>(m)) - projection.key_shift[m]);
+            EXPECT_LE(exponent, 0);
+            denominator += factor(i, j) * std::exp(exponent - radius);
+          }
+          if (denominator == 0) continue;  // the exact path's rows
+          const double error = 10 * std::numeric_limits<double>::epsilon() * std::sqrt(270.0 * 150.0) *
+                               std::exp(radius) / denominator;
+          EXPECT_LE(error, 1e-9);
+          for (Index m = 0; m < 3; ++m)
+            EXPECT_NEAR(out(h, i, m), expected(0, i, m), error) << c << ", head " << h << ", row " << i;
+        }
+      }
     }
   }
 }
@@ -314,6 +403,63 @@ TYPED_TEST(ToeplitzPromiseTest, KeysWithACommonMeanAreShifted) {
     AttentionInputs<TypeParam> in(c.shapes, random);
     in.k = random.common_mean<TypeParam>(1, 150, 4, mean, 0.3);
     this->share_of_promise(c, in);
+    const auto plan = make_plan(in.q.view(), in.k.view(), in.v.view(), c.options());
+    for (const HeadReport& head : plan.report().heads) {
+      EXPECT_THAT(head.candidates[2].how, testing::HasSubstr("queries by none"));
+      if (mean == 0) continue;
+      EXPECT_THAT(head.candidates[2].how, testing::Not(testing::HasSubstr("keys shifted by none")));
+      EXPECT_LT(head.entry_bound, 0.3 * 4 * 2) << "lengths of queries and of keys from their centre";
+    }
+  }
+}
+
+TEST(Promise, HoldsForRowsWhoseSquaresUnderflow) {
+  // A large scale makes logits of up to 1 of them: either the bounds see that, or the exact path has to run.
+  for (const double size : {1e-21, 1e-23, 1e-25}) {
+    for (const Path path : {Path::automatic, Path::polynomial, Path::toeplitz}) {
+      Inputs random(18);
+      AttentionCase c{.shapes = {1, 1, 200, 200, 4, 3}};
+      c.base.path = path;
+      c.base.tolerance = 1e-2;
+      c.base.scale = 1 / size;
+      AttentionInputs<float> in(c.shapes, random);
+      in.q = random.sphere<float>(1, 200, 4, size);
+      in.k = random.sphere<float>(1, 200, 4, 1);
+      try {
+        attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
+      } catch (const Error&) {
+        continue;  // a forced path may be refused
+      }
+      EXPECT_LE(max_abs_difference(in.out.view(), in.reference(c).out.view()),
+                c.base.tolerance * max_abs(in.v.view()))
+          << size << path;
+    }
+  }
+}
+
+TYPED_TEST(ToeplitzPromiseTest, DecayingSpectraNeedFewerMonomials) {
+  Inputs random(15);
+  for (const Mask mask : {Mask::full(), Mask::causal(), Mask::sliding_window(40)}) {
+    AttentionCase c{.shapes = {4, 2, 150, 180, 8, 3}};
+    c.base.mask = mask;
+    c.base.tolerance = 3e-2;
+    c.base.path = Path::toeplitz;
+    c.base.scale = 0.5;
+    set_t5(c, random, true);
+    AttentionInputs<TypeParam> in(c.shapes, random);
+    in.q = random.sphere<TypeParam>(4, 150, 8, 2);
+    in.k = random.sphere<TypeParam>(2, 180, 8, 2);
+    for (auto* x : {&in.q, &in.k})
+      for (Index h = 0; h < x->heads; ++h)
+        for (Index i = 0; i < x->rows; ++i)
+          for (Index m = 0; m < 8; ++m) (*x)(h, i, m) *= static_cast<TypeParam>(std::exp2(-m));
+    this->share_of_promise(c, in);
+    const auto plan = make_plan(in.q.view(), in.k.view(), in.v.view(), c.options());
+    for (const HeadReport& head : plan.report().heads) {
+      const Candidate& toeplitz = head.candidates[2];
+      EXPECT_EQ(head.rank, toeplitz.rank);
+      EXPECT_LT(static_cast<double>(toeplitz.rank), 0.5 * toeplitz.simplex_rank) << plan;
+    }
   }
 }
 
@@ -423,10 +569,9 @@ class TransformErrorTest : public testing::Test {
       amplification += std::abs(coefficient) * power;
       power *= reach;
     }
-    const Shift none{.key_shift = {0}, .query_shift = {0}, .radius = reach};
     const std::vector<double> generator = lag_generator(problem, 0);
     const std::vector<ToeplitzHead> heads = {
-        {{0, none, polynomial, std::make_shared<const MonomialSet>(1, polynomial.degree())}, generator}};
+        {unit_of(0, Projection::identity(1, 1), polynomial, 1), generator}};
     const Tensor<Real> out = run_path(problem, heads, in);
     const std::vector<double> promised =
         transform_error<Real>(problem, generator, reach, polynomial.relative_error(), amplification);

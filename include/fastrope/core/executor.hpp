@@ -78,4 +78,23 @@ class Executor {
   std::function<void(Index, TaskRef)> run_;
 };
 
+/// While one lives, what asks for OpenMP's threads without saying how many, as Eigen's products do, gets the
+/// calling thread alone: threads are the executor's business.
+class OwnThread {
+ public:
+#ifdef _OPENMP
+  OwnThread() : threads_(omp_get_max_threads()) { omp_set_num_threads(1); }
+  ~OwnThread() { omp_set_num_threads(threads_); }
+#else
+  OwnThread() = default;
+#endif
+  OwnThread(const OwnThread&) = delete;
+  OwnThread& operator=(const OwnThread&) = delete;
+
+#ifdef _OPENMP
+ private:
+  int threads_;  // a setting of this thread
+#endif
+};
+
 }  // namespace fastrope

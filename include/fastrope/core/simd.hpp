@@ -25,6 +25,7 @@
 #include <hwy/highway.h>
 
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -116,6 +117,37 @@ HWY_INLINE Vec<Real> load_first_as(const T* p, Index count) {
 template <class Real>
 HWY_INLINE void load_pairs(const Real* p, Vec<Real>& a, Vec<Real>& b) {
   hn::LoadInterleaved2(Tag<Real>{}, p, a, b);
+}
+/// p[0 .. kGroup) over and over. Requires kGroup a power of two of at most 16 bytes, p aligned to a group.
+template <int kGroup, class Real>
+HWY_INLINE Vec<Real> repeat(const Real* p) {
+  if constexpr (kGroup == 1) {
+    return set(*p);
+  } else if constexpr (kGroup * sizeof(Real) == 8) {
+    const hn::Repartition<double, Tag<Real>> pairs;
+    double pair;
+    std::memcpy(&pair, p, sizeof(pair));
+    return hn::BitCast(Tag<Real>{}, hn::Set(pairs, pair));
+  } else {
+    static_assert(kGroup * sizeof(Real) == 16);
+    return hn::LoadDup128(Tag<Real>{}, p);
+  }
+}
+/// Lane i < kLanes / kGroup: the sum of x[i kGroup .. (i + 1) kGroup); the other lanes have no meaning.
+template <int kGroup, class Real>
+HWY_INLINE Vec<Real> add_groups(Vec<Real> x) {
+#if HWY_TARGET == HWY_SCALAR
+  static_assert(kGroup == 1);
+  return x;
+#else
+  if constexpr (kGroup == 1) {
+    return x;
+  } else {
+    const Tag<Real> tag;
+    const Vec<Real> pairs = hn::Add(x, hn::Reverse2(tag, x));
+    return add_groups<kGroup / 2, Real>(hn::ConcatEven(tag, pairs, pairs));
+  }
+#endif
 }
 template <class V, class Real>
 HWY_INLINE void store_pairs(V a, V b, Real* p) {

@@ -17,7 +17,8 @@ namespace detail {
 template <class Real>
 bool looking_pays(const Shapes& shapes, const Options& options) {
   require_tolerance(options);
-  if (options.tolerance == 0 || options.path != Path::automatic || shapes.empty() || shapes.n_k == 0)
+  if (options.tolerance == 0 || options.path != Path::automatic || !options.kernel.is_softmax() ||
+      shapes.empty() || shapes.n_k == 0)
     return true;
   const Problem problem(shapes, options);
   const CostModel cost;
@@ -28,7 +29,7 @@ bool looking_pays(const Shapes& shapes, const Options& options) {
 
 }  // namespace detail
 
-/// Softmax attention with relative positions, out = D^-1 A V (options.hpp has the logits).
+/// Attention with relative positions, out = D^-1 A V (options.hpp has the logits and their kernel).
 /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads, n_q, d_v], each a view or
 /// an Eigen row-major object; heads a multiple of kv_heads. A row without allowed keys gives zeros. Ensures
 /// |out - exact| <= options.tolerance max|V| beside the rounding that the report states. Arithmetic is in q's

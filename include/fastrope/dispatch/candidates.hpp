@@ -1,12 +1,16 @@
 // Candidates: the ways to compute one head, each with its certified error and predicted cost.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fastrope/core/index.hpp"
@@ -15,21 +19,25 @@
 #include "fastrope/dispatch/report.hpp"
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/polynomial/attention.hpp"
+#include "fastrope/polynomial/far_pairs.hpp"
+#include "fastrope/polynomial/low_rank.hpp"
 #include "fastrope/toeplitz/attention.hpp"
 
 namespace fastrope {
 
-/// The multi-index sets of a plan, each made once.
+/// The multi-index sets of a plan, each made once. Safe to use from several threads.
 class MonomialSets {
  public:
-  std::shared_ptr<const MonomialSet> get(Index variables, int degree) {
-    auto& set = sets_[degree];
-    if (!set) set = std::make_shared<const MonomialSet>(variables, degree);
+  std::shared_ptr<const MonomialSet> get(const std::vector<int>& limits) {
+    const std::lock_guard lock(mutex_);
+    auto& set = sets_[limits];
+    if (!set) set = std::make_shared<const MonomialSet>(limits);
     return set;
   }
 
  private:
-  std::map<int, std::shared_ptr<const MonomialSet>> sets_ = {};
+  std::mutex mutex_ = {};
+  std::map<std::vector<int>, std::shared_ptr<const MonomialSet>> sets_ = {};
 };
 
 /// A polynomial for entries up to a radius, and the errors that it implies for the output, relative to
@@ -41,6 +49,16 @@ struct Approximation {
                          ///< + the largest logit before any shift)
   double amplification;  ///< sum_p |c_p| F^p, what the features' sizes add up to; F >= R bounds their norms
 };
+
+/// sum_p |c_p| radius^p.
+inline double amplification_of(const ExpPolynomial& polynomial, double radius) {
+  double sum = 0, power = 1;
+  for (double c : polynomial.coefficients()) {
+    sum += std::abs(c) * power;
+    power *= radius;
+  }
+  return sum;
+}
 
 /// The approximation of lowest degree whose certified error and rounding are within `tolerance` together;
 /// nothing where there is none, with the reason. `logit_size`: bound of the logits before any shift, which
@@ -58,11 +76,7 @@ inline std::optional<Approximation> approximate(double radius, double feature_ra
       return std::nullopt;
     }
     const double delta = p->relative_error();
-    double amplification = 0, power = 1;
-    for (double c : p->coefficients()) {
-      amplification += std::abs(c) * power;
-      power *= feature_radius;
-    }
+    const double amplification = amplification_of(*p, feature_radius);
     const double roundings = 2.0 * p->degree() + 8 + std::sqrt(static_cast<double>(n_k)) / 4;
     const double rounding =
         epsilon * (roundings * amplification * std::exp(radius) / (1 - delta) + logit_size);
@@ -79,147 +93,190 @@ inline std::optional<Approximation> approximate(double radius, double feature_ra
   return std::nullopt;
 }
 
-/// What is needed to run a head, with its report.
-struct HeadPlan {
-  HeadReport report;
-  std::optional<LowRankHead> polynomial = {};
-  std::optional<ToeplitzHead> toeplitz = {};
-  std::vector<RowTask> exact_rows = {};  ///< of the Toeplitz path
+/// A candidate and what running it needs.
+template <class Runnable>
+struct Runner {
+  Candidate candidate;
+  std::optional<Runnable> runnable = {};  ///< where the candidate is feasible
 };
 
-/// Plans the heads of one problem.
+/// The Toeplitz path of one head with the rows that it leaves to the exact one.
+struct ToeplitzRun {
+  ToeplitzHead head;
+  std::vector<RowTask> exact_rows;
+};
+
+/// Finds the candidates of one problem's heads. Members may be called by several threads at once.
 template <class Real>
-class HeadPlanner {
+class Candidates {
  public:
-  HeadPlanner(const Problem& problem, double tolerance, Path forced, const CostModel& cost)
+  Candidates(const Problem& problem, double tolerance, const CostModel& cost)
       : problem_(problem),
         tolerance_(tolerance),
-        forced_(forced),
         cost_(cost),
         pairs_(problem.grid.allowed_pairs()),
         polynomial_refusal_(polynomial_refusal(problem)),
         toeplitz_refusal_(toeplitz_refusal(problem)) {}
 
-  /// The cheapest candidate that meets the tolerance, or the forced one.
-  /// Throws Error when the forced path cannot be run or cannot meet the tolerance.
-  HeadPlan plan(Index head, const RowBounds& queries, const RowBounds& keys, bool finite_values) {
-    HeadPlan plan;
-    HeadReport& report = plan.report;
-    Candidate exact = exact_candidate();
-    if (!queries.finite || !keys.finite || !finite_values) {
-      const char* which = !queries.finite ? "q" : !keys.finite ? "k" : "v";
-      exact.reason =
-          detail::message(which, " is not finite (or its norms overflow), so entries have no bound");
-      report.entry_bound = std::numeric_limits<double>::infinity();
-      require_allowed(head, exact);
-      report.candidates = {exact};
-    } else {
-      report.entry_bound = problem_.weights
-                               ? weighted_bounds(queries, keys, problem_, kEpsilon).radius
-                               : best_shift(queries, keys, problem_.scale, true, kEpsilon).radius;
-      Candidate polynomial = polynomial_candidate(head, queries, keys, plan);
-      Candidate toeplitz = toeplitz_candidate(head, queries, keys, plan);
-      report.candidates = {exact, polynomial, toeplitz};
-    }
-    choose(head, plan);
-    return plan;
+  double tolerance() const { return tolerance_; }
+  /// Why the options rule the Toeplitz path alone out, or in.
+  bool only_toeplitz() const {
+    return problem_.kernel.is_softmax() && !polynomial_refusal_.empty() && toeplitz_refusal_.empty();
   }
 
-  /// The plan of a head that nobody looks at.
-  HeadPlan plan_exact(const std::string& reason) const {
-    HeadPlan plan;
-    plan.report.entry_bound = std::numeric_limits<double>::quiet_NaN();
-    Candidate exact = exact_candidate();
-    exact.reason = reason;
-    plan.report.candidates = {exact};
-    plan.report.reason = reason;
-    return plan;
-  }
-
- private:
-  static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
-
-  Candidate exact_candidate() const {
+  Candidate exact() const {
     Candidate c;
     c.seconds = cost_.template exact<Real>(problem_, pairs_, static_cast<double>(problem_.shapes.n_q));
     return c;
   }
 
-  Candidate polynomial_candidate(Index head, const RowBounds& queries, const RowBounds& keys,
-                                 HeadPlan& plan) {
-    Candidate c{.path = Path::polynomial, .feasible = false};
-    if (!polynomial_refusal_.empty()) {
-      c.reason = polynomial_refusal_;
-      return c;
-    }
-    Shift shift = best_shift(queries, keys, problem_.scale, /*may_weigh_keys=*/true, kEpsilon);
-    const auto fit = approximate(shift.radius, shift.radius, logit_size(queries, keys), tolerance_, kEpsilon,
-                                 problem_.shapes.n_k, c.reason);
-    if (!fit || !set_rank(c, problem_.shapes.d, *fit)) return c;
-    c.seconds = cost_.template polynomial<Real>(problem_, static_cast<double>(c.rank));
-    plan.polynomial = LowRankHead{head, std::move(shift), fit->polynomial, nullptr};
-    return c;
+  /// The polynomial path of query heads that share their features, `queries` of the group; its cost is that
+  /// of all. radius: the smallest bound on their entries that the shifts give, if there is any reason to
+  /// look.
+  Runner<LowRankUnit> polynomial(Range heads, const GroupRows<Real>& rows, Range queries, double& radius) {
+    Runner<LowRankUnit> run{{.path = Path::polynomial, .feasible = false, .reason = polynomial_refusal_}};
+    Candidate& c = run.candidate;
+    if (!c.reason.empty()) return run;
+    const auto fit = low_rank(rows, queries, tolerance_, /*may_weigh_keys=*/true,
+                              far_chunks<Real>(problem_, CostModel::kLeastChunk), radius, c);
+    if (!fit) return run;
+    run.runnable = LowRankUnit{heads, fit->projection, coefficients(*fit), sets_.get(fit->limits), {}};
+    add_chunks(fit->rank, *run.runnable, c);
+    return run;
   }
 
-  Candidate toeplitz_candidate(Index head, const RowBounds& queries, const RowBounds& keys, HeadPlan& plan) {
-    Candidate c{.path = Path::toeplitz, .feasible = false};
-    if (!toeplitz_refusal_.empty()) {
-      c.reason = toeplitz_refusal_;
-      return c;
-    }
-    const Shapes& s = problem_.shapes;
-    Shift shift;
-    double feature_radius = 0;
-    if (problem_.weights) {
-      const WeightedBounds bounds = weighted_bounds(queries, keys, problem_, kEpsilon);
-      const std::vector<double> none(static_cast<std::size_t>(s.d));
-      shift = {.key_shift = none, .query_shift = none, .balance = bounds.balance, .radius = bounds.radius};
-      feature_radius = bounds.feature_radius;
-    } else {
-      shift = best_shift(queries, keys, problem_.scale, /*may_weigh_keys=*/false, kEpsilon);
-      feature_radius = shift.radius;
-    }
+  /// The features of a polynomial kernel, which are exact, for all heads of a key head.
+  Runner<LowRankUnit> kernel(Range heads) {
+    const auto kernel = problem_.kernel.coefficients();
+    Runner<LowRankUnit> run{{.path = Path::polynomial, .feasible = false, .reason = polynomial_refusal_}};
+    Candidate& c = run.candidate;
+    const std::vector<int> limits = simplex_limits(problem_.shapes.d, problem_.kernel.degree());
+    if (!c.reason.empty() || !set_rank(c, limits)) return run;
+    run.runnable = LowRankUnit{heads,
+                               Projection::identity(problem_.shapes.d, 1),
+                               {kernel.begin(), kernel.end()},
+                               sets_.get(limits),
+                               {}};
+    c.how = "exact for this kernel";
+    add_chunks(static_cast<double>(c.rank), *run.runnable, c);
+    return run;
+  }
+
+  /// The Toeplitz path of one head. Where positions separate it has the polynomial path's features, and
+  /// transforms beside: it is looked at only if `forced`.
+  Runner<ToeplitzRun> toeplitz(Index head, const GroupRows<Real>& rows, Index query, bool forced,
+                               double& entry_bound) {
+    Runner<ToeplitzRun> run{{.path = Path::toeplitz, .feasible = false, .reason = toeplitz_refusal_}};
+    Candidate& c = run.candidate;
+    if (c.reason.empty() && polynomial_refusal_.empty() && !forced)
+      c.reason = "positions separate: the polynomial path has the same features without transforms";
+    if (!c.reason.empty()) return run;
     // The transforms need a share of the tolerance too.
-    const double logits = problem_.weights ? shift.radius : logit_size(queries, keys);
-    const auto fit =
-        approximate(shift.radius, feature_radius, logits, 0.75 * tolerance_, kEpsilon, s.n_k, c.reason);
-    const Index variables = problem_.weights ? static_cast<Index>(problem_.weights->support().size()) : s.d;
-    if (!fit || !set_rank(c, variables, *fit)) return c;
-    std::vector<double> generator = lag_generator(problem_, head);
-    add_exact_rows(head, generator, shift.radius, *fit, c, plan);
-    plan.toeplitz = ToeplitzHead{{head, std::move(shift), fit->polynomial, nullptr}, std::move(generator)};
-    return c;
-  }
-
-  /// Bound of |scale q.k| before any shift.
-  double logit_size(const RowBounds& queries, const RowBounds& keys) const {
-    return std::abs(problem_.scale) * queries.norm * keys.norm;
-  }
-
-  /// Degree, rank and errors of a candidate; infeasible where the rank is too large.
-  static bool set_rank(Candidate& c, Index variables, const Approximation& fit) {
-    c.degree = fit.polynomial.degree();
-    c.error_bound = fit.error_bound;
-    c.rounding = fit.rounding;
-    const auto rank = simplex_rank(variables, c.degree);
-    if (!rank) {
-      c.reason = detail::message("degree ", c.degree, " in ", variables, " variables exceeds the rank limit ",
-                                 kMaxRank);
-      return false;
+    const double tolerance = 0.75 * tolerance_;
+    double radius = 0, delta = 0, amplification = 0;
+    LowRankUnit unit{
+        .heads = {head, head + 1}, .projection = {}, .coefficients = {}, .monomials = {}, .chunks = {}};
+    if (problem_.weights) {
+      const WeightedBounds bounds = weighted_bounds(rows, static_cast<std::size_t>(query), problem_);
+      const auto fit = approximate(bounds.radius, bounds.feature_radius, bounds.radius, tolerance, kEpsilon,
+                                   problem_.shapes.n_k, c.reason);
+      if (!fit) return run;
+      c.degree = fit->polynomial.degree();
+      c.error_bound = fit->error_bound;
+      c.rounding = fit->rounding;
+      const auto variables = static_cast<Index>(problem_.weights->support().size());
+      const std::vector<int> limits = simplex_limits(variables, c.degree);
+      if (!set_rank(c, limits)) return run;
+      c.how = detail::message("entries up to ", bounds.radius);
+      radius = bounds.radius;
+      delta = fit->polynomial.relative_error();
+      amplification = fit->amplification;
+      const auto p = fit->polynomial.coefficients();
+      unit.projection = Projection::identity(problem_.shapes.d, bounds.balance);
+      unit.coefficients = {p.begin(), p.end()};
+      unit.monomials = sets_.get(limits);
+    } else {
+      const Range all_rows{0, problem_.shapes.n_q};
+      const auto fit = low_rank(rows, {query, query + 1}, tolerance, /*may_weigh_keys=*/false,
+                                {{all_rows, problem_.shapes.n_k}}, radius, c);
+      if (!fit) return run;
+      radius = fit->radius;
+      delta = fit->certificate.relative_error;
+      amplification = amplification_of(fit->polynomial, radius);
+      unit.projection = fit->projection;
+      unit.coefficients = coefficients(*fit);
+      unit.monomials = sets_.get(fit->limits);
     }
-    c.rank = *rank;
+    entry_bound = radius;
+    run.runnable = ToeplitzRun{{std::move(unit), lag_generator(problem_, head)}, {}};
+    add_exact_rows(radius, delta, amplification, *run.runnable, c);
+    return run;
+  }
+
+ private:
+  static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
+
+  std::optional<LowRankFit> low_rank(const GroupRows<Real>& rows, Range queries, double tolerance,
+                                     bool may_weigh_keys, const std::vector<FarPairs>& far, double& radius,
+                                     Candidate& c) const {
+    const LowRankRequest request{.scale = problem_.scale,
+                                 .value_spread = rows.values.spread,
+                                 .tolerance = tolerance,
+                                 .d_v = problem_.shapes.d_v,
+                                 .may_weigh_keys = may_weigh_keys};
+    const auto heads =
+        std::span(rows.queries)
+            .subspan(static_cast<std::size_t>(queries.begin), static_cast<std::size_t>(queries.size()));
+    auto fit = fit_low_rank<Real>(heads, rows.keys, far, request, c.reason);
+    if (!fit) return fit;
+    radius = fit->radius;
     c.feasible = true;
-    return true;
+    c.degree = fit->polynomial.degree();
+    c.rank = static_cast<Index>(fit->rank);
+    c.simplex_rank = fit->simplex_rank;
+    c.error_bound = fit->certificate.error_bound;
+    c.rounding = fit->rounding;
+    c.how = detail::message("entries up to ", fit->radius, " (", fit->plain_radius,
+                            " unshifted), keys shifted by ", name_of(fit->key_shift), ", queries by ",
+                            name_of(fit->query_shift), ", ", fit->limits.size(), " axes");
+    return fit;
+  }
+
+  static std::vector<double> coefficients(const LowRankFit& fit) {
+    const auto c = fit.polynomial.coefficients();
+    return {c.begin(), c.end()};
+  }
+
+  /// The rank of these limits; infeasible, with the figures, where it is too large.
+  bool set_rank(Candidate& c, const std::vector<int>& limits) const {
+    const double rank = c.simplex_rank = rank_of(limits);
+    c.degree = limits.empty() ? 0 : limits.front();
+    c.feasible = rank <= static_cast<double>(kMaxRank);
+    if (c.feasible)
+      c.rank = static_cast<Index>(rank);
+    else
+      c.reason =
+          rank_refusal(c.degree, static_cast<Index>(limits.size()), rank, problem_.shapes.d_v, sizeof(Real));
+    return c.feasible;
+  }
+
+  void add_chunks(double rank, LowRankUnit& unit, Candidate& c) const {
+    unit.chunks = cost_.template best_chunks<Real>(problem_, rank, unit.heads.size());
+    c.seconds = cost_.template polynomial<Real>(problem_, rank, unit.heads.size(), unit.chunks);
+    if (unit.chunks.size() > 1)
+      c.how += detail::message(", ", unit.chunks.size(), " chunks of rows with exact near fields");
+    if (unit.heads.size() > 1) c.how += detail::message(", features shared by ", unit.heads.size(), " heads");
   }
 
   /// Finds the rows whose transforms' error would break the tolerance, and the cost and error bound of the
   /// rest.
-  void add_exact_rows(Index head, std::span<const double> generator, double radius, const Approximation& fit,
-                      Candidate& c, HeadPlan& plan) const {
-    const std::vector<double> bounds = transform_error<Real>(
-        problem_, generator, radius, fit.polynomial.relative_error(), fit.amplification);
-    const double allowed = tolerance_ - fit.error_bound - fit.rounding;
-    const RowTasks<Real> blocks(problem_, {head, head + 1});
+  void add_exact_rows(double radius, double delta, double amplification, ToeplitzRun& run,
+                      Candidate& c) const {
+    const Range heads = run.head.low_rank.heads;
+    const std::vector<double> bounds =
+        transform_error<Real>(problem_, run.head.generator, radius, delta, amplification);
+    const double allowed = tolerance_ - c.error_bound - c.rounding;
+    const RowTasks<Real> blocks(problem_, heads);
     double exact_pairs = 0, worst = 0;
     for (Index b = 0; b < blocks.count(); ++b) {
       const RowTask block = blocks[b];
@@ -229,7 +286,7 @@ class HeadPlanner {
         worst = std::max(worst, largest);
         continue;
       }
-      plan.exact_rows.push_back(block);
+      run.exact_rows.push_back(block);
       c.exact_rows += block.rows.size();
       for (Index i = block.rows.begin; i < block.rows.end; ++i)
         exact_pairs += static_cast<double>(problem_.grid.keys_of(i).size());
@@ -244,71 +301,8 @@ class HeadPlanner {
     }
   }
 
-  /// Throws Error if a path is forced and `only` is another.
-  void require_allowed(Index head, const Candidate& only) const {
-    if (forced_ != Path::automatic && forced_ != only.path)
-      detail::fail("head ", head, ": path ", forced_, " cannot be run: ", only.reason);
-  }
-
-  void choose(Index head, HeadPlan& plan) {
-    HeadReport& report = plan.report;
-    const Candidate* best = nullptr;
-    for (const Candidate& c : report.candidates) {
-      if (forced_ == c.path && !c.feasible)
-        detail::fail("head ", head, ": path ", forced_, " cannot meet the tolerance ", tolerance_, ": ",
-                     c.reason, " (entry bound ", report.entry_bound, ")");
-      const bool eligible = c.feasible && (forced_ == Path::automatic || forced_ == c.path);
-      if (eligible && (best == nullptr || c.seconds < best->seconds)) best = &c;
-    }
-    const std::size_t winner = static_cast<std::size_t>(best - report.candidates.data());
-    for (std::size_t i = 0; i < report.candidates.size(); ++i) {
-      Candidate& c = report.candidates[i];
-      if (i == winner) {
-        if (c.reason.empty())
-          c.reason = forced_ != Path::automatic ? "forced" : "cheapest that meets the tolerance";
-      } else if (c.reason.empty()) {
-        c.reason = forced_ != Path::automatic
-                       ? detail::message("path ", forced_, " is forced")
-                       : detail::message("predicted ", c.seconds / report.candidates[winner].seconds,
-                                         " times slower");
-      }
-    }
-    const Candidate& chosen = report.candidates[winner];
-    report.path = chosen.path;
-    report.degree = chosen.degree;
-    report.rank = chosen.rank;
-    report.error_bound = chosen.error_bound;
-    report.rounding = chosen.rounding;
-    report.reason = chosen.reason;
-    if (chosen.path == Path::exact && forced_ == Path::automatic && report.candidates.size() > 1)
-      report.reason = detail::message(runner_up(report).path, ": ", runner_up(report).reason);
-    if (chosen.path == Path::polynomial)
-      plan.polynomial->monomials = sets_.get(problem_.shapes.d, chosen.degree);
-    if (chosen.path != Path::polynomial) plan.polynomial.reset();
-    if (chosen.path == Path::toeplitz) {
-      const Index variables =
-          problem_.weights ? static_cast<Index>(problem_.weights->support().size()) : problem_.shapes.d;
-      plan.toeplitz->low_rank.monomials = sets_.get(variables, chosen.degree);
-      report.entry_bound = plan.toeplitz->low_rank.shift.radius;
-    } else {
-      plan.toeplitz.reset();
-      plan.exact_rows.clear();
-    }
-  }
-
-  /// The approximation that came closest to being chosen: the cheapest that could run, else the polynomial
-  /// path unless the options alone rule it out.
-  const Candidate& runner_up(const HeadReport& report) const {
-    const Candidate &polynomial = report.candidates[1], &toeplitz = report.candidates[2];
-    if (polynomial.feasible && toeplitz.feasible)
-      return polynomial.seconds <= toeplitz.seconds ? polynomial : toeplitz;
-    const bool prefer_toeplitz = !polynomial_refusal_.empty() && toeplitz_refusal_.empty();
-    return toeplitz.feasible || (!polynomial.feasible && prefer_toeplitz) ? toeplitz : polynomial;
-  }
-
   const Problem& problem_;
   double tolerance_;
-  Path forced_;
   const CostModel& cost_;
   double pairs_;
   std::string polynomial_refusal_;

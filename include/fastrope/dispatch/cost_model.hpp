@@ -1,13 +1,19 @@
 // Cost model: predicted seconds of each path on one core, from few measured rates.
 //
-// Only ratios between paths matter to the choice. The defaults are of a 2 GHz core with AVX-512 and float;
-// double takes twice the time.
+// Only ratios between paths matter to the choice. The defaults are of a Zen 4 core (AVX-512, 3.7 GHz) and
+// float; double takes twice the time.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/exact/attention.hpp"
+#include "fastrope/polynomial/far_pairs.hpp"
+#include "fastrope/polynomial/state.hpp"
 #include "fastrope/problem/problem.hpp"
 #include "fastrope/toeplitz/fftw.hpp"
 
@@ -15,9 +21,9 @@ namespace fastrope {
 
 /// Work per second of one core.
 struct CostModel {
-  double tile = 1.0e11;      ///< flops in the tile kernel
-  double weigh = 3.0e9;      ///< scores turned into weights: mask, maximum, exponential, sum
-  double feature = 4.0e9;    ///< monomials evaluated, summed and scaled
+  double tile = 1.1e11;      ///< flops in the tile kernel
+  double weigh = 5.0e9;      ///< scores turned into weights: mask, maximum, exponential, sum
+  double feature = 1.4e10;   ///< monomials evaluated, summed and scaled
   double transform = 8.0e9;  ///< flops in Fourier transforms, 2.5 N log2 N each
   double element = 1.0e9;    ///< elements packed, bounded, scaled or accumulated outside of the kernels
   double fit = 2.0e-4;       ///< seconds to find and certify the polynomials of one head
@@ -32,7 +38,10 @@ struct CostModel {
                         (2 * static_cast<double>(s.n_q) + 2 * static_cast<double>(s.n_k) / group) / element;
     const Index variables = problem.weights ? static_cast<Index>(problem.weights->support().size()) : s.d;
     const double rank = static_cast<double>(variables + 1);
-    return look + fit + std::min(polynomial<Real>(problem, rank), toeplitz<Real>(problem, rank));
+    double path = toeplitz<Real>(problem, rank);
+    if (polynomial_refusal(problem).empty())
+      path = std::min(path, polynomial<Real>(problem, rank, 1, best_chunks<Real>(problem, rank, 1)));
+    return look + fit + path;
   }
 
   /// Exact attention of rows that attend to `pairs` keys in all.
@@ -46,19 +55,44 @@ struct CostModel {
     return slowdown<Real>() * (2 * computed * (d + d_v) / tile + computed / weigh + packing(s));
   }
 
-  /// The polynomial path of one head.
+  /// The polynomial path of `heads` query heads that share a state of this rank.
   template <class Real>
-  double polynomial(const Problem& problem, double rank) const {
+  double polynomial(const Problem& problem, double rank, Index heads,
+                    std::span<const FarPairs> chunks) const {
     const Shapes& s = problem.shapes;
-    const double rows = static_cast<double>(s.n_q + s.n_k);
-    const double d_v = static_cast<double>(round_up(s.d_v, simd::kLanes<Real>));
-    // With a full mask there is no near field; else a row's own block and about a panel before it.
-    const bool near_field = problem.grid.n_q() > 0 && problem.grid.keys_of(0).end < s.n_k;
-    const double near =
-        near_field ? static_cast<double>(s.n_q) * static_cast<double>(QueryBlock<Real>::kTileRows) : 0;
-    return slowdown<Real>() * (2 * rows * rank * d_v / tile + rows * rank / feature) +
-           (near > 0 ? exact<Real>(problem, near, static_cast<double>(s.n_q))
-                     : slowdown<Real>() * packing(s));
+    const double channels = static_cast<double>(s.d_v + 1), rows = static_cast<double>(heads * s.n_q);
+    const double keys = chunks.empty() ? 0 : static_cast<double>(chunks.back().far);
+    // A block of keys fills vectors with values, of one key or several; one of rows needs no padding.
+    const ValueLayout<Real> layout(s.d_v);
+    const double columns = static_cast<double>(layout.stride) / static_cast<double>(layout.group);
+    const double turns = static_cast<double>(ceil_div(s.d_v + 1, kMostChannels));
+    double seconds = rank * keys * (2 * columns / tile + 1 / feature) +
+                     rank * rows * (2 * channels / tile + turns / (4 * feature));
+    double near = 0;
+    for (const FarPairs& chunk : chunks) {
+      for (Index i = chunk.rows.begin; i < chunk.rows.end; ++i)
+        near += static_cast<double>(std::max<Index>(problem.grid.keys_of(i).end - chunk.far, 0));
+      seconds += rank * channels / element;
+    }
+    seconds *= slowdown<Real>();
+    if (near > 0) return seconds + exact<Real>(problem, near * static_cast<double>(heads), rows);
+    return seconds + slowdown<Real>() * packing(s);
+  }
+
+  /// The chunks for which the polynomial path is cheapest: of kLeastChunk rows times a power of two.
+  static constexpr Index kLeastChunk = 192;
+  template <class Real>
+  std::vector<FarPairs> best_chunks(const Problem& problem, double rank, Index heads) const {
+    std::vector<FarPairs> best = far_chunks<Real>(problem, kLeastChunk);
+    double least = polynomial<Real>(problem, rank, heads, best);
+    for (Index rows = 2 * kLeastChunk; best.size() > 1 && rows < 2 * problem.shapes.n_q; rows *= 2) {
+      std::vector<FarPairs> chunks = far_chunks<Real>(problem, rows);
+      const double seconds = polynomial<Real>(problem, rank, heads, chunks);
+      if (!(seconds < least)) break;
+      least = seconds;
+      best = std::move(chunks);
+    }
+    return best;
   }
 
   /// The Toeplitz path of one head, without the rows that are done exactly.

@@ -4,18 +4,21 @@
 // Making a plan allocates and may throw; running one does neither.
 #pragma once
 
+#include <exception>
+#include <iterator>
 #include <optional>
 #include <ostream>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/paged_view.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
-#include "fastrope/dispatch/candidates.hpp"
 #include "fastrope/dispatch/cost_model.hpp"
 #include "fastrope/dispatch/entry_bounds.hpp"
+#include "fastrope/dispatch/planner.hpp"
 #include "fastrope/dispatch/report.hpp"
 #include "fastrope/exact/exact_call.hpp"
 #include "fastrope/polynomial/attention.hpp"
@@ -30,7 +33,9 @@ namespace fastrope {
 inline void require_tolerance(const Options& options) {
   if (!(options.tolerance >= 0) || !std::isfinite(options.tolerance))
     detail::fail("tolerance must be finite and not negative, got ", options.tolerance);
-  if (options.tolerance == 0 && (options.path == Path::polynomial || options.path == Path::toeplitz))
+  const bool approximates =
+      options.path == Path::toeplitz || (options.path == Path::polynomial && options.kernel.is_softmax());
+  if (options.tolerance == 0 && approximates)
     detail::fail("path ", options.path, " approximates: it cannot meet tolerance 0");
 }
 
@@ -39,19 +44,17 @@ inline void require_tolerance(const Options& options) {
 template <class Real>
 class Plan {
  public:
-  /// What make_plan found.
-  Plan(Problem problem, double tolerance, std::vector<HeadPlan> heads) : problem_(std::move(problem)) {
+  /// What make_plan found, a group for each key head.
+  Plan(Problem problem, double tolerance, std::vector<GroupPlan> groups) : problem_(std::move(problem)) {
     report_ = {.shapes = problem_.shapes, .tolerance = tolerance};
-    for (std::size_t h = 0; h < heads.size(); ++h) {
-      HeadPlan& head = heads[h];
-      if (head.polynomial) polynomial_heads_.push_back(std::move(*head.polynomial));
-      if (head.toeplitz) toeplitz_heads_.push_back(std::move(*head.toeplitz));
-      if (head.report.path == Path::exact) {
-        const RowTasks<Real> blocks(problem_, {static_cast<Index>(h), static_cast<Index>(h) + 1});
-        for (Index b = 0; b < blocks.count(); ++b) exact_rows_.push_back(blocks[b]);
-      }
-      exact_rows_.insert(exact_rows_.end(), head.exact_rows.begin(), head.exact_rows.end());
-      report_.heads.push_back(std::move(head.report));
+    const auto append = [](auto& all, auto& some) {
+      all.insert(all.end(), std::make_move_iterator(some.begin()), std::make_move_iterator(some.end()));
+    };
+    for (GroupPlan& group : groups) {
+      append(units_, group.polynomial);
+      append(toeplitz_heads_, group.toeplitz);
+      append(exact_rows_, group.exact_rows);
+      append(report_.heads, group.reports);
     }
     if (!toeplitz_heads_.empty()) embedding_.emplace(problem_.shapes.n_q, problem_.shapes.n_k);
     report_.workspace_bytes = all_exact() ? exact_workspace_bytes<Real>(problem_)
@@ -87,7 +90,7 @@ class Plan {
     Mixture(const Plan& plan, Workspace& workspace)
         : packed(plan.problem_, workspace),
           exact(plan.problem_, packed, workspace),
-          polynomial(plan.problem_, packed, plan.polynomial_heads_, workspace),
+          polynomial(plan.problem_, plan.units_, workspace),
           toeplitz(plan.problem_, plan.embedding_ ? &*plan.embedding_ : nullptr, plan.toeplitz_heads_,
                    workspace) {}
 
@@ -104,7 +107,7 @@ class Plan {
     }
   };
 
-  bool all_exact() const { return polynomial_heads_.empty() && toeplitz_heads_.empty(); }
+  bool all_exact() const { return units_.empty() && toeplitz_heads_.empty(); }
 
   template <class Q, class K, class V, class Out>
   RunStatus run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
@@ -127,7 +130,7 @@ class Plan {
 
   Problem problem_;
   Report report_;
-  std::vector<LowRankHead> polynomial_heads_ = {};
+  std::vector<LowRankUnit> units_ = {};
   std::vector<ToeplitzHead> toeplitz_heads_ = {};
   std::vector<RowTask> exact_rows_ = {};
   std::optional<CirculantEmbedding<Real>> embedding_ = {};
@@ -135,26 +138,50 @@ class Plan {
 
 namespace detail {
 
+/// plan_group(kv) for every key head.
+template <class Real, class PlanGroup>
+Plan<Real> plan_groups(Problem problem, double tolerance, const Executor& executor, PlanGroup&& plan_group) {
+  const auto count = static_cast<std::size_t>(problem.shapes.kv_heads);
+  std::vector<GroupPlan> groups(count);
+  std::vector<std::exception_ptr> errors(count);  // an executor's threads need not let exceptions through
+  executor.parallel_for(problem.shapes.kv_heads, [&](Index kv, Index) {
+    try {
+      groups[static_cast<std::size_t>(kv)] = plan_group(kv);
+    } catch (...) {
+      errors[static_cast<std::size_t>(kv)] = std::current_exception();
+    }
+  });
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
+  return {std::move(problem), tolerance, std::move(groups)};
+}
+
 /// Every head exact, for the reason given.
 template <class Real>
 Plan<Real> exact_plan(const Shapes& shapes, const Options& options, const char* reason) {
-  Problem problem(shapes, options);
+  const Problem problem(shapes, options);
   const CostModel cost;
-  const HeadPlanner<Real> planner(problem, options.tolerance, options.path, cost);
-  std::vector<HeadPlan> heads;
-  for (Index h = 0; h < shapes.heads; ++h) heads.push_back(planner.plan_exact(reason));
-  return {std::move(problem), options.tolerance, std::move(heads)};
+  const Planner<Real> planner(problem, options.tolerance, options.path, cost);
+  return plan_groups<Real>(problem, options.tolerance, Executor::serial(),
+                           [&](Index kv) { return planner.plan_exact(kv, reason); });
 }
 
 }  // namespace detail
 
-/// A plan for any data of these shapes: the exact path for every head.
+/// A plan for any data of these shapes: the exact path for every head, or features where a polynomial kernel
+/// makes them exact and cheaper.
 /// Throws Error for shapes and options that clash, and for a tolerance or a forced path that would need a
 /// look at the data.
 template <class Real = float>
-Plan<Real> make_plan(const Shapes& shapes, const Options& options) {
+Plan<Real> make_plan(const Shapes& shapes, const Options& options, const CostModel& cost = {}) {
   require_tolerance(options);
   if (options.path == Path::exact) return detail::exact_plan<Real>(shapes, options, "forced");
+  if (!options.kernel.is_softmax()) {
+    const Problem problem(shapes, options);
+    Planner<Real> planner(problem, options.tolerance, options.path, cost);
+    return detail::plan_groups<Real>(problem, options.tolerance, Executor::serial(),
+                                     [&](Index kv) { return planner.plan_kernel(kv); });
+  }
   if (options.tolerance != 0)
     detail::fail("a plan with tolerance ", options.tolerance,
                  " belongs to the data: make_plan(q, k, v, options)");
@@ -162,9 +189,9 @@ Plan<Real> make_plan(const Shapes& shapes, const Options& options) {
 }
 
 /// A plan for these tensors, each a view or an Eigen row-major object, k and v also paged: validates, bounds
-/// the entries (O(n d), two passes), and chooses the cheapest path that meets options.tolerance for each
-/// head. Throws Error, naming the values, for tensors and options that clash and for a forced path that
-/// cannot meet the tolerance.
+/// the entries, and chooses the cheapest path that meets options.tolerance for each head. Copies the rotated
+/// rows of the key heads that are looked at at once, one for each worker. Throws Error, naming the values,
+/// for tensors and options that clash and for a forced path that cannot meet the tolerance.
 template <TensorLike Q, RowsLike K, RowsLike V>
 Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, const Options& options,
                                            const CostModel& cost = {}) {
@@ -174,19 +201,15 @@ Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, c
   const auto v_view = as_rows(v);
   const Shapes shapes = shapes_of(q_view, k_view, v_view);
   require_tolerance(options);
-  if (options.tolerance == 0 || options.path == Path::exact) return make_plan<Real>(shapes, options);
+  if (options.tolerance == 0 || options.path == Path::exact || !options.kernel.is_softmax())
+    return make_plan<Real>(shapes, options, cost);
   if (shapes.empty() || shapes.n_k == 0)
     return detail::exact_plan<Real>(shapes, options, "there is nothing to attend to");
-  Problem problem(shapes, options);
-  HeadPlanner<Real> planner(problem, options.tolerance, options.path, cost);
-  const EntryBounds bounds = entry_bounds(problem, q_view, k_view, v_view);
-  std::vector<HeadPlan> heads;
-  for (Index h = 0; h < shapes.heads; ++h) {
-    const auto kv = static_cast<std::size_t>(problem.kv_head(h));
-    heads.push_back(planner.plan(h, bounds.queries[static_cast<std::size_t>(h)], bounds.keys[kv],
-                                 bounds.finite_values[kv]));
-  }
-  return {std::move(problem), options.tolerance, std::move(heads)};
+  const Problem problem(shapes, options);
+  Planner<Real> planner(problem, options.tolerance, options.path, cost);
+  return detail::plan_groups<Real>(problem, options.tolerance, problem.executor, [&](Index kv) {
+    return planner.plan(kv, group_rows<Real>(problem, kv, q_view, k_view, v_view));
+  });
 }
 
 }  // namespace fastrope

@@ -14,14 +14,16 @@ namespace fastrope {
 /// One way to compute a head, as the planner saw it.
 struct Candidate {
   Path path = Path::exact;
-  bool feasible = true;  ///< can be run and meets the tolerance
-  int degree = 0;        ///< of the polynomial; 0 for exact
-  Index rank = 0;        ///< features or Toeplitz terms; 0 for exact
+  bool feasible = true;     ///< can be run and meets the tolerance
+  int degree = 0;           ///< of the polynomial; 0 for exact
+  Index rank = 0;           ///< features or Toeplitz terms; 0 for exact
+  double simplex_rank = 0;  ///< the rank if all multi-indices of the degree were kept, in the rows' own axes
   double error_bound =
       0;  ///< certified max |out - exact| / max|V|, in exact arithmetic but for the transforms' rounding
   double rounding = 0;      ///< estimate of what rounding adds to that
   double seconds = 0;       ///< predicted, one core
   Index exact_rows = 0;     ///< rows that the Toeplitz path leaves to the exact one
+  std::string how = {};     ///< the transformations of an approximate path
   std::string reason = {};  ///< why it was chosen or lost
 };
 
@@ -48,8 +50,8 @@ struct Report {
 inline std::ostream& operator<<(std::ostream& out, const Candidate& c) {
   out << std::left << std::setw(11) << to_string(c.path) << std::right;
   if (c.path != Path::exact && c.rank > 0)
-    out << " degree " << c.degree << ", rank " << c.rank << ", error <= " << c.error_bound << " (rounding ~ "
-        << c.rounding << "), ";
+    out << " degree " << c.degree << ", rank " << c.rank << " (of " << c.simplex_rank
+        << "), error <= " << c.error_bound << " (rounding ~ " << c.rounding << "), " << c.how << ", ";
   else
     out << ' ';
   if (c.seconds > 0) out << c.seconds * 1e3 << " ms predicted; ";

@@ -19,7 +19,8 @@ namespace fastrope {
 /// exponentials, -infinity where the mask leaves no key (out is 0 there). The default positions are those of
 /// these keys: give options.key_positions and query_positions for a part of a longer sequence. A sink belongs
 /// to one part only. options.tolerance and path are not looked at: partial states are exact. Allocates the
-/// workspace. Throws Error, naming the values, for tensors and options that clash.
+/// workspace. Throws Error, naming the values, for tensors and options that clash and for a polynomial
+/// kernel.
 template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
 void attend_partial(const Q& q, const K& k, const V& v, Out&& out, MatrixView<ArithmeticOf<ElementOf<Q>>> lse,
                     const Options& options) {
@@ -33,6 +34,11 @@ void attend_partial(const Q& q, const K& k, const V& v, Out&& out, MatrixView<Ar
   if (lse.rows != shapes.heads || lse.cols != shapes.n_q || (lse.data == nullptr && lse.rows * lse.cols != 0))
     detail::fail("lse is [", lse.rows, ", ", lse.cols, lse.data == nullptr ? "] and null" : "]",
                  ", the result is [heads = ", shapes.heads, ", n_q = ", shapes.n_q, "]");
+  if (!options.kernel.is_softmax())
+    detail::fail(
+        "attend_partial gives the log of a sum of exponentials, and options.kernel is a polynomial of "
+        "degree ",
+        options.kernel.degree());
   const Problem problem(shapes, options);
 
   std::vector<std::byte> memory(exact_workspace_bytes<Real>(problem));

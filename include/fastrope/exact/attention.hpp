@@ -1,11 +1,11 @@
 // The exact path: tiled online softmax over packed keys, nothing n x n in memory.
 //
 // A block of queries meets the keys it may attend to in runs, tile by tile: kTileRows rows against kKeys keys
-// give scores by the tile kernel, weights and their sums by the online softmax, outputs by the tile kernel
-// again, all in the first-level cache; the tiles of a block share a run's keys and values while the second
-// level holds them. Runs that the mask leaves nothing of are never touched. Cost 2 n_q n_k (d + d_v) flops
-// and n_q n_k exponentials, over the allowed pairs rounded up to whole panels; workspace: the packed keys and
-// O(kRows (kKeys + d + d_v)) per worker.
+// give scores by the tile kernel, weights and their sums by the online softmax or a polynomial, outputs by
+// the tile kernel again, all in the first-level cache; the tiles of a block share a run's keys and values
+// while the second level holds them. Runs that the mask leaves nothing of are never touched. Cost 2 n_q n_k
+// (d + d_v) flops and n_q n_k exponentials, over the allowed pairs rounded up to whole panels; workspace: the
+// packed keys and O(kRows (kKeys + d + d_v)) per worker.
 #pragma once
 
 #include <algorithm>
@@ -33,14 +33,16 @@ class QueryBlock {
   static_assert(kTileRows % kRowMultipleOf<T> == 0);
 
   QueryBlock(const Problem& problem, Index value_stride, Workspace& workspace)
-      : queries_(workspace.take<Real>(kRows * words_of<T>(problem.shapes.d)).data()),
+      : words_(words_of<T>(problem.shapes.d)),
+        queries_(workspace.take<Real>(kRows * words_).data()),
         allowed_(workspace.take<Range>(kRows).data()),
         scores_(workspace.take<Real>(kTileRows * kStride).data()),
         scratch_(workspace.take<Real>(std::max(kKeys, PackedKeys<T>::scratch_size(problem.shapes))).data()),
         state_(kRows, value_stride, workspace) {}
 
-  /// The first tile's queries times Scores::query_factor, as PackedKeys::pack_queries lays them out.
-  const Real* queries() const { return queries_; }
+  /// The queries from row r on, times Scores::query_factor, as PackedKeys::pack_queries lays out a tile: a
+  /// column a row. Requires T = Real.
+  const Real* queries(Index r) const { return queries_ + r / kTileRows * kTileRows * words_ + r % kTileRows; }
   const SoftmaxRows<Real>& state() const { return state_; }
 
   /// Takes up rows of query head h, with nothing attended yet. Requires rows.size() <= kRows.
@@ -51,7 +53,7 @@ class QueryBlock {
     rows_ = rows;
     for (Index r = 0; r < rows.size(); r += kTileRows)
       packed.pack_queries(problem, q, tile_rows(r), kTileRows, Scores<Real>::query_factor(problem),
-                          queries_ + r * packed.words(), scratch_);
+                          queries_ + r * words_, scratch_);
     for (Index r = 0; r < rows.size(); ++r) allowed_[r] = problem.grid.keys_of(rows.begin + r);
     state_.clear(round_up(rows.size(), kTileRows));
   }
@@ -117,13 +119,17 @@ class QueryBlock {
     const Range panels{round_down(keys.begin, kWidth), round_up(keys.end, kWidth)};
     const Range rows = tile_rows(r);
     const Index kv = problem.kv_head(head_), row_count = round_up(rows.size(), kRowMultipleOf<T>);
-    scores.product(problem, packed, kv, queries_ + r * packed.words(), kTileRows, rows, row_count, panels,
-                   scores_, kStride, scratch_);
+    scores.product(problem, packed, kv, queries_ + r * words_, kTileRows, rows, row_count, panels, scores_,
+                   kStride, scratch_);
     if (Scores<Real>::modifies(problem) || intersect(panels, reach.every) != panels)
       for (Index i = 0; i < rows.size(); ++i)
         scores.finish(problem, head_, rows.begin + i, panels, intersect(keys, allowed_[r + i]),
                       scores_ + i * kStride, scratch_);
-    state_.from(r).weigh(rows.size(), scores_, kStride, panels.size());
+    if (problem.kernel.is_softmax())
+      state_.from(r).weigh(rows.size(), scores_, kStride, panels.size());
+    else
+      state_.from(r).weigh_polynomial(problem.kernel.coefficients(), rows.size(), scores_, kStride,
+                                      panels.size());
     for (Index i = 0; i < rows.size(); ++i) make_words<T>(panels.size(), scores_ + i * kStride);
     if (finite(packed, kv, panels))
       multiply<true, T>(row_count, state_.width, panels.size() / kWordSize<T>,
@@ -160,6 +166,7 @@ class QueryBlock {
 
   Index head_ = 0;
   Range rows_ = {};
+  Index words_;     // of a query
   Real* queries_;   // [tiles], as packed
   Range* allowed_;  // [kRows], the keys that each row may attend to
   Real* scores_;    // [kTileRows, kStride], then the weights' words

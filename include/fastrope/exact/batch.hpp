@@ -198,7 +198,7 @@ class BatchPlan {
   std::size_t workspace_bytes_ = 0;
 };
 
-/// Softmax attention of every sequence of a batch: a contiguous range of SequenceViews, as BatchPlan has
+/// Attention of every sequence of a batch: a contiguous range of SequenceViews, as BatchPlan has
 /// them. Each out is, bit for bit, that of the sequence attended alone on the exact path. Allocates the
 /// workspace; engines that must not use BatchPlan. Throws Error as BatchPlan does, before any work.
 template <std::ranges::contiguous_range Sequences>

@@ -229,7 +229,10 @@ class DecodeAttention {
         scores_.finish(problem, head_of(problem, kv, r), i, {j, j + padded},
                        intersect(block, problem.grid.keys_of(i)), b.scores + r * kBlock, b.line);
       }
-      states.weigh(rows_, b.scores, kBlock, padded);
+      if (problem.kernel.is_softmax())
+        states.weigh(rows_, b.scores, kBlock, padded);
+      else
+        states.weigh_polynomial(problem.kernel.coefficients(), rows_, b.scores, kBlock, padded);
       if (block.end < keys.end) key_rows = block_rows(k, block.end);
       add_values(problem, kv, value_rows.data(), key_rows.data(), block, states, b);
     }

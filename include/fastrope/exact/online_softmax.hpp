@@ -5,11 +5,15 @@
 // l is kept as one part for each lane of a vector, so that a block of scores ends without a reduction.
 // Two sets merge by raising both to the larger maximum; out = o / l and lse = ln(sum_j exp(x_j)) = (m + log2
 // l) ln 2. A row without keys has m = -infinity, l = 0, o = 0; its output is 0 and its lse -infinity.
+// The weights P(x_j) of a polynomial kernel add up in the same states, with m = 0.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <limits>
+#include <span>
 #include <type_traits>
 
 #include "fastrope/core/error.hpp"
@@ -18,8 +22,41 @@
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/exp2.hpp"
 #include "fastrope/exact/tile_kernel.hpp"
+#include "fastrope/problem/kernel.hpp"
 
 namespace fastrope {
+
+namespace detail {
+
+/// x [kVecs vectors] become P(x) by Horner's rule, side by side since each waits for itself, or 0 where x is
+/// -infinity. Returns total plus all of them.
+template <int kVecs, class Real>
+HWY_INLINE simd::Vec<Real> polynomial_weights(std::span<const Real> coefficients, Real* x,
+                                              simd::Vec<Real> total) {
+  using namespace simd;
+  const std::size_t degree = coefficients.size() - 1;
+  Vec<Real> p[kVecs], score[kVecs];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVecs; ++v) {
+    score[v] = load(x + v * kLanes<Real>);
+    p[v] = set(coefficients[degree]);
+  }
+  for (std::size_t k = degree; k-- > 0;) {
+    const Vec<Real> coefficient = set(coefficients[k]);
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) p[v] = fma(p[v], score[v], coefficient);
+  }
+  const Vec<Real> masked = set(-std::numeric_limits<Real>::infinity());
+#pragma GCC unroll 4
+  for (int v = 0; v < kVecs; ++v) {
+    p[v] = if_equal(score[v], masked, zero<Real>(), p[v]);
+    total = add(total, p[v]);
+    store<Real>(p[v], x + v * kLanes<Real>);
+  }
+  return total;
+}
+
+}  // namespace detail
 
 /// The states of a block of rows.
 template <class Real>
@@ -61,7 +98,7 @@ struct SoftmaxRows {
   void absorb(Index i, const SoftmaxRows& other, Index j) const {
     raise(i, other.maximum[j]);
     const Real sum = other.sum(j);
-    if (sum == 0) return;
+    if (sum == 0 && other.maximum[j] == kEmpty) return;
     const Real shrink = std::exp2(other.maximum[j] - maximum[i]);
     add_to_sum(i, shrink * sum);
     for (Index c = 0; c < width; ++c) row(i)[c] += shrink * other.row(j)[c];
@@ -112,16 +149,38 @@ struct SoftmaxRows {
     }
   }
 
+  /// The same for a polynomial kernel: scores, in natural units, become weights P(score). Those of -infinity
+  /// weigh 0 here too. Requires maxima of 0, or of -infinity, which become 0: nothing is shifted.
+  void weigh_polynomial(std::span<const double> coefficients, Index rows, Real* scores, Index stride,
+                        Index cols) const {
+    using namespace simd;
+    std::array<Real, Kernel::kMaxDegree + 1> c;
+    std::transform(coefficients.begin(), coefficients.end(), c.begin(),
+                   [](double coefficient) { return static_cast<Real>(coefficient); });
+    std::fill_n(maximum, rows, Real{0});
+    const std::span<const Real> used(c.data(), coefficients.size());
+    for (Index i = 0; i < rows; ++i) {
+      Real* row = scores + i * stride;
+      Vec<Real> total = load(parts + i * kLanes);
+      Index j = 0;
+      for (; j + kTileVecs * kLanes <= cols; j += kTileVecs * kLanes)
+        total = detail::polynomial_weights<kTileVecs>(used, row + j, total);
+      for (; j < cols; j += kLanes) total = detail::polynomial_weights<1>(used, row + j, total);
+      store<Real>(total, parts + i * kLanes);
+    }
+  }
+
   /// One more logit that has no value: an attention sink.
   void add_sink(Index i, Real logit) const {
     raise(i, logit);
     if (maximum[i] != kEmpty) add_to_sum(i, std::exp2(logit - maximum[i]));
   }
 
-  /// Row i of out, o / l, in the storage type.
+  /// Row i of out, o / l, in the storage type; zeros where l is 0, or so small that weights have underflowed.
   template <class Out>
   void write(Index i, Out* out, Index d_v) const {
-    const Real total = sum(i), inverse = total == 0 ? Real{0} : 1 / total;
+    const Real total = sum(i);
+    const Real inverse = std::abs(total) < std::numeric_limits<Real>::min() ? Real{0} : 1 / total;
     for (Index c = 0; c < d_v; ++c) out[c] = static_cast<Out>(row(i)[c] * inverse);
   }
 

@@ -1,4 +1,5 @@
-// Scores: the logits of a block of queries against a run of key panels, base-2, ready for the online softmax.
+// Scores: the logits of a block of queries against a run of key panels, ready for the online softmax: base-2,
+// that is, times log2(e), unless the kernel is a polynomial.
 //
 // A logit is scale q.k, or scale q^T W(lag) k for a general family, then softcap, lag bias, dense bias and
 // mask, in that order. Each stage is a pass over scores that are in the first-level cache, and one that is
@@ -41,6 +42,7 @@ class Scores {
 
   /// What queries are multiplied by when they are packed.
   static double query_factor(const Problem& problem) {
+    if (!problem.kernel.is_softmax()) return problem.scale;
     return problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2E;
   }
 

@@ -94,7 +94,7 @@ HWY_INLINE V multiply_add(V a, V b, V sum) {
 }
 
 /// C [kRows, kVecs vectors] = A [kRows, depth] B [depth, kVecs vectors], plus C where kAccumulate.
-template <class T, int kRows, int kVecs, bool kAccumulate, class Real>
+template <class T, int kRows, int kVecs, bool kAccumulate, int kGroup = 1, class Real>
 HWY_INLINE void tile(Index depth, BroadcastOperand<Real> a, const Real* HWY_RESTRICT b, Index b_stride,
                      Real* HWY_RESTRICT c, Index c_stride) {
   using namespace simd;
@@ -112,7 +112,7 @@ HWY_INLINE void tile(Index depth, BroadcastOperand<Real> a, const Real* HWY_REST
     const Real* column = a.data + k * a.depth_stride;
 #pragma GCC unroll 32
     for (int i = 0; i < kRows; ++i) {
-      const Vec<Real> word = set(column[i * a.row_stride]);
+      const Vec<Real> word = repeat<kGroup>(column + i * a.row_stride);
 #pragma GCC unroll 4
       for (int v = 0; v < kVecs; ++v) sum[i][v] = multiply_add<T>(word, row[v], sum[i][v]);
     }
@@ -123,7 +123,7 @@ HWY_INLINE void tile(Index depth, BroadcastOperand<Real> a, const Real* HWY_REST
     for (int v = 0; v < kVecs; ++v) store<Real>(sum[i][v], c + i * c_stride + v * kStep);
 }
 
-template <class T, int kVecs, bool kAccumulate, class Real>
+template <class T, int kVecs, bool kAccumulate, int kGroup, class Real>
 void tile_column(Index rows, Index depth, BroadcastOperand<Real> a, const Real* b, Index b_stride, Real* c,
                  Index c_stride) {
 #if FASTROPE_MATRIX_TILES
@@ -134,7 +134,8 @@ void tile_column(Index rows, Index depth, BroadcastOperand<Real> a, const Real* 
 #endif
   constexpr int kRows = tile_rows(kVecs);
   for (Index i = 0; i < rows; i += kRows)
-    tile<T, kRows, kVecs, kAccumulate>(depth, a.rows_from(i), b, b_stride, c + i * c_stride, c_stride);
+    tile<T, kRows, kVecs, kAccumulate, kGroup>(depth, a.rows_from(i), b, b_stride, c + i * c_stride,
+                                               c_stride);
 }
 
 }  // namespace detail
@@ -143,7 +144,11 @@ void tile_column(Index rows, Index depth, BroadcastOperand<Real> a, const Real* 
 /// Requires: rows a multiple of kRowMultipleOf<T>, cols a multiple of the vector length (pad A's rows and B's
 /// columns). For bfloat16 also: A's words along the depth contiguous, depth a multiple of 16, a living
 /// MatrixTiles.
-template <bool kAccumulate, class T, class Real = ArithmeticOf<T>>
+///
+/// kGroup > 1: a step of the depth is kGroup neighbours, contiguous and aligned in A, side by side for each
+/// column in B [depth, cols / kGroup, kGroup], so that few columns fill vectors; cols counts B's elements in
+/// a row, and the kGroup lanes of a column of C are parts of its sum (simd::add_groups).
+template <bool kAccumulate, class T, int kGroup = 1, class Real = ArithmeticOf<T>>
 void multiply(Index rows, Index cols, Index depth, BroadcastOperand<Real> a, const Real* b, Index b_stride,
               Real* c, Index c_stride) {
   constexpr Index kStep = simd::kLanes<Real>;
@@ -157,17 +162,17 @@ void multiply(Index rows, Index cols, Index depth, BroadcastOperand<Real> a, con
     Real* c_t = c + done * kStep;
     switch (width) {
       case 1:
-        detail::tile_column<T, 1, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+        detail::tile_column<T, 1, kAccumulate, kGroup>(rows, depth, a, b_t, b_stride, c_t, c_stride);
         break;
       case 2:
-        detail::tile_column<T, 2, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+        detail::tile_column<T, 2, kAccumulate, kGroup>(rows, depth, a, b_t, b_stride, c_t, c_stride);
         break;
       default:
         if constexpr (kTileVecs > 2) {
           if (width == 3)
-            detail::tile_column<T, 3, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+            detail::tile_column<T, 3, kAccumulate, kGroup>(rows, depth, a, b_t, b_stride, c_t, c_stride);
           else
-            detail::tile_column<T, 4, kAccumulate>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+            detail::tile_column<T, 4, kAccumulate, kGroup>(rows, depth, a, b_t, b_stride, c_t, c_stride);
         }
     }
     done += width;

@@ -1,8 +1,11 @@
-// Features: the monomials of a block of rows, one product each, with the rows as vector lanes.
+// Features: the monomials of a block of rows, one multiplication each, with the rows as vector lanes.
+//
+// They are made a few at a time, in the order of the set, so that a block of them stays in the first-level
+// cache until it is consumed; what a block needs of earlier ones is its first term's ancestors, one for each
+// degree.
 #pragma once
 
-#include <cmath>
-#include <span>
+#include <algorithm>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
@@ -10,56 +13,72 @@
 
 namespace fastrope {
 
-/// features [rank, width]: features(alpha, i) = weight(i) * phi_alpha(x_i).
-/// x: [variables, width], one row a column; weight: [width]. Requires width a multiple of the vector length.
-/// Cost 2 rank width multiplications; relative error of each at most (2 |alpha| + 1) epsilon.
-template <class Real>
-void evaluate_features(const MonomialSet& set, const Real* x, const Real* weight, Index width,
-                       Real* features) {
+namespace detail {
+
+/// to = a * b, elementwise over kWidth elements.
+template <Index kWidth, class Real>
+HWY_INLINE void multiply_rows(const Real* a, const Real* b, Real* to) {
+  using namespace simd;
+#pragma GCC unroll 8
+  for (Index i = 0; i < kWidth; i += kLanes<Real>) store<Real>(mul(load(a + i), load(b + i)), to + i);
+}
+
+}  // namespace detail
+
+/// ancestors [degree + 1, kWidth]: those of term `first`, row p the one of degree p: the empty monomial has
+/// the value `root` [kWidth]. x: [variables, kWidth], one row of numbers a column.
+template <Index kWidth, class Real>
+void find_ancestors(const MonomialSet& set, Index first, const Real* x, const Real* root, Real* ancestors) {
+  std::copy_n(root, kWidth, ancestors);
+  // From the term upwards: the variable by which each ancestor is reached.
+  const auto terms = set.terms();
+  const auto fill = [&](auto&& self, const Monomial& term) -> void {
+    if (term.degree == 0) return;
+    self(self, terms[static_cast<std::size_t>(term.parent)]);
+    detail::multiply_rows<kWidth>(ancestors + (term.degree - 1) * kWidth, x + term.variable * kWidth,
+                                  ancestors + term.degree * kWidth);
+  };
+  fill(fill, terms[static_cast<std::size_t>(terms[static_cast<std::size_t>(first)].parent)]);
+}
+
+/// features [block.size(), kWidth] = root(i) x_i^alpha for the terms of `block`, whose sums over the rows are
+/// added to ones [block.size(), lanes], lane by lane. `ancestors` hold those of block.begin and then those of
+/// block.end. Requires a block that is not empty. Cost kWidth multiplications a feature; relative error of
+/// each at most |alpha| roundings beside root's.
+template <Index kWidth, class Real>
+void evaluate_features(const MonomialSet& set, Range block, const Real* x, Real* ancestors, Real* features,
+                       Real* ones) {
   using namespace simd;
   constexpr Index kStep = kLanes<Real>;
-  for (Index i = 0; i < width; i += kStep) store<Real>(load(weight + i), features + i);
   const auto terms = set.terms();
-  for (std::size_t f = 1; f < terms.size(); ++f) {
-    const Monomial& term = terms[f];
-    const Real* parent = features + term.parent * width;
-    const Real* variable = x + term.variable * width;
-    Real* feature = features + static_cast<Index>(f) * width;
-    const Vec<Real> ratio = simd::set(static_cast<Real>(term.ratio));
-    for (Index i = 0; i < width; i += kStep)
-      store<Real>(mul(load(parent + i), mul(ratio, load(variable + i))), feature + i);
+  Index f = block.begin;
+  if (f == 0) {
+    std::copy_n(ancestors, kWidth, features);
+    for (Index i = 0; i < kWidth; i += kStep) store<Real>(add(load(ones), load(ancestors + i)), ones);
+    ++f;
   }
-}
-
-/// sums(alpha) += sum_i features(alpha, i). features: [rank, width].
-template <class Real>
-void add_feature_sums(Index rank, Index width, const Real* features, Real* sums) {
-  using namespace simd;
-  for (Index f = 0; f < rank; ++f) {
-    Vec<Real> total = zero<Real>();
-    for (Index i = 0; i < width; i += kLanes<Real>) total = add(total, load(features + f * width + i));
-    sums[f] += reduce_add<Real>(total);
-  }
-}
-
-/// Multiplies each feature by its degree's coefficient and returns their product with `sums`:
-///     features(alpha, i) *= c_|alpha|,  dot(i) = sum_alpha features(alpha, i) sums(alpha).
-/// features: [rank, width]; dot: [width].
-template <class Real>
-void apply_coefficients(const MonomialSet& set, std::span<const double> coefficients, const Real* sums,
-                        Index width, Real* features, Real* dot) {
-  using namespace simd;
-  const auto terms = set.terms();
-  std::fill_n(dot, width, Real{0});
-  for (std::size_t f = 0; f < terms.size(); ++f) {
-    const Vec<Real> c = simd::set(static_cast<Real>(coefficients[static_cast<std::size_t>(terms[f].degree)]));
-    const Vec<Real> s = simd::set(sums[f]);
-    Real* feature = features + static_cast<Index>(f) * width;
-    for (Index i = 0; i < width; i += kLanes<Real>) {
-      const Vec<Real> x = mul(load(feature + i), c);
-      store<Real>(x, feature + i);
-      store<Real>(fma(x, s, load(dot + i)), dot + i);
+  for (; f < block.end; ++f) {
+    const Monomial& term = terms[static_cast<std::size_t>(f)];
+    const Real* parent = term.parent >= block.begin ? features + (term.parent - block.begin) * kWidth
+                                                    : ancestors + (term.degree - 1) * kWidth;
+    const Real* variable = x + term.variable * kWidth;
+    Real* feature = features + (f - block.begin) * kWidth;
+    Real* one = ones + (f - block.begin) * kStep;
+    Vec<Real> sum = load(one);
+#pragma GCC unroll 16
+    for (Index i = 0; i < kWidth; i += kStep) {
+      const Vec<Real> value = mul(load(parent + i), load(variable + i));
+      store<Real>(value, feature + i);
+      sum = add(sum, value);
     }
+    store<Real>(sum, one);
+  }
+  if (block.end == set.rank()) return;
+  for (Index a = terms[static_cast<std::size_t>(block.end)].parent; a >= block.begin;
+       a = terms[static_cast<std::size_t>(a)].parent) {
+    std::copy_n(features + (a - block.begin) * kWidth, kWidth,
+                ancestors + terms[static_cast<std::size_t>(a)].degree * kWidth);
+    if (a == 0) break;
   }
 }
 

@@ -1,21 +1,20 @@
 // Monomials: the features of a polynomial of a dot product.
 //
 //     (q.k)^p = sum over |alpha| = p of (p! / alpha!) q^alpha k^alpha
-// so P(q.k) of degree g is a sum over the multi-indices |alpha| <= g of d variables: rank r = C(d + g, g)
-// features
-//     phi_alpha(x) = sqrt(p! / alpha!) x^alpha,  P(q.k) = sum_alpha c_|alpha| phi_alpha(q) phi_alpha(k),
-// and the features of degree p have |phi_p(x)| = |x|^p. Each is its parent's, one degree lower, times one
-// variable and a constant. The order is depth first, so that a parent comes before its children and the
-// ancestors of a term form a stack. (Alman & Song 2023, 2302.13214: this rank is optimal.)
+// so P(q.k) of degree g is a sum over the multi-indices |alpha| <= g of d variables, C(d + g, g) of them
+// (Alman & Song 2023, 2302.13214: this rank is optimal). Where later variables are small, high powers of them
+// may be left out: a set is given by one limit for each variable, on the degree in that variable and all
+// later ones together. Each monomial is its parent's, one degree lower, times one variable. The order is
+// depth first, so that a parent comes before its children and the ancestors of a term form a stack.
 #pragma once
 
-#include <cmath>
+#include <cstddef>
 #include <cstdint>
-#include <limits>
-#include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
+#include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 
 namespace fastrope {
@@ -23,56 +22,79 @@ namespace fastrope {
 /// The largest rank that a plan may have.
 inline constexpr Index kMaxRank = Index{1} << 20;
 
-/// C(variables + degree, degree), or nothing where it exceeds kMaxRank.
-inline std::optional<Index> simplex_rank(Index variables, int degree) {
-  Index rank = 1;
-  for (Index p = 1; p <= degree; ++p) {
-    rank = rank * (variables + p) /
-           p;  // exact: a product of p consecutive numbers; below 2^20 * (variables + p)
-    if (rank > kMaxRank) return std::nullopt;
+/// The limits of all multi-indices |alpha| <= degree.
+inline std::vector<int> simplex_limits(Index variables, int degree) {
+  return std::vector<int>(static_cast<std::size_t>(variables), degree);
+}
+
+/// How many multi-indices alpha have alpha_l + alpha_(l+1) + ... <= limits[l] for every l: the rank of
+/// MonomialSet(limits), exact below 2^53. Requires limits nonnegative and nonincreasing.
+inline double rank_of(std::span<const int> limits) {
+  // Of the variables from l on: how many of degree t, for t <= limits[l].
+  std::vector<double> count{1};
+  for (std::size_t l = limits.size(); l-- > 0;) {
+    count.resize(static_cast<std::size_t>(limits[l]) + 1);
+    for (std::size_t t = 1; t < count.size(); ++t) count[t] += count[t - 1];
   }
+  double rank = 0;
+  for (double c : count) rank += c;
   return rank;
+}
+
+/// Why a rank above kMaxRank is not attempted, with the figures. element_size: bytes of an element of the
+/// state.
+inline std::string rank_refusal(int degree, Index variables, double rank, Index d_v,
+                                std::size_t element_size) {
+  const double bytes = rank * static_cast<double>(d_v + 1) * static_cast<double>(element_size);
+  return detail::message("degree ", degree, " in ", variables, " variables has rank ", rank, ", above ",
+                         kMaxRank, ": a state of ", bytes, " bytes");
 }
 
 /// One multi-index: its parent's with `variable` raised by one.
 struct Monomial {
   std::int32_t parent;
-  std::int32_t variable;
-  std::int32_t degree;
-  double ratio;  ///< sqrt(degree / exponent of `variable`): phi = ratio * phi_parent * x_variable
+  std::int16_t variable;
+  std::int16_t degree;
+  double multinomial;  ///< degree! / alpha!
 };
 
-/// All multi-indices |alpha| <= degree, depth first; the first is the empty one (its parent is itself).
+/// All multi-indices within limits, depth first; the first is the empty one (its parent is itself).
 class MonomialSet {
  public:
-  /// Requires simplex_rank(variables, degree).
-  MonomialSet(Index variables, int degree) : variables_(variables), degree_(degree) {
-    terms_.reserve(static_cast<std::size_t>(*simplex_rank(variables, degree)));
+  /// Requires limits nonnegative and nonincreasing, rank_of(limits) <= kMaxRank.
+  explicit MonomialSet(std::span<const int> limits) : limits_(limits.begin(), limits.end()) {
+    terms_.reserve(static_cast<std::size_t>(rank_of(limits)));
     terms_.push_back({0, 0, 0, 1.0});
-    append_children(0, 0, 0);
+    std::vector<int> degrees(limits.size());
+    append_children(0, 0, 0, degrees);
   }
 
   Index rank() const { return static_cast<Index>(terms_.size()); }
-  Index variables() const { return variables_; }
-  int degree() const { return degree_; }
-  std::span<const Monomial> terms() const { return terms_; }
+  Index variables() const { return static_cast<Index>(limits_.size()); }
+  int degree() const { return limits_.empty() ? 0 : limits_.front(); }
+  std::span<const int> limits() const& { return limits_; }
+  std::span<const Monomial> terms() const& { return terms_; }
 
  private:
-  /// Terms grow in nondecreasing order of variable, so that each multi-index appears once. `exponent` is that
-  /// of the parent's last variable, `first`.
-  void append_children(std::int32_t parent, std::int32_t first, std::int32_t exponent) {
-    const std::int32_t degree = terms_[static_cast<std::size_t>(parent)].degree + 1;
-    if (degree > degree_) return;
-    for (std::int32_t variable = first; variable < variables_; ++variable) {
-      const std::int32_t power = variable == first ? exponent + 1 : 1;
-      terms_.push_back(
-          {parent, variable, degree, std::sqrt(static_cast<double>(degree) / static_cast<double>(power))});
-      append_children(static_cast<std::int32_t>(terms_.size()) - 1, variable, power);
+  /// Terms grow in nondecreasing order of variable, so that each multi-index appears once. `first` is the
+  /// parent's last variable and `exponent` its power; degrees[l]: its degree in the variables from l on.
+  void append_children(std::int32_t parent, std::size_t first, int exponent, std::vector<int>& degrees) {
+    const Monomial above = terms_[static_cast<std::size_t>(parent)];
+    for (std::size_t variable = 0; variable < limits_.size(); ++variable) {
+      if (degrees[variable] == limits_[variable]) return;  // binds this variable and all later ones
+      if (variable < first) continue;
+      for (std::size_t l = 0; l <= variable; ++l) ++degrees[l];
+      const int degree = above.degree + 1;
+      // alpha of `variable` is what the parent has of it, if it is the parent's last one, and one more.
+      const int power = variable == first ? exponent + 1 : 1;
+      terms_.push_back({parent, static_cast<std::int16_t>(variable), static_cast<std::int16_t>(degree),
+                        above.multinomial * degree / power});
+      append_children(static_cast<std::int32_t>(terms_.size()) - 1, variable, power, degrees);
+      for (std::size_t l = 0; l <= variable; ++l) --degrees[l];
     }
   }
 
-  Index variables_;
-  int degree_;
+  std::vector<int> limits_;
   std::vector<Monomial> terms_;
 };
 

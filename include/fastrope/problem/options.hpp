@@ -15,6 +15,7 @@
 #include "fastrope/position/mask.hpp"
 #include "fastrope/position/relative_weights.hpp"
 #include "fastrope/position/rope.hpp"
+#include "fastrope/problem/kernel.hpp"
 
 namespace fastrope {
 
@@ -41,7 +42,8 @@ inline std::ostream& operator<<(std::ostream& out, Path path) { return out << to
 ///     x = scale * q^T W(lag) k,  x = softcap * tanh(x / softcap) if softcap > 0,  x += bias(lag) +
 ///     dense_bias,
 /// where W comes from rope, weights or neither (the identity). A key is left out where mask, dense_mask or a
-/// bias of -infinity says so.
+/// bias of -infinity says so. A polynomial kernel takes the place of exp; softcap, sinks, bias and
+/// dense_bias, which change an exponent, do not go with it.
 struct Options {
   std::optional<Rope> rope = {};
   bool rope_already_applied = false;  ///< q and k arrive turned: rope is only described, not applied
@@ -49,6 +51,7 @@ struct Options {
   LagBias bias = LagBias::none();
   std::optional<RelativeWeights> weights = {};  ///< general W(lag); excludes rope
   std::optional<double> scale = {};             ///< default 1/sqrt(d)
+  Kernel kernel = Kernel::softmax();            ///< what becomes of a logit: exp or a polynomial
   double tolerance = 0;                         ///< max |out - exact| / max|V| allowed; 0: exact path only
   Path path = Path::automatic;
   double softcap = 0;                              ///< 0: none

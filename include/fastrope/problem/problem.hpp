@@ -36,6 +36,7 @@ struct Problem {
   LagBias bias;
   std::optional<RelativeWeights> weights;
   double scale = 1;
+  Kernel kernel;
   double softcap = 0;
   std::vector<double> sinks;  ///< [heads] or empty
   TensorView<const float> dense_bias;
@@ -60,6 +61,7 @@ struct Problem {
 
  private:
   void require_lags() const;
+  void require_no_exponent() const;
 };
 
 /// The shapes of one call's tensors. Throws Error, naming the values, where they clash or a pointer is null.
@@ -123,6 +125,7 @@ inline Problem::Problem(const Shapes& s, const Options& options)
       bias(options.bias),
       weights(options.weights),
       scale(options.scale.value_or(s.d > 0 ? 1 / std::sqrt(static_cast<double>(s.d)) : 1)),
+      kernel(options.kernel),
       softcap(options.softcap),
       sinks(options.sinks.begin(), options.sinks.end()),
       dense_bias(options.dense_bias),
@@ -151,6 +154,7 @@ inline Problem::Problem(const Shapes& s, const Options& options)
   };
   require_dense("dense_bias", dense_bias);
   require_dense("dense_mask", dense_mask);
+  if (!kernel.is_softmax()) require_no_exponent();
   require_lags();
 }
 
@@ -158,6 +162,19 @@ inline void Problem::require_lags() const {
   const LagGrid::Lags lags = grid.allowed_lags();
   bias.require_covers(shapes.heads, lags.first, lags.last);
   if (weights) weights->require_covers(shapes.d, lags.first, lags.last);
+}
+
+inline void Problem::require_no_exponent() const {
+  const auto refuse = [&](bool given, const auto&... option) {
+    if (given)
+      detail::fail(option..., " changes an exponent, and options.kernel, a polynomial of degree ",
+                   kernel.degree(), ", has none");
+  };
+  refuse(softcap > 0, "softcap ", softcap);
+  refuse(!sinks.empty(), "sinks of ", sinks.size(), " entries");
+  refuse(!bias.empty(), "a lag bias");
+  refuse(dense_bias.data != nullptr, "dense_bias [", dense_bias.heads, ", ", dense_bias.rows, ", ",
+         dense_bias.cols, "]");
 }
 
 inline Problem Problem::with(Index n_q, Index n_k, std::span<const Position> query_positions,

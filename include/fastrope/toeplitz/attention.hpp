@@ -39,7 +39,7 @@ namespace fastrope {
 
 /// What the Toeplitz path needs to know of one head: found by the planner.
 struct ToeplitzHead {
-  LowRankHead low_rank;
+  LowRankUnit low_rank;           ///< of one head
   std::vector<double> generator;  ///< lag_generator
 };
 
@@ -107,8 +107,10 @@ class ToeplitzAttention {
                     std::span<const ToeplitzHead> heads, Workspace& workspace)
       : heads_(heads), embedding_(embedding) {
     if (heads.empty()) return;
-    for (const ToeplitzHead& head : heads)
+    for (const ToeplitzHead& head : heads) {
       degree_ = std::max<Index>(degree_, head.low_rank.monomials->degree());
+      columns_ = std::max(columns_, head.low_rank.projection.variables());
+    }
     scratch_ = WorkerScratch(problem.executor.workers(), workspace,
                              [&](Workspace& share) { buffers(problem, share); });
   }
@@ -119,14 +121,15 @@ class ToeplitzAttention {
   void run(const Problem& problem, const PackedKeys<Real>& packed, TensorView<const Q> q,
            TensorView<Out> out) const {
     problem.executor.parallel_for(static_cast<Index>(heads_.size()), [&](Index task, Index worker) {
-      const auto& [head, generator] = heads_[static_cast<std::size_t>(task)];
+      const auto& [unit, generator] = heads_[static_cast<std::size_t>(task)];
+      const Index head = unit.heads.begin;
       Workspace share = scratch_.of(worker);
       const Buffers b = buffers(problem, share);
-      load(problem, packed, head, q.head(head.head), b);
+      load(problem, packed, unit, q.head(head), b);
       for (std::size_t m = 0; m < generator.size(); ++m) b.generators[m] = static_cast<Real>(generator[m]);
       embedding_->transform_generator(b.generators, b.padded, b.spectrum);
-      for (const Monomial& term : head.monomials->terms()) add_term(problem, head, term, b);
-      write(problem, out.head(head.head), b);
+      for (const Monomial& term : unit.monomials->terms()) add_term(problem, unit, term, b);
+      write(problem, out.head(head), b);
     });
   }
 
@@ -136,10 +139,12 @@ class ToeplitzAttention {
   /// One worker's scratch; a vector over all rows is contiguous.
   struct Buffers {
     Real* panel;         // [d, kRows], a block of rows before it is laid out
+    Real* shifted;       // [d, kRows]
+    Real* projected;     // [columns, kRows]
     Real* row_factor;    // [kRows]
     Real* row;           // what packing wants
-    Real* queries;       // [d, n_q]
-    Real* keys;          // [d, n_k]
+    Real* queries;       // [columns, n_q]
+    Real* keys;          // [columns, n_k]
     Real* values;        // [d_v + 1, n_k], the last all ones
     Real* query_terms;   // [degree + 1, n_q]: phi of the current term's ancestors
     Real* key_terms;     // [degree + 1, n_k]
@@ -156,10 +161,12 @@ class ToeplitzAttention {
                 d_v = problem.shapes.d_v;
     const Index levels = degree_ + 1;
     return {.panel = w.take<Real>(d * kRows).data(),
+            .shifted = w.take<Real>(d * kRows).data(),
+            .projected = w.take<Real>(columns_ * kRows).data(),
             .row_factor = w.take<Real>(kRows).data(),
             .row = w.take<Real>(PackedKeys<Real>::scratch_size(problem.shapes)).data(),
-            .queries = w.take<Real>(d * n_q).data(),
-            .keys = w.take<Real>(d * n_k).data(),
+            .queries = w.take<Real>(columns_ * n_q).data(),
+            .keys = w.take<Real>(columns_ * n_k).data(),
             .values = w.take<Real>((d_v + 1) * n_k).data(),
             .query_terms = w.take<Real>(levels * n_q).data(),
             .key_terms = w.take<Real>(levels * n_k).data(),
@@ -171,23 +178,26 @@ class ToeplitzAttention {
             .sums = w.take<Real>((d_v + 1) * n_q).data()};
   }
 
-  /// Shifted and balanced queries and keys, values, and the empty term.
+  /// Projected queries and keys, values, and the empty term.
   template <class Q>
-  void load(const Problem& problem, const PackedKeys<Real>& packed, const LowRankHead& head,
+  void load(const Problem& problem, const PackedKeys<Real>& packed, const LowRankUnit& unit,
             MatrixView<const Q> q, const Buffers& b) const {
     const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k, d = problem.shapes.d,
                 d_v = problem.shapes.d_v;
-    const Index kv = problem.kv_head(head.head);
+    const Index kv = problem.kv_head(unit.heads.begin), columns = unit.projection.variables();
     for (Index i = 0; i < n_q; i += kRows) {
       const Range rows{i, std::min(i + kRows, n_q)};
       packed.pack_queries(problem, q, rows, kRows, problem.scale * kLog2E, b.panel, b.row);
-      shift_queries(head.shift, problem.scale, b.panel, kRows, b.panel, b.row_factor);
-      for (Index c = 0; c < d; ++c) std::copy_n(b.panel + c * kRows, rows.size(), b.queries + c * n_q + i);
+      project_queries(unit.projection, problem.scale, kLog2E, kRows, b.panel, kRows, b.shifted, b.projected,
+                      b.row_factor);
+      for (Index c = 0; c < columns; ++c)
+        std::copy_n(b.projected + c * kRows, rows.size(), b.queries + c * n_q + i);
     }
     for (Index j = 0; j < n_k; j += kRows) {
       const Index count = std::min(kRows, n_k - j);
-      shift_keys(head.shift, problem.scale, packed.panel(kv, j / kRows), kRows, count, b.panel, b.row_factor);
-      for (Index c = 0; c < d; ++c) std::copy_n(b.panel + c * kRows, count, b.keys + c * n_k + j);
+      std::copy_n(packed.panel(kv, j / kRows), d * kRows, b.shifted);
+      project_keys(unit.projection, problem.scale, kRows, count, b.shifted, b.projected, kRows, b.row_factor);
+      for (Index c = 0; c < columns; ++c) std::copy_n(b.projected + c * kRows, count, b.keys + c * n_k + j);
       std::copy_n(b.row_factor, count, b.key_terms + j);  // the empty term: the keys' weights
     }
     for (Index j = 0; j < n_k; ++j)
@@ -200,23 +210,22 @@ class ToeplitzAttention {
 
   /// sums += c_|m| diag(phi_m(q)) T_m diag(phi_m(k)) [values, 1]. The term's parent is the last one of the
   /// degree below.
-  void add_term(const Problem& problem, const LowRankHead& head, const Monomial& term,
+  void add_term(const Problem& problem, const LowRankUnit& unit, const Monomial& term,
                 const Buffers& b) const {
     const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
     const Index level = term.degree;
     Real* query_term = b.query_terms + level * n_q;
     Real* key_term = b.key_terms + level * n_k;
     if (level > 0) {
-      const Real ratio = static_cast<Real>(term.ratio);
       const auto [a, c] = problem.weights
                               ? problem.weights->support()[static_cast<std::size_t>(term.variable)]
                               : RelativeWeights::Entry{term.variable, term.variable};
-      for (Index i = 0; i < n_q; ++i) query_term[i] = ratio * query_term[i - n_q] * b.queries[a * n_q + i];
-      for (Index j = 0; j < n_k; ++j) key_term[j] = ratio * key_term[j - n_k] * b.keys[c * n_k + j];
+      for (Index i = 0; i < n_q; ++i) query_term[i] = query_term[i - n_q] * b.queries[a * n_q + i];
+      for (Index j = 0; j < n_k; ++j) key_term[j] = key_term[j - n_k] * b.keys[c * n_k + j];
       if (problem.weights) raise_generator(problem, term, b);
     }
     const auto coefficient =
-        static_cast<Real>(head.polynomial.coefficients()[static_cast<std::size_t>(level)]);
+        static_cast<Real>(unit.coefficients[static_cast<std::size_t>(level)] * term.multinomial);
     std::fill(b.padded + n_k, b.padded + embedding_->length(), Real{0});
     for (Index c = 0; c <= problem.shapes.d_v; ++c) {
       const Real* values = b.values + c * n_k;
@@ -252,6 +261,7 @@ class ToeplitzAttention {
   std::span<const ToeplitzHead> heads_;
   const CirculantEmbedding<Real>* embedding_;
   Index degree_ = 0;
+  Index columns_ = 0;  // of projected rows
   WorkerScratch scratch_;
 };
 

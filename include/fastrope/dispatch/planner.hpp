@@ -1,0 +1,226 @@
+// Planner: which candidate each head runs, and why the others lost.
+#pragma once
+
+#include <limits>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/dispatch/candidates.hpp"
+#include "fastrope/dispatch/cost_model.hpp"
+#include "fastrope/dispatch/entry_bounds.hpp"
+#include "fastrope/dispatch/report.hpp"
+#include "fastrope/exact/attention.hpp"
+#include "fastrope/polynomial/attention.hpp"
+#include "fastrope/toeplitz/attention.hpp"
+
+namespace fastrope {
+
+/// What is needed to run the query heads of one key head, with their reports.
+struct GroupPlan {
+  std::vector<HeadReport> reports = {};
+  std::vector<LowRankUnit> polynomial = {};
+  std::vector<ToeplitzHead> toeplitz = {};
+  std::vector<RowTask> exact_rows = {};
+};
+
+/// Plans the heads of one problem, those of a key head together. Members may be called by several threads at
+/// once.
+template <class Real>
+class Planner {
+ public:
+  Planner(const Problem& problem, double tolerance, Path forced, const CostModel& cost)
+      : problem_(problem), forced_(forced), candidates_(problem, tolerance, cost) {}
+
+  /// The cheapest candidates that meet the tolerance, or the forced ones, for the rows of key head kv.
+  /// Throws Error when the forced path cannot be run or cannot meet the tolerance.
+  GroupPlan plan(Index kv, const GroupRows<Real>& rows) {
+    std::vector<Draft> drafts;
+    for (Index h = 0; h < problem_.group(); ++h) {
+      Draft& d = drafts.emplace_back(kv * problem_.group() + h);
+      draft(rows, h, d);
+    }
+    share_features(rows, drafts);
+    return finish(drafts);
+  }
+
+  /// The exact path without a look at the data.
+  GroupPlan plan_exact(Index kv, const std::string& reason) const {
+    std::vector<Draft> drafts;
+    for (Index h = 0; h < problem_.group(); ++h) {
+      Draft& d = drafts.emplace_back(kv * problem_.group() + h);
+      d.report.entry_bound = std::numeric_limits<double>::quiet_NaN();
+      d.report.candidates = {candidates_.exact()};
+      d.report.candidates[0].reason = reason;
+      take(d, 0, reason);
+    }
+    return finish(drafts);
+  }
+
+  /// With a polynomial kernel the exact path and features are both exact: whichever is cheaper.
+  /// Throws Error when a forced path cannot be run.
+  GroupPlan plan_kernel(Index kv) {
+    const Index group = problem_.group();
+    if (group == 0) return {};
+    auto [features, unit] = candidates_.kernel({kv * group, (kv + 1) * group});
+    features.seconds /= static_cast<double>(group);
+    std::vector<Draft> drafts;
+    for (Index h = 0; h < group; ++h) {
+      Draft& d = drafts.emplace_back(kv * group + h);
+      d.report.entry_bound = std::numeric_limits<double>::quiet_NaN();
+      d.report.candidates = {candidates_.exact(), features,
+                             Candidate{.path = Path::toeplitz,
+                                       .feasible = false,
+                                       .reason = "transforms are for an exponential kernel"}};
+      choose(d);
+    }
+    if (drafts.front().report.path == Path::polynomial) drafts.front().polynomial = std::move(unit);
+    return finish(drafts);
+  }
+
+ private:
+  /// One head while it is planned.
+  struct Draft {
+    Index head;
+    HeadReport report = {};
+    std::optional<LowRankUnit> polynomial = {};  ///< of heads that share one, the first has it
+    std::optional<ToeplitzRun> toeplitz = {};
+
+    std::size_t chosen = 0;  ///< of the report's candidates
+
+    explicit Draft(Index h) : head(h) {}
+  };
+
+  void draft(const GroupRows<Real>& rows, Index query, Draft& d) {
+    Candidate exact = candidates_.exact();
+    const RowBounds& queries = rows.query_bounds[static_cast<std::size_t>(query)];
+    if (!queries.finite || !rows.key_bounds.finite || !rows.values.finite) {
+      const char* which = !queries.finite ? "q" : !rows.key_bounds.finite ? "k" : "v";
+      exact.reason =
+          detail::message(which, " is not finite (or its norms overflow), so entries have no bound");
+      d.report.entry_bound = std::numeric_limits<double>::infinity();
+      if (forced_ != Path::automatic && forced_ != Path::exact)
+        detail::fail("head ", d.head, ": path ", forced_, " cannot be run: ", exact.reason);
+      d.report.candidates = {exact};
+      return take(d, 0, exact.reason);
+    }
+    d.report.entry_bound = problem_.weights
+                               ? weighted_bounds(rows, static_cast<std::size_t>(query), problem_).radius
+                               : std::abs(problem_.scale) * queries.norm * rows.key_bounds.norm;
+    auto polynomial =
+        candidates_.polynomial({d.head, d.head + 1}, rows, {query, query + 1}, d.report.entry_bound);
+    double transformed_bound = d.report.entry_bound;
+    auto toeplitz = candidates_.toeplitz(d.head, rows, query, forced_ == Path::toeplitz, transformed_bound);
+    d.report.candidates = {exact, std::move(polynomial.candidate), std::move(toeplitz.candidate)};
+    d.polynomial = std::move(polynomial.runnable);
+    d.toeplitz = std::move(toeplitz.runnable);
+    choose(d);
+    if (d.report.path == Path::toeplitz) d.report.entry_bound = transformed_bound;
+  }
+
+  /// Lets all heads of a key head share their features where that is cheaper than what was drafted.
+  void share_features(const GroupRows<Real>& rows, std::vector<Draft>& drafts) {
+    if (drafts.size() < 2 || (forced_ != Path::automatic && forced_ != Path::polynomial)) return;
+    double separate = 0;
+    for (const Draft& d : drafts) {
+      if (d.report.candidates.size() < 2 || !d.report.candidates[1].feasible) return;
+      separate += d.report.candidates[d.chosen].seconds;
+    }
+    double radius = 0;
+    const Range heads{drafts.front().head, drafts.back().head + 1};
+    auto [shared, unit] = candidates_.polynomial(heads, rows, {0, problem_.group()}, radius);
+    if (!shared.feasible || !(shared.seconds < separate)) return;
+    shared.seconds /= static_cast<double>(drafts.size());
+    for (Draft& d : drafts) {
+      for (Candidate& c : d.report.candidates)
+        if (c.feasible) c.reason.clear();
+      d.report.candidates[1] = shared;
+      d.report.entry_bound = radius;
+      d.polynomial.reset();
+      explain(d, 1);
+    }
+    drafts.front().polynomial = std::move(unit);
+  }
+
+  /// The cheapest feasible candidate, or the forced one.
+  void choose(Draft& d) const {
+    const std::vector<Candidate>& candidates = d.report.candidates;
+    std::optional<std::size_t> best;
+    for (std::size_t i = 0; i < candidates.size(); ++i) {
+      const Candidate& c = candidates[i];
+      if (forced_ == c.path && !c.feasible)
+        detail::fail("head ", d.head, ": path ", forced_, " cannot meet the tolerance ",
+                     candidates_.tolerance(), ": ", c.reason, " (entry bound ", d.report.entry_bound, ")");
+      const bool eligible = c.feasible && (forced_ == Path::automatic || forced_ == c.path);
+      if (eligible && (!best || c.seconds < candidates[*best].seconds)) best = i;
+    }
+    explain(d, *best);
+  }
+
+  /// Says of each candidate why it won or lost.
+  void explain(Draft& d, std::size_t winner) const {
+    std::vector<Candidate>& candidates = d.report.candidates;
+    for (std::size_t i = 0; i < candidates.size(); ++i) {
+      Candidate& c = candidates[i];
+      if (!c.reason.empty()) continue;
+      if (i == winner)
+        c.reason = forced_ != Path::automatic ? "forced" : "cheapest that meets the tolerance";
+      else if (forced_ != Path::automatic)
+        c.reason = detail::message("path ", forced_, " is forced");
+      else
+        c.reason = detail::message("predicted ", c.seconds / candidates[winner].seconds, " times slower");
+    }
+    const bool says_little = candidates[winner].path == Path::exact && forced_ == Path::automatic;
+    const Candidate& closest = runner_up(candidates);
+    take(d, winner,
+         says_little ? detail::message(closest.path, ": ", closest.reason) : candidates[winner].reason);
+  }
+
+  void take(Draft& d, std::size_t winner, const std::string& reason) const {
+    const Candidate& c = d.report.candidates[winner];
+    d.chosen = winner;
+    d.report.path = c.path;
+    d.report.degree = c.degree;
+    d.report.rank = c.rank;
+    d.report.error_bound = c.error_bound;
+    d.report.rounding = c.rounding;
+    d.report.reason = reason;
+  }
+
+  /// The approximation that came closest to being chosen: the cheapest that could run, else the polynomial
+  /// path unless the options alone rule it out.
+  const Candidate& runner_up(const std::vector<Candidate>& candidates) const {
+    const Candidate &polynomial = candidates[1], &toeplitz = candidates[2];
+    if (polynomial.feasible && toeplitz.feasible)
+      return polynomial.seconds <= toeplitz.seconds ? polynomial : toeplitz;
+    return toeplitz.feasible || (!polynomial.feasible && candidates_.only_toeplitz()) ? toeplitz : polynomial;
+  }
+
+  GroupPlan finish(std::vector<Draft>& drafts) const {
+    GroupPlan group;
+    for (Draft& d : drafts) {
+      if (d.report.path == Path::polynomial && d.polynomial)
+        group.polynomial.push_back(std::move(*d.polynomial));
+      if (d.report.path == Path::toeplitz) {
+        group.toeplitz.push_back(std::move(d.toeplitz->head));
+        group.exact_rows.insert(group.exact_rows.end(), d.toeplitz->exact_rows.begin(),
+                                d.toeplitz->exact_rows.end());
+      }
+      if (d.report.path == Path::exact) {
+        const RowTasks<Real> blocks(problem_, {d.head, d.head + 1});
+        for (Index b = 0; b < blocks.count(); ++b) group.exact_rows.push_back(blocks[b]);
+      }
+      group.reports.push_back(std::move(d.report));
+    }
+    return group;
+  }
+
+  const Problem& problem_;
+  Path forced_;
+  Candidates<Real> candidates_;
+};
+
+}  // namespace fastrope

@@ -1,0 +1,55 @@
+// Far pairs: which rows meet which keys through features. With a mask, rows are taken in chunks; keys that
+// every row of a chunk may attend to are far, the rest are near and exact.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/polynomial/state.hpp"
+#include "fastrope/problem/problem.hpp"
+
+namespace fastrope {
+
+/// A chunk of the rows of each query head, whose far keys are [0, far).
+struct FarPairs {
+  Range rows;
+  Index far;
+};
+
+/// Why a problem's rows cannot be split like that, or its weights not be polynomials of the dot product;
+/// empty when they can.
+inline std::string polynomial_refusal(const Problem& problem) {
+  if (problem.weights) return "relative weights do not separate into query and key factors";
+  if (!problem.bias.empty()) return "a lag bias does not separate into query and key factors";
+  if (problem.softcap > 0) return "softcap is not a polynomial of the dot product";
+  if (!problem.sinks.empty()) return "attention sinks are done by the exact path";
+  if (problem.is_dense()) return "a dense bias or mask is done by the exact path";
+  if (!problem.grid.ascending_queries()) return "query positions do not ascend";
+  for (Index i = 0; i < problem.shapes.n_q; ++i)
+    if (problem.grid.keys_of(i).begin > 0)
+      return "the mask drops early keys (a window), which a running state cannot forget";
+  return {};
+}
+
+/// Chunks of `rows` rows: far are the whole blocks of keys that the chunk's first row may attend to, or all
+/// keys. Neighbours with the same far keys are one chunk. Larger chunks have no pairs that smaller ones,
+/// whose size divides theirs, have not. Requires an empty refusal, rows > 0.
+template <class Real>
+std::vector<FarPairs> far_chunks(const Problem& problem, Index rows) {
+  const LagGrid& grid = problem.grid;
+  std::vector<FarPairs> chunks;
+  for (Index i = 0; i < grid.n_q(); i += rows) {
+    const Index reach = std::max<Index>(grid.keys_of(i).end, 0);
+    const Index far = reach == grid.n_k() ? reach : round_down(reach, kKeyBlock<Real>);
+    const Range chunk{i, std::min(i + rows, grid.n_q())};
+    if (!chunks.empty() && chunks.back().far == far)
+      chunks.back().rows.end = chunk.end;
+    else
+      chunks.push_back({chunk, far});
+  }
+  return chunks;
+}
+
+}  // namespace fastrope

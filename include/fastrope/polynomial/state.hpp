@@ -1,0 +1,234 @@
+// Feature state: what the keys leave behind, from which any row's sums over them follow.
+//
+//     state [rank, d_v + 1] = c_alpha sum_j w_j y_j^alpha [v_j, 1],   c_alpha = c_|alpha| |alpha|! / alpha!
+//     sum_j w_j P(x_i.y_j) [v_j, 1] = sum_alpha x_i^alpha state(alpha)
+// Features of a few terms at a time are made in the first-level cache and consumed by the tile kernels. Keys
+// are laid out along the depth of the first product, query rows along the columns of the second, so that the
+// ones are a row like any other there; here they are a sum of features, and values that would leave lanes
+// empty share vectors among neighbouring keys. Cost 2 rank (d_v + 2) flops for each key and for each query
+// row.
+#pragma once
+
+#include <algorithm>
+#include <span>
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/simd.hpp"
+#include "fastrope/core/workspace.hpp"
+#include "fastrope/exact/packing.hpp"
+#include "fastrope/exact/tile_kernel.hpp"
+#include "fastrope/polynomial/features.hpp"
+#include "fastrope/polynomial/monomials.hpp"
+
+namespace fastrope {
+
+/// Features that are made at a time.
+inline constexpr Index kFeatureBlock = 2 * kRowMultiple;
+/// Keys of a block: whole panels.
+template <class Real>
+inline constexpr Index kKeyBlock = std::max<Index>(PackedKeys<Real>::kWidth, 1024 / sizeof(Real));
+/// Rows of a block of queries: with the vectors of kMostChannels channels, as many as the registers hold.
+template <class Real>
+inline constexpr Index kQueryBlock = (simd::kRegisters >= 32 ? 3 : 2) * simd::kLanes<Real>;
+inline constexpr Index kMostChannels = simd::kRegisters >= 32 ? 9 : 6;
+
+/// Neighbouring keys whose values share vectors where d_v alone would leave lanes empty: what is repeated
+/// over a vector at once, 16 bytes.
+template <class Real>
+inline constexpr Index kKeyGroup = std::min<Index>(16 / sizeof(Real), simd::kLanes<Real>);
+
+/// How values of d_v columns are laid out for the state: in groups of kKeyGroup keys, or key by key.
+template <class Real>
+struct ValueLayout {
+  Index group;   ///< kKeyGroup or 1
+  Index stride;  ///< elements between groups, whole vectors
+
+  explicit constexpr ValueLayout(Index d_v) {
+    const Index grouped = round_up(d_v * kKeyGroup<Real>, simd::kLanes<Real>);
+    const Index plain = round_up(d_v, simd::kLanes<Real>);
+    group = grouped < kKeyGroup<Real> * plain ? kKeyGroup<Real> : 1;
+    stride = group > 1 ? grouped : plain;
+  }
+};
+
+/// Keys projected for one unit's features, block after block, with what their values look like to the state.
+template <class Real>
+struct KeyBlocks {
+  Index count = 0;  ///< whole panels
+  Index variables = 0;
+  Index d_v = 0;
+  ValueLayout<Real> layout = ValueLayout<Real>(0);
+  Real* y = nullptr;             ///< [blocks, variables, kKeyBlock]
+  Real* weight = nullptr;        ///< [blocks, kKeyBlock]
+  const Real* values = nullptr;  ///< [keys / group, stride], a group's keys side by side for each column
+
+  const Real* y_of(Index block) const { return y + block * variables * kKeyBlock<Real>; }
+  const Real* weight_of(Index block) const { return weight + block * kKeyBlock<Real>; }
+  const Real* values_of(Index block) const {
+    return values + block * kKeyBlock<Real> / layout.group * layout.stride;
+  }
+};
+
+/// One worker's scratch for both products.
+template <class Real>
+struct FeatureScratch {
+  Real* features;   // [kFeatureBlock, the wider block]
+  Real* ancestors;  // [degree + 1, the wider block]
+  Real* products;   // [kFeatureBlock, ValueLayout::stride], a block's sums with values over one segment
+  Real* ones;       // [kFeatureBlock, lanes], the same with ones
+  Real* x;          // [variables, kQueryBlock]
+  Real* shifted;    // [d, the wider block]
+  Real* sums;       // [d_v + 1 and padding, kQueryBlock]
+
+  FeatureScratch(Index d, Index variables, Index degree, Index d_v, Workspace& workspace)
+      : features(workspace.take<Real>(kFeatureBlock * kWider).data()),
+        ancestors(workspace.take<Real>((degree + 1) * kWider).data()),
+        products(workspace.take<Real>(kFeatureBlock * ValueLayout<Real>(d_v).stride).data()),
+        ones(workspace.take<Real>(kFeatureBlock * simd::kLanes<Real>).data()),
+        x(workspace.take<Real>(variables * kQueryBlock<Real>).data()),
+        shifted(workspace.take<Real>(d * kWider).data()),
+        sums(workspace.take<Real>(round_up(d_v + 1, simd::kLanes<Real>) * kQueryBlock<Real>).data()) {}
+
+ private:
+  static constexpr Index kWider = std::max(kKeyBlock<Real>, kQueryBlock<Real>);
+};
+
+namespace detail {
+
+/// products += features [rows, kKeyBlock] values of a block of keys.
+template <class Real>
+void add_products(Index rows, const KeyBlocks<Real>& keys, Index block, const Real* features,
+                  Real* products) {
+  constexpr Index kWidth = kKeyBlock<Real>, kGroup = kKeyGroup<Real>;
+  const Index depth = std::min(kWidth, keys.count - block * kWidth) / keys.layout.group;
+  const Index stride = keys.layout.stride;
+  const BroadcastOperand<Real> a{features, kWidth, keys.layout.group};
+  if (keys.layout.group == 1)
+    multiply<true, Real>(rows, stride, depth, a, keys.values_of(block), stride, products, stride);
+  else
+    multiply<true, Real, kGroup>(rows, stride, depth, a, keys.values_of(block), stride, products, stride);
+}
+
+/// state [d_v + 1] += factor [products, ones] of one term; products: [stride], overwritten.
+template <class Real>
+void fold_term(Real factor, Index d_v, const ValueLayout<Real>& layout, Real* products, const Real* ones,
+               Real* state) {
+  using namespace simd;
+  constexpr Index kGroup = kKeyGroup<Real>;
+  if (layout.group > 1)
+    for (Index v = 0; v < layout.stride; v += kLanes<Real>)
+      store<Real>(add_groups<kGroup, Real>(load(products + v)), products + v);
+  const Index columns = kLanes<Real> / layout.group;  // of a vector
+  for (Index c = 0; c < d_v; c += columns, products += kLanes<Real>)
+    for (Index i = 0; i < std::min(columns, d_v - c); ++i) state[c + i] += factor * products[i];
+  state[d_v] += factor * reduce_add<Real>(load(ones));
+}
+
+template <class Real>
+void fold(const MonomialSet& set, std::span<const double> coefficients, Range block,
+          const KeyBlocks<Real>& keys, const FeatureScratch<Real>& scratch, Real* state) {
+  for (Index f = block.begin; f < block.end; ++f) {
+    const Monomial& term = set.terms()[static_cast<std::size_t>(f)];
+    fold_term(static_cast<Real>(coefficients[static_cast<std::size_t>(term.degree)] * term.multinomial),
+              keys.d_v, keys.layout, scratch.products + (f - block.begin) * keys.layout.stride,
+              scratch.ones + (f - block.begin) * simd::kLanes<Real>, state + f * (keys.d_v + 1));
+  }
+}
+
+}  // namespace detail
+
+/// Adds the keys of some blocks to the terms [terms.begin, terms.end) of a state [rank, d_v + 1]. Requires
+/// terms.begin a multiple of kFeatureBlock. Sums are kept for a segment of the keys at a time before they are
+/// added to the state, so that rounding grows with the segment and the number of segments, not with the keys.
+template <class Real>
+void add_keys(const MonomialSet& set, std::span<const double> coefficients, const KeyBlocks<Real>& keys,
+              Range blocks, Range terms, const FeatureScratch<Real>& scratch, Real* state) {
+  constexpr Index kWidth = kKeyBlock<Real>;
+  const Index segment = keys.layout.group;  // blocks: as many keys for each sum, whatever the layout
+  for (Index f = terms.begin; f < terms.end; f += kFeatureBlock) {
+    const Range block{f, std::min(f + kFeatureBlock, terms.end)};
+    const Index rows = round_up(block.size(), kRowMultiple);
+    std::fill(scratch.features + block.size() * kWidth, scratch.features + rows * kWidth, Real{0});
+    for (Index begin = blocks.begin; begin < blocks.end; begin += segment) {
+      std::fill_n(scratch.products, rows * keys.layout.stride, Real{0});
+      std::fill_n(scratch.ones, rows * simd::kLanes<Real>, Real{0});
+      for (Index b = begin; b < std::min(begin + segment, blocks.end); ++b) {
+        find_ancestors<kWidth>(set, f, keys.y_of(b), keys.weight_of(b), scratch.ancestors);
+        evaluate_features<kWidth>(set, block, keys.y_of(b), scratch.ancestors, scratch.features,
+                                  scratch.ones);
+        detail::add_products(rows, keys, b, scratch.features, scratch.products);
+      }
+      detail::fold(set, coefficients, block, keys, scratch, state);
+    }
+  }
+}
+
+namespace detail {
+
+/// sums [kChannels, kQueryBlock] = the channels' part of apply_state. The features of a term are made in
+/// registers and multiplied there by the state's row; of earlier terms only the last one of each degree is
+/// needed.
+template <int kChannels, class Real>
+void apply_channels(std::span<const Monomial> terms, Index channels, const Real* state, const Real* x,
+                    Real* ancestors, Real* sums) {
+  using namespace simd;
+  constexpr Index kStep = kLanes<Real>, kWidth = kQueryBlock<Real>;
+  constexpr int kVecs = kWidth / kStep;
+  Vec<Real> sum[kChannels][kVecs];
+#pragma GCC unroll 16
+  for (int c = 0; c < kChannels; ++c)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) sum[c][v] = set(state[c]);
+  for (std::size_t f = 1; f < terms.size(); ++f) {
+    const Real* variable = x + terms[f].variable * kWidth;
+    Real* feature = ancestors + terms[f].degree * kWidth;
+    const Real* row = state + static_cast<Index>(f) * channels;
+    Vec<Real> value[kVecs];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      value[v] = mul(load(feature - kWidth + v * kStep), load(variable + v * kStep));
+      store<Real>(value[v], feature + v * kStep);
+    }
+#pragma GCC unroll 16
+    for (int c = 0; c < kChannels; ++c) {
+      const Vec<Real> s = set(row[c]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) sum[c][v] = fma(s, value[v], sum[c][v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int c = 0; c < kChannels; ++c)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) store<Real>(sum[c][v], sums + c * kWidth + v * kStep);
+}
+
+/// The same for a number of channels that is not known before.
+template <int kMost, class Real>
+void apply_some_channels(Index count, std::span<const Monomial> terms, Index channels, const Real* state,
+                         const Real* x, Real* ancestors, Real* sums) {
+  if (count == kMost)
+    apply_channels<kMost>(terms, channels, state, x, ancestors, sums);
+  else if constexpr (kMost > 1)
+    apply_some_channels<kMost - 1>(count, terms, channels, state, x, ancestors, sums);
+}
+
+}  // namespace detail
+
+/// sums [d_v + 1, kQueryBlock] = sum_alpha x^alpha state(alpha) for a block of query rows: x [variables,
+/// kQueryBlock]. Channels are taken a few at a time, in numbers as equal as can be, over all terms, so that
+/// their sums stay in registers. ancestors: [degree + 1, kQueryBlock], scratch.
+template <class Real>
+void apply_state(const MonomialSet& set, Index d_v, const Real* state, const Real* x, Real* ancestors,
+                 Real* sums) {
+  constexpr Index kWidth = kQueryBlock<Real>;
+  const Index channels = d_v + 1, turns = ceil_div(channels, kMostChannels);
+  std::fill_n(ancestors, kWidth, Real{1});
+  for (Index t = 0, c = 0; t < turns; ++t) {
+    const Index count = (channels - c) / (turns - t);
+    detail::apply_some_channels<kMostChannels>(count, set.terms(), channels, state + c, x, ancestors,
+                                               sums + c * kWidth);
+    c += count;
+  }
+}
+
+}  // namespace fastrope

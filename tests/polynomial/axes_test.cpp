@@ -1,0 +1,58 @@
+#include "fastrope/polynomial/axes.hpp"
+
+#include <gtest/gtest.h>
+
+#include "support/inputs.hpp"
+
+namespace fastrope_test {
+namespace {
+
+using Eigen::MatrixXd;
+
+/// Moments of full rank, or of `rank` directions only.
+MatrixXd moments(Inputs& inputs, Eigen::Index d, Eigen::Index rank) {
+  const MatrixXd x = MatrixXd::NullaryExpr(d, rank, [&] { return inputs.normal(); });
+  return x * x.transpose();
+}
+
+TEST(PrincipalAxes, AreOrthogonalWithTheLargestMomentsFirst) {
+  Inputs inputs(1);
+  for (const Eigen::Index d : {1, 3, 8}) {
+    const MatrixXd q = moments(inputs, d, d), k = moments(inputs, d, 2);
+    const fastrope::Axes axes = fastrope::principal_axes(q, k);
+    EXPECT_EQ(axes.queries, axes.keys);
+    EXPECT_LE((axes.keys * axes.keys.transpose() - MatrixXd::Identity(d, d)).norm(), 1e-13);
+    const MatrixXd sum = axes.keys * (q / q.trace() + k / k.trace()) * axes.keys.transpose();
+    for (Eigen::Index i = 1; i < d; ++i) EXPECT_GE(sum(i - 1, i - 1), sum(i, i));
+    EXPECT_LE((sum - MatrixXd(sum.diagonal().asDiagonal())).norm(), 1e-13);
+  }
+}
+
+TEST(BalancedAxes, MakeBothMomentsTheSameDiagonal) {
+  Inputs inputs(2);
+  for (const Eigen::Index d : {1, 3, 8}) {
+    const MatrixXd ridge = MatrixXd::Identity(d, d);
+    MatrixXd q = moments(inputs, d, d) + ridge, k = moments(inputs, d, d) + ridge;
+    const fastrope::Axes axes = fastrope::balanced_axes(q, k);
+    EXPECT_LE((axes.queries.transpose() * axes.keys - ridge).norm(), 1e-12);
+    q += 1e-3 * q.trace() / static_cast<double>(d) * ridge;
+    k += 1e-3 * k.trace() / static_cast<double>(d) * ridge;
+    const MatrixXd of_queries = axes.queries * q * axes.queries.transpose();
+    const MatrixXd of_keys = axes.keys * k * axes.keys.transpose();
+    EXPECT_LE((of_queries - of_keys).norm(), 1e-12 * of_keys.norm());
+    EXPECT_LE((of_keys - MatrixXd(of_keys.diagonal().asDiagonal())).norm(), 1e-12 * of_keys.norm());
+    for (Eigen::Index i = 1; i < d; ++i) EXPECT_GE(of_keys(i - 1, i - 1), of_keys(i, i));
+  }
+}
+
+TEST(Axes, ExistForSingularMoments) {
+  Inputs inputs(3);
+  const MatrixXd zero = MatrixXd::Zero(4, 4), low = moments(inputs, 4, 1), full = moments(inputs, 4, 4);
+  for (const MatrixXd& q : {zero, low, full})
+    for (const MatrixXd& k : {zero, low, full})
+      for (const fastrope::Axes& axes : {fastrope::principal_axes(q, k), fastrope::balanced_axes(q, k)})
+        EXPECT_LE((axes.queries.transpose() * axes.keys - MatrixXd::Identity(4, 4)).norm(), 1e-10);
+}
+
+}  // namespace
+}  // namespace fastrope_test

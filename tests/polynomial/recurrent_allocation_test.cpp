@@ -1,0 +1,88 @@
+// RecurrentAttention::step allocates nothing: a program of its own, since it replaces operator new.
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <new>
+#include <utility>
+#include <vector>
+
+#include "fastrope/polynomial/recurrent.hpp"
+#include "support/attention_case.hpp"
+
+namespace {
+std::atomic<long> allocations = 0;
+
+void* allocate(std::size_t size, std::size_t alignment) {
+  ++allocations;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, alignment, size > 0 ? size : 1) != 0) throw std::bad_alloc();
+  return memory;
+}
+}  // namespace
+
+// Not inlined: GCC would see free() meet operator new.
+[[gnu::noinline]] void* operator new(std::size_t size) { return allocate(size, sizeof(void*) * 2); }
+[[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t alignment) {
+  return allocate(size, static_cast<std::size_t>(alignment));
+}
+[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
+  return allocate(size, sizeof(void*) * 2);
+}
+[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+  std::free(memory);
+}
+
+namespace fastrope_test {
+namespace {
+
+using namespace fastrope;
+
+TEST(RecurrentAllocation, IsCounted) {
+  const long before = allocations;
+  std::vector<int> one(1);
+  EXPECT_EQ(allocations - before, 1) << one.size();
+}
+
+template <class T>
+void expect_no_allocation(const Executor& executor) {
+  const Shapes shapes{4, 2, 10, 10, 6, 5};
+  Options options;
+  options.kernel = Kernel::taylor(4);
+  options.mask = Mask::causal();
+  options.rope = Rope{};
+  options.executor = executor;
+  AttentionInputs<T> in(shapes, 1);
+  RecurrentAttention<ArithmeticOf<T>> recurrence(4, 2, 6, 5, options);
+  const auto step = [&](Index i) {
+    const Range token{i, i + 1};
+    return recurrence.step(rows(std::as_const(in.q).view(), token), rows(std::as_const(in.k).view(), token),
+                           rows(std::as_const(in.v).view(), token), rows(in.out.view(), token));
+  };
+  const long before = allocations;
+  RunStatus status = RunStatus::ok;
+  for (Index i = 0; i < 5 && status == RunStatus::ok; ++i) status = step(i);
+  EXPECT_EQ(allocations - before, 0);
+  EXPECT_EQ(status, RunStatus::ok);
+  // After a prompt, which does allocate.
+  recurrence.prefill(rows(std::as_const(in.q).view(), {5, 9}), rows(std::as_const(in.k).view(), {5, 9}),
+                     rows(std::as_const(in.v).view(), {5, 9}), rows(in.out.view(), {5, 9}));
+  const long after_prompt = allocations;
+  EXPECT_EQ(step(9), RunStatus::ok);
+  EXPECT_EQ(allocations - after_prompt, 0);
+}
+
+TEST(RecurrentAllocation, AStepHasNone) {
+  expect_no_allocation<float>(Executor::serial());
+  expect_no_allocation<double>(Executor::serial());
+  expect_no_allocation<bfloat16>(Executor::serial());
+#ifdef _OPENMP
+  expect_no_allocation<float>(Executor::openmp(2));
+#endif
+}
+
+}  // namespace
+}  // namespace fastrope_test

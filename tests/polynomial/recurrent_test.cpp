@@ -1,0 +1,595 @@
+// Recurrent attention against the oracle: prompts in any split, steps, and all that a recurrence cannot be.
+#include "fastrope/polynomial/recurrent.hpp"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "fastrope/polynomial/monomials.hpp"
+#include "support/attention_case.hpp"
+#include "support/executors.hpp"
+
+namespace fastrope_test {
+namespace {
+
+using namespace fastrope;
+using testing::AllOf;
+using testing::HasSubstr;
+
+template <class Call>
+std::string error_of(Call&& call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "no Error";
+}
+
+Options options_of(const Kernel& kernel) {
+  Options options;
+  options.kernel = kernel;
+  options.mask = Mask::causal();
+  return options;
+}
+
+const std::vector<Kernel>& kernels() {
+  static const std::vector<Kernel> kernels = {
+      Kernel::taylor(2),
+      Kernel::taylor(4),
+      Kernel::power(2),
+      Kernel::power(4),
+      Kernel::polynomial({1, 2, 1}),
+      Kernel::polynomial({1, 0, 0.5, 0, 0.125}),
+      Kernel::polynomial({3}),
+      Kernel::power(1, KernelSign::any),
+      Kernel::taylor(3, KernelSign::any),
+      Kernel::polynomial({2, -1, 0, 0.125}, KernelSign::any),
+  };
+  return kernels;
+}
+
+/// A case of n tokens.
+AttentionCase case_of(Index heads, Index kv_heads, Index n, Index d, Index d_v, const Kernel& kernel) {
+  AttentionCase c{.shapes = {heads, kv_heads, n, n, d, d_v}};
+  c.base = options_of(kernel);
+  return c;
+}
+
+/// Some tokens of a tensor.
+template <class T>
+TensorView<const T> tokens(const Tensor<T>& x, Index begin, Index end) {
+  return fastrope::rows(x.view(), Range{begin, end});
+}
+template <class T>
+TensorView<T> tokens(Tensor<T>& x, Index begin, Index end) {
+  return fastrope::rows(x.view(), Range{begin, end});
+}
+
+template <class T>
+using RecurrenceOf = RecurrentAttention<ArithmeticOf<T>>;
+
+template <class T>
+RecurrenceOf<T> recurrence(const AttentionCase& c) {
+  const Shapes& s = c.shapes;
+  return RecurrenceOf<T>(s.heads, s.kv_heads, s.d, s.d_v, c.options());
+}
+
+/// The next tokens of `in`, at once.
+template <class T>
+void prefill(RecurrenceOf<T>& recurrence, AttentionInputs<T>& in, Index begin, Index end) {
+  recurrence.prefill(tokens(std::as_const(in.q), begin, end), tokens(std::as_const(in.k), begin, end),
+                     tokens(std::as_const(in.v), begin, end), tokens(in.out, begin, end));
+}
+/// One by one.
+template <class T>
+void steps(RecurrenceOf<T>& recurrence, AttentionInputs<T>& in, Index begin, Index end) {
+  for (Index i = begin; i < end; ++i)
+    ASSERT_EQ(recurrence.step(tokens(std::as_const(in.q), i, i + 1), tokens(std::as_const(in.k), i, i + 1),
+                              tokens(std::as_const(in.v), i, i + 1), tokens(in.out, i, i + 1)),
+              RunStatus::ok);
+}
+
+/// The length of every row of x: [heads, rows].
+Tensor<double> lengths(const Tensor<double>& x) {
+  Tensor<double> norms(1, x.heads, x.rows);
+  for (Index h = 0; h < x.heads; ++h)
+    for (Index i = 0; i < x.rows; ++i) {
+      double square = 0;
+      for (Index c = 0; c < x.cols; ++c) square += x(h, i, c) * x(h, i, c);
+      norms(0, h, i) = std::sqrt(square);
+    }
+  return norms;
+}
+
+/// What tokens [from, n) of a case should give, and what rounding may do to it.
+struct Oracle {
+  Index from = 0;
+  Reference expected = {};
+  Tensor<double> condition = {};  ///< [1, heads, n - from], in relation to a rounding of 1
+  double roundings = 0;           ///< in epsilons of the arithmetic
+  double angle = 0;               ///< of cosines and sines
+};
+
+/// The terms of a weight add up to at most sum_p |c_p| (|s| |q| |k|)^p, by Cauchy and Schwarz. A term has 2
+/// roundings for each degree, of its features and of q and k. Sums over keys and over terms have as many as
+/// they are long, in either direction: half the root of their number is allowed. Angles are off by half an
+/// epsilon of double of their size, at most the position.
+template <class T>
+Oracle oracle_of(const AttentionCase& c, const AttentionInputs<T>& in, Index from = 0) {
+  const Shapes& s = c.shapes;
+  std::vector<double> sizes;
+  for (const double coefficient : c.base.kernel.coefficients()) sizes.push_back(std::abs(coefficient));
+  const int degree = c.base.kernel.degree();
+  const double rank = rank_of(simplex_limits(s.d, degree)), n = static_cast<double>(s.n_k);
+  const double scale =
+      std::abs(c.base.scale.value_or(s.d == 0 ? 1 : 1 / std::sqrt(static_cast<double>(s.d))));
+  const auto q = lengths(converted<double>(in.q.view())), k = lengths(converted<double>(in.k.view()));
+  Oracle oracle{
+      .from = from,
+      .expected = reference_attention(tokens(in.q, from, s.n_q), in.k.view(), in.v.view(), c.options()),
+      .condition = Tensor<double>(1, s.heads, s.n_q - from),
+      .roundings = 2 * degree + 4 + (std::sqrt(rank) + std::sqrt(n)) / 2,
+      .angle = c.base.rope ? 0x1p-53 * degree * n : 0};
+  for (Index h = 0; h < s.heads; ++h)
+    for (Index i = from; i < s.n_q; ++i) {
+      double size = 0;
+      for (Index j = 0; j <= i; ++j) {
+        const double x = scale * q(0, h, i) * k(0, h / (s.heads / s.kv_heads), j);
+        double terms = 0;
+        for (std::size_t p = sizes.size(); p-- > 0;) terms = terms * x + sizes[p];
+        size += terms;
+      }
+      const double log_sum = oracle.expected.lse(0, h, i - from);
+      oracle.condition(0, h, i - from) = std::isinf(log_sum) ? 0 : size / std::exp(log_sum);
+    }
+  return oracle;
+}
+
+template <class T>
+class Recurrent : public testing::Test {
+ protected:
+  static constexpr double kEpsilon = std::numeric_limits<ArithmeticOf<T>>::epsilon();
+
+  static void expect_oracle(const AttentionCase& c, const AttentionInputs<T>& in, const std::string& text,
+                            Index from = 0) {
+    expect_oracle(oracle_of(c, in, from), c, in, text);
+  }
+  static void expect_oracle(const Oracle& oracle, const AttentionCase& c, const AttentionInputs<T>& in,
+                            const std::string& text) {
+    const double rounding = oracle.roundings * kEpsilon + oracle.angle;
+    for (Index h = 0; h < c.shapes.heads; ++h)
+      for (Index i = oracle.from; i < c.shapes.n_q; ++i)
+        for (Index m = 0; m < c.shapes.d_v; ++m) {
+          const double out = oracle.expected.out(h, i - oracle.from, m);
+          const double stored = std::is_same_v<T, bfloat16> ? 0x1p-8 * std::abs(out) : 0;
+          const double allowed =
+              rounding * oracle.condition(0, h, i - oracle.from) * (1 + std::abs(out)) + stored;
+          ASSERT_LE(distance(static_cast<double>(in.out(h, i, m)), out), allowed)
+              << c << ", degree " << c.base.kernel.degree() << text << ", head " << h << ", token " << i
+              << ", column " << m;
+        }
+  }
+};
+
+using Elements = testing::Types<float, double, bfloat16>;
+TYPED_TEST_SUITE(Recurrent, Elements);
+
+TYPED_TEST(Recurrent, APromptAndStepsAreTheOracles) {
+  std::uint64_t seed = 1;
+  for (const Kernel& kernel : kernels())
+    for (const bool rope : {false, true})
+      for (const auto& [heads, kv_heads] : {std::pair{1, 1}, {4, 2}, {3, 1}}) {
+        AttentionCase c = case_of(heads, kv_heads, 150, 6, 5, kernel);
+        if (rope) c.base.rope = Rope{.base = 100, .pairing = RopePairing::half_split, .rotary_dim = 4};
+        AttentionInputs<TypeParam> in(c.shapes, seed++);
+        auto recurrence = fastrope_test::recurrence<TypeParam>(c);
+        prefill(recurrence, in, 0, 97);
+        EXPECT_EQ(recurrence.tokens(), 97);
+        steps(recurrence, in, 97, 150);
+        EXPECT_EQ(recurrence.tokens(), 150);
+        this->expect_oracle(c, in, rope ? ", rope" : "");
+        if (this->HasFatalFailure()) return;
+      }
+}
+
+TYPED_TEST(Recurrent, AnySplit) {
+  // Prompts after prompts and after steps, of more rows than a chunk has; positions go on.
+  const Index n = 1900;
+  AttentionCase c = case_of(2, 1, n, 4, 3, Kernel::taylor(2));
+  c.base.rope = Rope{.base = 50};
+  const std::vector<std::vector<Index>> splits = {
+      {n}, {1, n}, {0, 5, 5, 700, 701, n}, {768, 1536, n}, {900, 900, 1800, n}, {129, 257, 1200, n}};
+  const Oracle oracle = oracle_of(c, AttentionInputs<TypeParam>(c.shapes, 7));
+  for (const auto& ends : splits)
+    for (const bool stepped : {false, true}) {
+      AttentionInputs<TypeParam> in(c.shapes, 7);
+      auto recurrence = fastrope_test::recurrence<TypeParam>(c);
+      Index begin = 0;
+      for (const Index end : ends) {
+        const Index first = stepped ? std::min(begin + 3, end) : begin;
+        steps(recurrence, in, begin, first);
+        prefill(recurrence, in, first, end);
+        ASSERT_EQ(recurrence.tokens(), end);
+        begin = end;
+      }
+      this->expect_oracle(oracle, c, in, ", in " + std::to_string(ends.size()) + " parts");
+      if (this->HasFatalFailure()) return;
+    }
+}
+
+TYPED_TEST(Recurrent, EveryWidth) {
+  std::uint64_t seed = 100;
+  for (const Index d : {0, 1, 2, 7, 16, 17})
+    for (const Index d_v : {1, 2, 4, 5, 8, 16, 17, 40}) {
+      AttentionCase c = case_of(2, 1, 60, d, d_v, Kernel::polynomial({1, 1, 0.5}));
+      if (d % 2 == 0 && d > 0) c.base.rope = Rope{};
+      AttentionInputs<TypeParam> in(c.shapes, seed++);
+      auto recurrence = fastrope_test::recurrence<TypeParam>(c);
+      EXPECT_EQ(recurrence.rank(), static_cast<Index>(rank_of(simplex_limits(d, 2))));
+      steps(recurrence, in, 0, 4);
+      prefill(recurrence, in, 4, 50);
+      steps(recurrence, in, 50, 60);
+      this->expect_oracle(c, in, "");
+      if (this->HasFatalFailure()) return;
+    }
+}
+
+TYPED_TEST(Recurrent, ScalesAndQueriesThatComeTurned) {
+  AttentionCase c = case_of(4, 2, 80, 8, 3, Kernel::taylor(3, KernelSign::any));
+  for (const double scale : {0.05, -0.2, 0.0}) {
+    c.base.scale = scale;
+    for (const bool applied : {false, true}) {
+      c.base.rope = Rope{.pairing = RopePairing::half_split};
+      c.base.rope_already_applied = applied;
+      AttentionInputs<TypeParam> in(c.shapes, 9);
+      auto recurrence = fastrope_test::recurrence<TypeParam>(c);
+      prefill(recurrence, in, 0, 40);
+      steps(recurrence, in, 40, 80);
+      this->expect_oracle(c, in, applied ? ", rope applied" : ", rope");
+      if (this->HasFatalFailure()) return;
+    }
+  }
+}
+
+TYPED_TEST(Recurrent, RowsWhoseDenominatorVanishesAreZeros) {
+  AttentionCase c = case_of(1, 1, 40, 4, 3, Kernel::power(2));
+  c.base.scale = 0.0;
+  AttentionInputs<TypeParam> in(c.shapes, 10);
+  auto recurrence = fastrope_test::recurrence<TypeParam>(c);
+  prefill(recurrence, in, 0, 20);
+  steps(recurrence, in, 20, 30);
+  prefill(recurrence, in, 30, 40);
+  for (const TypeParam x : in.out.values) EXPECT_EQ(static_cast<double>(x), 0);
+}
+
+TYPED_TEST(Recurrent, AnyStrides) {
+  // Tokens outermost, as engines keep them; and keys and values in pages.
+  AttentionCase c = case_of(4, 2, 70, 6, 5, Kernel::taylor(2));
+  c.base.rope = Rope{};
+  AttentionInputs<TypeParam> in(c.shapes, 11), other = in;
+  auto expected = recurrence<TypeParam>(c), recurrence = expected, paged = expected;
+  prefill(expected, in, 0, 50);
+  steps(expected, in, 50, 70);
+  other.q = token_major(in.q);
+  other.k = token_major(in.k);
+  other.v = token_major(in.v);
+  other.out = token_major(other.out);
+  prefill(recurrence, other, 0, 50);
+  steps(recurrence, other, 50, 70);
+  EXPECT_EQ(max_abs_difference(other.out.view(), in.out.view()), 0);
+
+  const std::vector<std::int32_t> pages = {3, 0, 4, 1};
+  const auto in_pages = [&](const Tensor<TypeParam>& x) {
+    Tensor<TypeParam> pool(5 * 2, 16, x.cols);  // [pages, heads, 16, cols]
+    for (Index h = 0; h < 2; ++h)
+      for (Index j = 0; j < 50; ++j)
+        for (Index m = 0; m < x.cols; ++m)
+          pool(pages[static_cast<std::size_t>(j / 16)] * 2 + h, j % 16, m) = x(h, j, m);
+    return pool;
+  };
+  const auto k = in_pages(in.k), v = in_pages(in.v);
+  const auto view = [&](const Tensor<TypeParam>& pool) {
+    const Index cols = pool.cols;
+    return PagedView<const TypeParam>{pool.values.data(), 2,         50,  cols, 16, pages,
+                                      2 * 16 * cols,      16 * cols, cols};
+  };
+  paged.prefill(tokens(std::as_const(in.q), 0, 50), view(k), view(v), tokens(other.out, 0, 50));
+  EXPECT_EQ(max_abs_difference(tokens(std::as_const(other.out), 0, 50), tokens(std::as_const(in.out), 0, 50)),
+            0);
+}
+
+TYPED_TEST(Recurrent, NoTokensChangeNothing) {
+  AttentionCase c = case_of(2, 1, 30, 4, 3, Kernel::taylor(2));
+  AttentionInputs<TypeParam> in(c.shapes, 12), again = in;
+  auto recurrence = fastrope_test::recurrence<TypeParam>(c), other = recurrence;
+  prefill(recurrence, in, 0, 30);
+  prefill(other, again, 0, 0);
+  EXPECT_EQ(other.tokens(), 0);
+  for (const auto x : other.state()) EXPECT_EQ(x, 0);
+  prefill(other, again, 0, 30);
+  const std::vector state(other.state().begin(), other.state().end());
+  prefill(other, again, 30, 30);
+  EXPECT_EQ(other.tokens(), 30);
+  EXPECT_TRUE(std::equal(state.begin(), state.end(), other.state().begin()));
+  EXPECT_EQ(max_abs_difference(again.out.view(), in.out.view()), 0);
+}
+
+TYPED_TEST(Recurrent, CopiesAreSequencesOfTheirOwn) {
+  AttentionCase c = case_of(2, 2, 60, 5, 4, Kernel::taylor(2));
+  AttentionInputs<TypeParam> in(c.shapes, 13);
+  auto recurrence = fastrope_test::recurrence<TypeParam>(c);
+  prefill(recurrence, in, 0, 40);
+  // The copy has another future.
+  AttentionInputs<TypeParam> branch = in;
+  const AttentionInputs<TypeParam> future(c.shapes, 14);
+  for (auto [x, y] : {std::pair{&branch.q, &future.q}, {&branch.k, &future.k}, {&branch.v, &future.v}})
+    for (Index h = 0; h < 2; ++h)
+      for (Index i = 40; i < 60; ++i)
+        for (Index m = 0; m < x->cols; ++m) (*x)(h, i, m) = (*y)(h, i, m);
+  auto copy = recurrence;
+  for (Index i = 40; i < 50; ++i) {
+    steps(copy, branch, i, i + 1);
+    steps(recurrence, in, i, i + 1);
+  }
+  prefill(copy, branch, 50, 60);
+  EXPECT_EQ(recurrence.tokens(), 50);
+  prefill(recurrence, in, 50, 60);
+  this->expect_oracle(c, in, "");
+  this->expect_oracle(c, branch, ", the copy");
+}
+
+TYPED_TEST(Recurrent, TheStateIsTheSumOfTheTokens) {
+  // c_alpha sum_j k_j^alpha [v_j, 1], whether they came at once or one by one.
+  AttentionCase c = case_of(2, 2, 200, 3, 2, Kernel::polynomial({1, 0.5, 2, 0.25}, KernelSign::any));
+  AttentionInputs<TypeParam> in(c.shapes, 15);
+  auto prompt = recurrence<TypeParam>(c), stepped = prompt;
+  prefill(prompt, in, 0, 200);
+  steps(stepped, in, 0, 200);
+  const MonomialSet set(simplex_limits(3, 3));
+  ASSERT_EQ(prompt.rank(), set.rank());
+  ASSERT_EQ(static_cast<Index>(prompt.state().size()), 2 * set.rank() * 3);
+  for (Index kv = 0; kv < 2; ++kv) {
+    std::vector<double> sums(static_cast<std::size_t>(set.rank() * 3)), sizes = sums;
+    for (Index j = 0; j < 200; ++j) {
+      std::vector<double> feature{1};
+      for (std::size_t f = 0; f < static_cast<std::size_t>(set.rank()); ++f) {
+        const Monomial& term = set.terms()[f];
+        if (f > 0)
+          feature.push_back(feature[static_cast<std::size_t>(term.parent)] *
+                            static_cast<double>(in.k(kv, j, term.variable)));
+        const double weight = feature[f] * term.multinomial *
+                              c.base.kernel.coefficients()[static_cast<std::size_t>(term.degree)];
+        for (Index m = 0; m < 3; ++m) {
+          const double summand = weight * (m == 2 ? 1 : static_cast<double>(in.v(kv, j, m)));
+          sums[3 * f + static_cast<std::size_t>(m)] += summand;
+          sizes[3 * f + static_cast<std::size_t>(m)] += std::abs(summand);
+        }
+      }
+    }
+    for (std::size_t e = 0; e < sums.size(); ++e) {
+      const double tolerance = (8 + 2 * std::sqrt(200.0)) * this->kEpsilon * sizes[e];
+      const std::size_t at = static_cast<std::size_t>(kv) * sums.size() + e;
+      EXPECT_NEAR(static_cast<double>(prompt.state()[at]), sums[e], tolerance) << kv << ", " << e;
+      EXPECT_NEAR(static_cast<double>(stepped.state()[at]), sums[e], tolerance) << kv << ", " << e;
+    }
+  }
+}
+
+TYPED_TEST(Recurrent, ThreadsDoNotChangeABit) {
+  for (const auto& [heads, kv_heads] : {std::pair{2, 1}, {6, 3}, {10, 5}}) {
+    AttentionCase c = case_of(heads, kv_heads, 1100, 7, 6, Kernel::taylor(3, KernelSign::any));
+    c.base.rope = Rope{.rotary_dim = 6};
+    std::vector<Executor> executors = {Executor::serial(), threads(2), threads(3), threads(7)};
+#ifdef _OPENMP
+    executors.push_back(Executor::openmp(2));
+#endif
+    std::vector<TypeParam> out;
+    std::vector<ArithmeticOf<TypeParam>> state;
+    for (const Executor& executor : executors) {
+      c.base.executor = executor;
+      AttentionInputs<TypeParam> in(c.shapes, 16);
+      auto recurrence = fastrope_test::recurrence<TypeParam>(c);
+      prefill(recurrence, in, 0, 1000);
+      steps(recurrence, in, 1000, 1010);
+      prefill(recurrence, in, 1010, 1100);
+      if (out.empty()) {
+        out = in.out.values;
+        state.assign(recurrence.state().begin(), recurrence.state().end());
+      }
+      EXPECT_EQ(in.out.values, out) << c << ", " << executor.workers() << " workers";
+      EXPECT_TRUE(std::equal(state.begin(), state.end(), recurrence.state().begin()))
+          << c << ", " << executor.workers() << " workers";
+    }
+  }
+}
+
+TYPED_TEST(Recurrent, HeadsThatStepAtOnceDoNotMeet) {
+  // All tasks wait for each other before they begin, so that two of them run at once wherever two can.
+  const auto at_once = Executor(4, [](Index count, TaskRef task) {
+    std::atomic<Index> waiting = count;
+    std::vector<std::thread> team;
+    for (Index i = 0; i < count; ++i)
+      team.emplace_back([&, i] {
+        for (--waiting; waiting > 0;) std::this_thread::yield();
+        task(i, i);
+      });
+    for (std::thread& thread : team) thread.join();
+  });
+  AttentionCase c = case_of(8, 4, 60, 10, 9, Kernel::taylor(4));
+  AttentionInputs<TypeParam> in(c.shapes, 21), other = in;
+  auto serial = recurrence<TypeParam>(c);
+  steps(serial, in, 0, 60);
+  c.base.executor = at_once;
+  auto recurrence = fastrope_test::recurrence<TypeParam>(c);
+  steps(recurrence, other, 0, 60);
+  EXPECT_EQ(other.out.values, in.out.values);
+  EXPECT_TRUE(std::equal(serial.state().begin(), serial.state().end(), recurrence.state().begin()));
+}
+
+TYPED_TEST(Recurrent, TenThousandSteps) {
+  const Index n = 10000;
+  for (const bool rope : {false, true}) {
+    AttentionCase c = case_of(2, 1, n, 4, 3, Kernel::taylor(4));
+    if (rope) c.base.rope = Rope{};
+    AttentionInputs<TypeParam> in(c.shapes, 17);
+    auto recurrence = fastrope_test::recurrence<TypeParam>(c);
+    steps(recurrence, in, 0, n);
+    this->expect_oracle(c, in, rope ? ", rope" : "", n - 20);
+  }
+}
+
+TYPED_TEST(Recurrent, StepsOfOtherShapesAreRefusedAndChangeNothing) {
+  using T = TypeParam;
+  AttentionCase c = case_of(4, 2, 12, 5, 3, Kernel::taylor(2));
+  AttentionInputs<T> in(c.shapes, 18);
+  auto recurrence = fastrope_test::recurrence<T>(c);
+  prefill(recurrence, in, 0, 10);
+  const std::vector state(recurrence.state().begin(), recurrence.state().end());
+  struct Views {
+    TensorView<const T> q, k, v;
+    TensorView<T> out;
+  };
+  const auto next = [&](Index count) -> Views {
+    return {tokens(std::as_const(in.q), 10, 10 + count), tokens(std::as_const(in.k), 10, 10 + count),
+            tokens(std::as_const(in.v), 10, 10 + count), tokens(in.out, 10, 10 + count)};
+  };
+  const auto refuses = [&](const char* what, Views x) {
+    EXPECT_EQ(recurrence.step(x.q, x.k, x.v, x.out), RunStatus::shape_mismatch) << what;
+    EXPECT_EQ(recurrence.tokens(), 10) << what;
+    EXPECT_TRUE(std::equal(state.begin(), state.end(), recurrence.state().begin())) << what;
+    for (Index h = 0; h < 4; ++h)
+      for (Index m = 0; m < 3; ++m) EXPECT_TRUE(std::isnan(static_cast<double>(in.out(h, 10, m)))) << what;
+    // A prompt of these says what clashes.
+    if (x.q.rows == 1) {
+      EXPECT_NE(error_of([&] { recurrence.prefill(x.q, x.k, x.v, x.out); }), "no Error") << what;
+    }
+    EXPECT_EQ(recurrence.tokens(), 10) << what;
+    EXPECT_TRUE(std::equal(state.begin(), state.end(), recurrence.state().begin())) << what;
+  };
+  refuses("two tokens", next(2));
+  refuses("no token", next(0));
+  const auto with = [&](auto&& change) {
+    Views x = next(1);
+    change(x);
+    return x;
+  };
+  refuses("heads of q", with([](Views& x) { x.q.heads = 2; }));
+  refuses("heads of k", with([](Views& x) { x.k.heads = 1; }));
+  refuses("heads of k and v", with([](Views& x) { x.k.heads = x.v.heads = 1; }));
+  refuses("d of q", with([](Views& x) { x.q.cols = 4; }));
+  refuses("d of both", with([](Views& x) { x.q.cols = x.k.cols = 4; }));
+  refuses("d_v of v", with([](Views& x) { x.v.cols = 2; }));
+  refuses("d_v of both", with([](Views& x) { x.v.cols = x.out.cols = 2; }));
+  refuses("rows of k", with([](Views& x) { x.k.rows = 2; }));
+  refuses("rows of out", with([](Views& x) { x.out.rows = 2; }));
+  refuses("no q", with([](Views& x) { x.q.data = nullptr; }));
+  refuses("no v", with([](Views& x) { x.v.data = nullptr; }));
+  refuses("no out", with([](Views& x) { x.out.data = nullptr; }));
+  refuses("heads of out over each other", with([](Views& x) { x.out.head_stride = 0; }));
+  // Then it goes on as if nothing had been.
+  steps(recurrence, in, 10, 12);
+  this->expect_oracle(c, in, "");
+}
+
+TEST(RecurrentEdges, NoHeadsOrNoColumnsAreTokensAllTheSame) {
+  for (const auto& [heads, kv_heads, d, d_v] :
+       {std::tuple{0, 0, 4, 3}, {0, 2, 4, 3}, {2, 1, 4, 0}, {2, 2, 0, 0}}) {
+    AttentionCase c = case_of(heads, kv_heads, 5, d, d_v, Kernel::taylor(2));
+    AttentionInputs<float> in(c.shapes, 22);
+    auto recurrence = fastrope_test::recurrence<float>(c);
+    prefill(recurrence, in, 0, 3);
+    steps(recurrence, in, 3, 5);
+    EXPECT_EQ(recurrence.tokens(), 5) << c;
+  }
+}
+
+TEST(RecurrentErrors, PromptsOfOtherShapesNameBoth) {
+  AttentionCase c = case_of(4, 2, 6, 5, 3, Kernel::taylor(2));
+  auto recurrence = fastrope_test::recurrence<float>(c);
+  AttentionInputs<float> other({6, 3, 6, 6, 7, 8}, 19);
+  EXPECT_THAT(error_of([&] { prefill(recurrence, other, 0, 6); }),
+              AllOf(HasSubstr("6 and 3 heads, 6 and 6 tokens, d 7 and d_v 8"),
+                    HasSubstr("4 and 2 heads, d 5 and d_v 3")));
+  AttentionInputs<float> longer({4, 2, 6, 7, 5, 3}, 19);
+  EXPECT_THAT(error_of([&] {
+                recurrence.prefill(longer.q.view(), longer.k.view(), longer.v.view(), longer.out.view());
+              }),
+              HasSubstr("6 and 7 tokens"));
+  EXPECT_EQ(recurrence.tokens(), 0);
+}
+
+TEST(RecurrentErrors, WhatHasNoStateOfFixedSizeIsRefused) {
+  const auto error = [](auto&& change, Index d = 4) {
+    Options options = options_of(Kernel::taylor(2));
+    change(options);
+    return error_of([&] { RecurrentAttention<float>(4, 2, d, 3, options); });
+  };
+  EXPECT_EQ(error([](Options&) {}), "no Error");
+  EXPECT_THAT(error([](Options& o) { o.kernel = Kernel::softmax(); }), HasSubstr("softmax"));
+  EXPECT_THAT(error([](Options& o) { o.mask = Mask::full(); }),
+              AllOf(HasSubstr("causal"), HasSubstr(std::to_string(-Mask::kUnlimited) + " to ")));
+  EXPECT_THAT(error([](Options& o) { o.mask = Mask::sliding_window(16); }), HasSubstr("the lags 0 to 15"));
+  EXPECT_THAT(error([](Options& o) { o.mask = Mask::lags(3, Mask::kUnlimited); }),
+              HasSubstr("the lags 3 to "));
+  const std::vector<Position> positions = {7};
+  EXPECT_THAT(error([&](Options& o) { o.query_positions = positions; }),
+              HasSubstr("1 query positions and 0 key positions"));
+  EXPECT_THAT(error([&](Options& o) { o.key_positions = positions; }),
+              HasSubstr("0 query positions and 1 key positions"));
+  const std::vector<Position> many = {7, 8, 9};
+  EXPECT_NE(error([&](Options& o) { o.query_positions = o.key_positions = many; }), "no Error");
+  EXPECT_THAT(error([](Options& o) {
+                o.weights = RelativeWeights({{0, 0}}, 0, {1.0});
+              }),
+              HasSubstr("relative weights"));
+  const auto allowed = std::make_unique<bool[]>(4);
+  EXPECT_THAT(error([&](Options& o) { o.dense_mask = contiguous<const bool>(allowed.get(), 4, 1, 1); }),
+              HasSubstr("dense"));
+  EXPECT_THAT(error([](Options& o) { o.kernel = Kernel::taylor(4); }, 128),
+              AllOf(HasSubstr("degree 4"), HasSubstr("128 variables"), HasSubstr("rank 1.20828e+07"),
+                    HasSubstr("1048576")));
+  EXPECT_THAT(error_of([] { RecurrentAttention<float>(5, 2, 4, 3, options_of(Kernel::taylor(2))); }),
+              AllOf(HasSubstr("5 heads"), HasSubstr("2")));
+}
+
+TEST(RecurrentErrors, TheLargestRankIsAllowed) {
+  // C(2 + 1446, 2) = 1047628 and C(2 + 1447, 2) = 1049076, about 2^20.
+  Options options = options_of(Kernel::power(2));
+  EXPECT_EQ(RecurrentAttention<float>(1, 1, 1446, 1, options).rank(), 1047628);
+  EXPECT_THAT(error_of([&] { RecurrentAttention<float>(1, 1, 1447, 1, options); }),
+              HasSubstr("1447 variables"));
+}
+
+TEST(RecurrentErrors, AnExecutorThatThrowsIsReported) {
+  AttentionCase c = case_of(1, 1, 2, 4, 3, Kernel::taylor(2));
+  bool fails = false;
+  c.base.executor = Executor(1, [&](Index count, TaskRef task) {
+    if (fails) throw std::runtime_error("no threads");
+    for (Index i = 0; i < count; ++i) task(i, 0);
+  });
+  AttentionInputs<float> in(c.shapes, 20);
+  auto recurrence = fastrope_test::recurrence<float>(c);
+  steps(recurrence, in, 0, 1);
+  fails = true;
+  EXPECT_EQ(recurrence.step(tokens(std::as_const(in.q), 1, 2), tokens(std::as_const(in.k), 1, 2),
+                            tokens(std::as_const(in.v), 1, 2), tokens(in.out, 1, 2)),
+            RunStatus::executor_failed);
+  EXPECT_EQ(recurrence.tokens(), 1);
+}
+
+}  // namespace
+}  // namespace fastrope_test
