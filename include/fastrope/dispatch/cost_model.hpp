@@ -26,6 +26,7 @@ struct CostModel {
   double feature = 1.4e10;   ///< monomials evaluated, summed and scaled
   double transform = 8.0e9;  ///< flops in Fourier transforms, 2.5 N log2 N each
   double element = 1.0e9;    ///< elements packed, bounded, scaled or accumulated outside of the kernels
+  double round = 5.0e-6;     ///< seconds to start a round of tasks and to wait for its end
   double fit = 2.0e-4;       ///< seconds to find and certify the polynomials of one head
 
   /// What looking at the data costs for each head, and the least that any approximation of it could:
@@ -74,7 +75,7 @@ struct CostModel {
         near += static_cast<double>(std::max<Index>(problem.grid.keys_of(i).end - chunk.far, 0));
       seconds += rank * channels / element;
     }
-    seconds *= slowdown<Real>();
+    seconds = slowdown<Real>() * seconds + 2 * round * static_cast<double>(chunks.size());
     if (near > 0) return seconds + exact<Real>(problem, near * static_cast<double>(heads), rows);
     return seconds + slowdown<Real>() * packing(s);
   }

@@ -152,7 +152,7 @@ class PolynomialAttention {
   void add_blocks(const Problem& problem, const LowRankUnit& unit, const KeyBlocks<Real>& keys, Range blocks,
                   const Team& team, Real* state) const {
     const Index rank = unit.monomials->rank();
-    const Index terms = kFeatureBlock * std::max<Index>(1, rank / (kFeatureBlock * 4 * team.size()));
+    const Index terms = kFeatureBlock * std::max<Index>(1, rank / (kFeatureBlock * 16 * team.size()));
     team.parallel_for(ceil_div(rank, terms), [&](Index t, Index worker) {
       Workspace share = scratch_.of(worker);
       add_keys(*unit.monomials, unit.coefficients, keys, blocks, {t * terms, std::min((t + 1) * terms, rank)},
