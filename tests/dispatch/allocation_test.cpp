@@ -1,39 +1,11 @@
 // Plan::run and BatchPlan::run allocate nothing: a program of its own, since it replaces operator new.
 #include <gtest/gtest.h>
 
-#include <atomic>
-#include <cstdlib>
-#include <new>
 #include <vector>
 
 #include "fastrope/fastrope.hpp"
 #include "support/attention_case.hpp"
-
-namespace {
-std::atomic<long> allocations = 0;
-
-void* allocate(std::size_t size, std::size_t alignment) {
-  ++allocations;
-  void* memory = nullptr;
-  if (posix_memalign(&memory, alignment, size > 0 ? size : 1) != 0) throw std::bad_alloc();
-  return memory;
-}
-}  // namespace
-
-// Not inlined: GCC would see free() meet operator new.
-[[gnu::noinline]] void* operator new(std::size_t size) { return allocate(size, sizeof(void*) * 2); }
-[[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t alignment) {
-  return allocate(size, static_cast<std::size_t>(alignment));
-}
-[[gnu::noinline]] void* operator new(std::size_t size, const std::nothrow_t&) noexcept {
-  return allocate(size, sizeof(void*) * 2);
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
-  std::free(memory);
-}
+#include "support/counted_new.hpp"
 
 namespace fastrope_test {
 namespace {

@@ -14,6 +14,7 @@
 
 #include "fastrope/fastrope.hpp"
 #include "support/attention_case.hpp"
+#include "support/error_of.hpp"
 #include "support/executors.hpp"
 
 namespace fastrope_test {
@@ -445,17 +446,6 @@ TEST(Plan, PolynomialKernelsKeepWhatIsNotFiniteInTheRowsThatMeetIt) {
           }
     }
   }
-}
-
-/// What making the plan throws, or "no Error".
-template <class Make>
-std::string error_of(Make&& make) {
-  try {
-    make();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no Error";
 }
 
 TEST(Plan, PolynomialKernelsHaveNoTransformsAndNoRankBeyondMemory) {

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "support/attention_case.hpp"
+#include "support/error_of.hpp"
 #include "support/executors.hpp"
 
 namespace fastrope_test {
@@ -296,16 +297,6 @@ TEST(BatchPlan, NothingToDoIsValid) {
     AttentionCase c{.shapes = s};
     Batch<float>(c, {{s.n_q, s.n_k}, {s.n_q, s.n_k}}).expect_as_alone();
   }
-}
-
-template <class Call>
-std::string error_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no Error";
 }
 
 TEST(BatchPlan, ErrorsNameTheSequenceAndTheValues) {

@@ -20,6 +20,7 @@
 
 #include "fastrope/polynomial/monomials.hpp"
 #include "support/attention_case.hpp"
+#include "support/error_of.hpp"
 #include "support/executors.hpp"
 
 namespace fastrope_test {
@@ -28,16 +29,6 @@ namespace {
 using namespace fastrope;
 using testing::AllOf;
 using testing::HasSubstr;
-
-template <class Call>
-std::string error_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no Error";
-}
 
 Options options_of(const Kernel& kernel) {
   Options options;

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "fastrope/problem/problem.hpp"
+#include "support/error_of.hpp"
 #include "support/inputs.hpp"
 
 namespace fastrope_test {
@@ -23,16 +24,6 @@ using testing::AllOf;
 using testing::ElementsAre;
 using testing::HasSubstr;
 using Verdict = fastrope::detail::SignProof::Verdict;
-
-template <class Call>
-std::string error_of(Call&& call) {
-  try {
-    call();
-  } catch (const Error& error) {
-    return error.what();
-  }
-  return "no Error";
-}
 
 /// The coefficients of scale * prod (x^2 - 2 re x + re^2 + im^2) over pairs (re, im) of zeros.
 std::vector<double> from_pairs(const std::vector<std::pair<double, double>>& pairs, double scale = 1) {

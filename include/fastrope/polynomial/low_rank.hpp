@@ -25,6 +25,7 @@
 #include "fastrope/polynomial/point_set.hpp"
 #include "fastrope/polynomial/projection.hpp"
 #include "fastrope/polynomial/rounding.hpp"
+#include "fastrope/polynomial/shift.hpp"
 
 namespace fastrope {
 
@@ -44,13 +45,6 @@ struct LowRankRequest {
   bool may_weigh_keys = true;  ///< a query shift needs a weight for each key
   LowRankSteps steps = {};
 };
-
-/// Where a shift comes from.
-enum class Centre { none, mean, ball };
-
-inline const char* name_of(Centre centre) {
-  return centre == Centre::none ? "none" : centre == Centre::mean ? "mean" : "ball";
-}
 
 struct LowRankFit {
   Projection projection;     ///< with the axes of the variables that are kept
@@ -98,14 +92,16 @@ class LowRankSearch {
 
   /// Without a fit, reason() says why.
   std::optional<LowRankFit> fit() {
-    choose_shift();
+    shifts_ = choose_shifts(field_, query_sample_, key_sample_, request_.scale, request_.steps.shift,
+                            request_.may_weigh_keys);
+    shifted_radius_ = with_allowance(shifts_.product, 1);
     mean_entry_ = lowest_mean_entry();
     // In the rows' own axes nothing is known of later variables: all couplings are the radius.
     try_axes(identity_axes(d_), std::vector<double>(static_cast<std::size_t>(d_), shifted_radius_));
     if (!request_.steps.axes || field_.empty() || d_ < 2) return best_;
     // A sample tells which axes deserve a look at all rows.
-    const Eigen::MatrixXd query_moments = second_moments(query_sample_, query_shift_.point);
-    const Eigen::MatrixXd key_moments = second_moments(key_sample_, key_shift_.point);
+    const Eigen::MatrixXd query_moments = second_moments(query_sample_, shifts_.queries.point);
+    const Eigen::MatrixXd key_moments = second_moments(key_sample_, shifts_.keys.point);
     if (fills_space(query_moments) && fills_space(key_moments)) return best_;
     std::optional<Axes> best;
     double least = kWorthwhileRank * (best_ ? best_->rank : std::numeric_limits<double>::infinity());
@@ -128,10 +124,6 @@ class LowRankSearch {
  private:
   static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
   static constexpr double kDouble = std::numeric_limits<double>::epsilon();
-  /// Weights of keys stay within e^-60 of each other.
-  static constexpr double kMaxWeightExponent = 30;
-  /// A shift must make the radius this much smaller to be worth its rounding.
-  static constexpr double kWorthwhile = 0.99;
   /// Other axes must make the rank this much smaller to be worth their pass over all rows.
   static constexpr double kWorthwhileRank = 0.95;
   /// They can hardly do that if even their last variable reaches farther than this share of the radius.
@@ -146,45 +138,6 @@ class LowRankSearch {
     return trace * trace >= kFilled * static_cast<double>(d_) * moments.squaredNorm();
   }
 
-  struct Shift {
-    Centre centre;
-    Point<Real> point;
-    std::vector<std::vector<double>> reaches;  ///< [steps][1], about the point
-  };
-
-  std::vector<Shift> shifts(const Rows<Real>& some, PointSet<Real> FarStep<Real>::*side) const {
-    std::vector<Shift> list{{Centre::none, Point<Real>::Zero(d_), {}}};
-    if (request_.steps.shift && !field_.empty()) {
-      list.push_back({Centre::mean, mean(some), {}});
-      list.push_back({Centre::ball, ball_centre(some, list.back().point), {}});
-    }
-    for (Shift& s : list)
-      for (const FarStep<Real>& step : field_.steps) s.reaches.push_back({reach(step.*side, s.point)});
-    return list;
-  }
-
-  /// The pair of centres with the smallest radius.
-  void choose_shift() {
-    const std::vector<Shift> of_queries = shifts(query_sample_, &FarStep<Real>::queries);
-    double radius = 0;
-    for (const Shift& k : shifts(key_sample_, &FarStep<Real>::keys)) {
-      const double key_reach = reach(field_.keys, k.point);
-      for (const Shift& q : of_queries) {
-        const double exponent = scale_ * static_cast<double>(q.point.norm()) * key_reach * (1 + 8 * kEpsilon);
-        if (q.centre != Centre::none && !(request_.may_weigh_keys && exponent <= kMaxWeightExponent))
-          continue;
-        const double product = largest_products(q.reaches, k.reaches, 1).front();
-        const bool none = q.centre == Centre::none && k.centre == Centre::none;
-        if (!none && !(product < kWorthwhile * radius)) continue;
-        radius = product;
-        query_shift_ = q;
-        key_shift_ = k;
-        weight_max_ = exponent;
-      }
-    }
-    shifted_radius_ = with_allowance(radius, 1);
-  }
-
   /// |s| times a bound of |x| |y|. Rotation, conversion and the shifts round each row by a few epsilon of its
   /// own length, which axes lengthen: `stretch` times for both sides.
   double with_allowance(double product, double stretch) const {
@@ -196,21 +149,22 @@ class LowRankSearch {
   /// estimate, at least -R.
   double lowest_mean_entry() const {
     Point<double> sum = Point<double>::Zero(d_);
-    const Point<Real> slope = static_cast<Real>(request_.scale) * query_shift_.point;
+    const Point<Real> slope = static_cast<Real>(request_.scale) * shifts_.queries.point;
     double weight = 0, lowest = 0;
     Eigen::Array<Real, Eigen::Dynamic, 1> weights, entries;
     for (const FarStep<Real>& step : field_.steps) {
       for_each_block(step.keys, [&](const auto& block) {
-        products_with(block, key_shift_.point, slope, weights);
-        weights = (weights - static_cast<Real>(weight_max_)).exp();
+        products_with(block, shifts_.keys.point, slope, weights);
+        weights = (weights - static_cast<Real>(shifts_.weight_max)).exp();
         const Real total = weights.sum();
         weight += static_cast<double>(total);
         for (Index c = 0; c < d_; ++c)
-          sum(c) += static_cast<double>((block.col(c).array() * weights).sum() - key_shift_.point(c) * total);
+          sum(c) +=
+              static_cast<double>((block.col(c).array() * weights).sum() - shifts_.keys.point(c) * total);
       });
       const Point<Real> mean_key = (request_.scale / weight * sum).template cast<Real>();
       for_each_block(step.queries, [&](const auto& block) {
-        products_with(block, query_shift_.point, mean_key, entries);
+        products_with(block, shifts_.queries.point, mean_key, entries);
         lowest = std::min(lowest, static_cast<double>(entries.minCoeff()));
       });
     }
@@ -219,7 +173,7 @@ class LowRankSearch {
 
   /// [variables], in the given axes.
   std::vector<double> couplings(const Axes& axes) const {
-    const auto reaches = [&](PointSet<Real> FarStep<Real>::*side, const Shift& shift,
+    const auto reaches = [&](PointSet<Real> FarStep<Real>::*side, const Shift<Real>& shift,
                              const Eigen::MatrixXd& of_side) {
       const Rows<Real> rounded = of_side.cast<Real>();
       std::vector<std::vector<double>> list;
@@ -228,9 +182,9 @@ class LowRankSearch {
             projected_reaches(field_.steps[b].*side, shift.point, shift.reaches[b].front(), rounded));
       return list;
     };
-    std::vector<double> products =
-        largest_products(reaches(&FarStep<Real>::queries, query_shift_, axes.queries),
-                         reaches(&FarStep<Real>::keys, key_shift_, axes.keys), static_cast<std::size_t>(d_));
+    std::vector<double> products = largest_products(
+        reaches(&FarStep<Real>::queries, shifts_.queries, axes.queries),
+        reaches(&FarStep<Real>::keys, shifts_.keys, axes.keys), static_cast<std::size_t>(d_));
     for (double& product : products)
       product = with_allowance(product, axes.queries.norm() * axes.keys.norm());
     return products;
@@ -238,11 +192,12 @@ class LowRankSearch {
 
   /// About what couplings() would give, from the sample.
   std::vector<double> sampled_couplings(const Axes& axes) const {
-    const auto reaches = [](const Rows<Real>& some, const Shift& shift, const Eigen::MatrixXd& of_side) {
+    const auto reaches = [](const Rows<Real>& some, const Shift<Real>& shift,
+                            const Eigen::MatrixXd& of_side) {
       return projected_reaches<Real>({rows_in(some, {0, some.rows()})}, shift.point, 0, of_side.cast<Real>());
     };
-    std::vector<double> products = reaches(query_sample_, query_shift_, axes.queries);
-    const std::vector<double> keys = reaches(key_sample_, key_shift_, axes.keys);
+    std::vector<double> products = reaches(query_sample_, shifts_.queries, axes.queries);
+    const std::vector<double> keys = reaches(key_sample_, shifts_.keys, axes.keys);
     for (std::size_t l = 0; l < products.size(); ++l) products[l] *= scale_ * keys[l];
     return products;
   }
@@ -306,8 +261,8 @@ class LowRankSearch {
   /// each side does.
   Axes balanced_in_size(const Axes& axes) const {
     double q = 0, k = 0;
-    for (const auto& reaches : query_shift_.reaches) q = std::max(q, reaches.front());
-    for (const auto& reaches : key_shift_.reaches) k = std::max(k, reaches.front());
+    for (const auto& reaches : shifts_.queries.reaches) q = std::max(q, reaches.front());
+    for (const auto& reaches : shifts_.keys.reaches) k = std::max(k, reaches.front());
     const double x = scale_ * q * axes.queries.norm(), y = k * axes.keys.norm();
     const double factor = x > 0 && y > 0 ? std::exp2(std::round(std::log2(y / x) / 2)) : 1;
     return {axes.queries.cast<Real>().template cast<double>() * factor,
@@ -347,8 +302,8 @@ class LowRankSearch {
                        .plain_radius = plain_radius_,
                        .rank = rank,
                        .simplex_rank = simplex_rank_,
-                       .key_shift = key_shift_.centre,
-                       .query_shift = query_shift_.centre,
+                       .key_shift = shifts_.keys.centre,
+                       .query_shift = shifts_.queries.centre,
                        .certificate = certificate,
                        .rounding = rounding};
   }
@@ -360,9 +315,9 @@ class LowRankSearch {
         for (Index c = 0; c < matrix.cols(); ++c) list.push_back(static_cast<double>(matrix(l, c)));
       return list;
     };
-    return {.key_shift = numbers(key_shift_.point),
-            .query_shift = numbers(query_shift_.point),
-            .weight_max = weight_max_,
+    return {.key_shift = numbers(shifts_.keys.point),
+            .query_shift = numbers(shifts_.queries.point),
+            .weight_max = shifts_.weight_max,
             .key_axes = numbers(axes.keys.topRows(variables)),
             .query_axes = numbers(axes.queries.topRows(variables))};
   }
@@ -379,9 +334,7 @@ class LowRankSearch {
   Rows<Real> query_sample_ = {};
   Rows<Real> key_sample_ = {};
   double plain_radius_ = 0;
-  Shift query_shift_ = {};
-  Shift key_shift_ = {};
-  double weight_max_ = 0;
+  Shifts<Real> shifts_ = {};
   double shifted_radius_ = 0;
   double mean_entry_ = 0;
   double simplex_rank_ = 0;
