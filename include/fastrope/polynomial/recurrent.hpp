@@ -28,7 +28,7 @@ namespace fastrope {
 
 /// One sequence's attention with options.kernel, token after token, with arithmetic in Real. A copy is
 /// another sequence with the same past. Rounding: the state is a running sum over all tokens, and its error
-/// grows as such a sum's does, in float to about 3000 epsilon (4e-4) after 10^5 steps with one and the same
+/// grows as such a sum's does, in float to about 3000 epsilon (3e-4) after 10^5 steps with one and the same
 /// key, and 10 epsilon with keys that differ.
 template <class Real>
 class RecurrentAttention {
