@@ -61,7 +61,6 @@ class RecurrentAttention {
   /// and written for each chunk, so not too few.
   static constexpr Index kChunk = 768;
 
-  Shapes shapes_of_step() const { return {heads_, kv_heads_, 1, 1, d_, d_v_}; }
   Index channels() const { return d_v_ + 1; }
   /// Columns of a step: the key, the queries of its group, padding.
   Index width() const { return round_up(1 + problem_.group(), simd::kLanes<Real>); }

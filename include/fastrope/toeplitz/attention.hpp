@@ -12,7 +12,7 @@
 // n) memory, never n x r. Cost r (d_v + 1) pairs of transforms of length >= n_q + n_k - 1; workspace O(n (d +
 // d_v + g)) per worker.
 //
-// Guarantee: beside the polynomial's delta / (1 - delta), the transforms' rounding is bounded for each row.
+// Guarantee: beside the polynomial's certificate, the transforms' rounding is bounded for each row.
 // With eps_F the error of a product relative to |t|_2 |x|_2 (circulant.hpp), numerators and denominators are
 // off by at most E max|V| and E,
 //     E = eps_F |t|_2 sqrt(n_k) sum_p |c_p| R^p
