@@ -27,10 +27,10 @@ using namespace fastrope;
 template <class Real>
 Tensor<Real> run_path(const Problem& problem, const std::vector<ToeplitzHead>& heads,
                       const AttentionInputs<Real>& in) {
-  const CirculantEmbedding<Real> embedding(problem.shapes.n_q, problem.shapes.n_k);
+  const ToeplitzSegments<Real> segments(problem.shapes.n_q, problem.shapes.n_k, allowed_support(problem));
   const auto parts = [&](Workspace& workspace) {
     PackedKeys<Real> packed(problem, workspace);
-    ToeplitzAttention<Real> toeplitz(problem, &embedding, heads, workspace);
+    ToeplitzAttention<Real> toeplitz(problem, &segments, heads, workspace);
     return std::pair{packed, toeplitz};
   };
   Workspace counting;
@@ -67,10 +67,9 @@ std::vector<ToeplitzHead> make_heads(const Problem& problem, const AttentionInpu
     const auto query = static_cast<std::size_t>(h % problem.group());
     if (problem.weights) {
       const WeightedBounds weighted = weighted_bounds(rows, query, problem);
-      heads.push_back(
-          {unit_of(h, Projection::identity(d, weighted.balance), ExpPolynomial::fit(weighted.radius, fit),
-                   static_cast<Index>(problem.weights->support().size())),
-           lag_generator(problem, h)});
+      heads.emplace_back(problem, unit_of(h, Projection::identity(d, weighted.balance),
+                                          ExpPolynomial::fit(weighted.radius, fit),
+                                          static_cast<Index>(problem.weights->support().size())));
       continue;
     }
     Projection projection = Projection::identity(d, random.uniform(0.5, 2));
@@ -81,8 +80,7 @@ std::vector<ToeplitzHead> make_heads(const Problem& problem, const AttentionInpu
     }
     const double radius =
         std::abs(problem.scale) * rows.query_bounds[query].norm * (rows.key_bounds.norm + std::sqrt(shift));
-    heads.push_back(
-        {unit_of(h, std::move(projection), ExpPolynomial::fit(radius, fit), d), lag_generator(problem, h)});
+    heads.emplace_back(problem, unit_of(h, std::move(projection), ExpPolynomial::fit(radius, fit), d));
   }
   return heads;
 }
@@ -228,18 +226,17 @@ TEST(ToeplitzAttention, FewerMonomialsInOtherAxesEqualDenseEvaluation) {
         EXPECT_NE(fit->key_shift, Centre::none);
         EXPECT_EQ(fit->query_shift != Centre::none, may_weigh_keys);
         const auto p = fit->polynomial.coefficients();
-        heads.push_back({{.heads = {h, h + 1},
-                          .projection = fit->projection,
-                          .coefficients = {p.begin(), p.end()},
-                          .monomials = std::make_shared<const MonomialSet>(fit->limits),
-                          .chunks = {}},
-                         lag_generator(problem, h)});
+        heads.emplace_back(problem, LowRankUnit{.heads = {h, h + 1},
+                                                .projection = fit->projection,
+                                                .coefficients = {p.begin(), p.end()},
+                                                .monomials = std::make_shared<const MonomialSet>(fit->limits),
+                                                .chunks = {}});
         radii.push_back(fit->radius);
       }
       const Tensor<double> out = run_path(problem, heads, in);
       for (Index h = 0; h < 4; ++h) {
-        const auto& [unit, generator] = heads[static_cast<std::size_t>(h)];
-        const auto factor = [&, &t = generator](Index i, Index j) {
+        const LowRankUnit& unit = heads[static_cast<std::size_t>(h)].low_rank;
+        const auto factor = [&, &t = heads[static_cast<std::size_t>(h)].generator](Index i, Index j) {
           return t[static_cast<std::size_t>(i - j + 149)];
         };
         const Tensor<double> expected =
@@ -571,7 +568,7 @@ class TransformErrorTest : public testing::Test {
     }
     const std::vector<double> generator = lag_generator(problem, 0);
     const std::vector<ToeplitzHead> heads = {
-        {unit_of(0, Projection::identity(1, 1), polynomial, 1), generator}};
+        ToeplitzHead(problem, unit_of(0, Projection::identity(1, 1), polynomial, 1))};
     const Tensor<Real> out = run_path(problem, heads, in);
     const std::vector<double> promised =
         transform_error<Real>(problem, generator, reach, polynomial.relative_error(), amplification);
@@ -613,7 +610,7 @@ TYPED_TEST(TransformErrorTest, IsTheBoundThatTheHeaderProves) {
     const double radius = 0.7, delta = 0.05, amplification = 3;
     double energy = 0;
     for (double t : generator) energy += t * t;
-    const auto length = static_cast<double>(CirculantEmbedding<TypeParam>(n_q, n_k).length());
+    const auto length = static_cast<double>(fft_length(n_q + n_k - 1));
     const double eps_f = 10 * std::numeric_limits<TypeParam>::epsilon() * (1 + std::log2(length));
     const double error = eps_f * std::sqrt(energy * n_k) * amplification;
     const std::vector<double> bounds =

@@ -76,7 +76,9 @@ struct Case {
   Dense dense;  // [n_rows, n_cols]
 
   Case(Index n_rows, Index n_cols, unsigned seed = 1)
-      : generator(random_matrix<Real>(n_rows + n_cols - 1, 1, 1000 + seed)),
+      : Case(n_rows, n_cols, LagSupport::all(n_rows, n_cols), seed) {}
+  Case(Index n_rows, Index n_cols, LagSupport support, unsigned seed = 1)
+      : generator(random_generator(n_rows, n_cols, support, 1000 + seed)),
         toeplitz(n_rows, n_cols, values(generator)),
         dense(n_rows, n_cols) {
     for (Index i = 0; i < n_rows; ++i) {
@@ -85,6 +87,13 @@ struct Case {
   }
 
   double bound() const { return promised_bound(generator); }
+
+  static RowMajor<Real> random_generator(Index n_rows, Index n_cols, LagSupport support, unsigned seed) {
+    RowMajor<Real> g = random_matrix<Real>(n_rows + n_cols - 1, 1, seed);
+    g.topRows(support.first + n_cols - 1).setZero();
+    g.bottomRows(n_rows - 1 - support.last).setZero();
+    return g;
+  }
 
   static std::span<const Real> values(const RowMajor<Real>& m) {
     return {m.data(), static_cast<std::size_t>(m.size())};
@@ -172,6 +181,81 @@ TYPED_TEST(Toeplitz, EqualsTheDenseProductForPrimesAndPowersOfTwo) {
   for (Index rows : sizes) {
     for (Index cols : sizes) this->expect_dense(Case<TypeParam>(rows, cols), 1 + (rows + cols) % 2);
   }
+}
+
+TYPED_TEST(Toeplitz, BandsEqualTheDenseProduct) {
+  // One block or several, direct or not; bands that touch a corner, the diagonal or neither.
+  for (const auto& [rows, cols] : {std::pair<Index, Index>{1, 1},
+                                   {40, 40},
+                                   {700, 700},
+                                   {2000, 1100},
+                                   {1100, 2000},
+                                   {1500, 90},
+                                   {90, 1500},
+                                   {1601, 1601}}) {
+    for (const Index width : {1, 2, 5, 60, 170, 400, 900}) {
+      for (const Index first :
+           {1 - cols, -cols / 2, -width, -width / 2, Index{0}, Index{3}, rows / 2, rows - width}) {
+        const Index last = first + width - 1;
+        if (first <= -cols || last >= rows) continue;
+        const Case<TypeParam> c(rows, cols, LagSupport{first, last});
+        EXPECT_EQ(c.toeplitz.support(), (LagSupport{first, last}));
+        this->expect_dense(c, 2);
+      }
+    }
+  }
+}
+
+TYPED_TEST(Toeplitz, GeneratorsOfZerosGiveZeros) {
+  const ToeplitzOperator<TypeParam> zero(6, 4, std::vector<TypeParam>(9));
+  const RowMajor<TypeParam> x = random_matrix<TypeParam>(4, 2, 1);
+  RowMajor<TypeParam> y = RowMajor<TypeParam>::Constant(6, 2, 99),
+                      y_t = RowMajor<TypeParam>::Constant(4, 2, 99);
+  zero.apply(x, y);
+  zero.apply_transpose(y, y_t);
+  EXPECT_TRUE(y.isZero(0) && y_t.isZero(0));
+}
+
+TYPED_TEST(Toeplitz, EveryChannelMayHaveAGeneratorOfItsOwn) {
+  for (const auto& [rows, cols] : {std::pair<Index, Index>{20, 20}, {300, 500}, {900, 900}}) {
+    for (const Index channels : {1, 2, 19}) {
+      // Some causal, so that supports differ.
+      RowMajor<TypeParam> generators = random_matrix<TypeParam>(channels, rows + cols - 1, 4);
+      for (Index c = 0; c < channels; c += 2) generators.row(c).head(cols - 1).setZero();
+      const auto batch = ToeplitzOperator<TypeParam>::per_channel(rows, cols, generators);
+      EXPECT_EQ(batch.channels(), channels > 1 ? channels : 0);
+      const RowMajor<TypeParam> x = random_matrix<TypeParam>(cols, channels, 5),
+                                u = random_matrix<TypeParam>(rows, 3, 6),
+                                v = random_matrix<TypeParam>(cols, 3, 7),
+                                x_t = random_matrix<TypeParam>(rows, channels, 8);
+      RowMajor<TypeParam> y(rows, channels), h(rows, channels), y_t(cols, channels);
+      batch.apply(x, y, threads(3));
+      batch.apply_hadamard(u, v, x, h);
+      batch.apply_transpose(x_t, y_t);
+      for (Index c = 0; c < channels; ++c) {
+        const RowMajor<TypeParam> g = generators.row(c).transpose();
+        const ToeplitzOperator<TypeParam> one(rows, cols, Case<TypeParam>::values(g));
+        const RowMajor<TypeParam> x_c = x.col(c), x_t_c = x_t.col(c);
+        RowMajor<TypeParam> y_c(rows, 1), h_c(rows, 1), y_t_c(cols, 1);
+        one.apply(x_c, y_c);
+        one.apply_hadamard(u, v, x_c, h_c);
+        one.apply_transpose(x_t_c, y_t_c);
+        const double bound = Case<TypeParam>::promised_bound(g);
+        EXPECT_LE(max_difference(y.col(c), y_c, 0), 2 * bound * norm_2(x, c));
+        EXPECT_LE(max_difference(y_t.col(c), y_t_c, 0), 2 * bound * norm_2(x_t, c));
+        double scale = 0;
+        for (Index l = 0; l < 3; ++l) scale += norm_max(u, l) * norm_max(v, l);
+        EXPECT_LE(max_difference(h.col(c), h_c, 0), 2 * bound * scale * norm_2(x, c));
+      }
+      if (channels == 1) continue;
+      RowMajor<TypeParam> narrow(cols, channels - 1), out(rows, channels - 1);
+      EXPECT_THAT([&] { batch.apply(narrow, out); },
+                  testing::ThrowsMessage<Error>(testing::HasSubstr("generators")));
+    }
+  }
+  EXPECT_THAT(
+      [] { ToeplitzOperator<TypeParam>::per_channel(2, 2, MatrixView<const TypeParam>(nullptr, 0, 3)); },
+      testing::ThrowsMessage<Error>(testing::HasSubstr("0 generators")));
 }
 
 TYPED_TEST(Toeplitz, RowsOfALongProductEqualTheirDotProducts) {

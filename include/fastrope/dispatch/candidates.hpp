@@ -208,7 +208,7 @@ class Candidates {
       unit.monomials = sets_.get(fit->limits);
     }
     entry_bound = radius;
-    run.runnable = ToeplitzRun{{std::move(unit), lag_generator(problem_, head)}, {}};
+    run.runnable = ToeplitzRun{ToeplitzHead(problem_, std::move(unit)), {}};
     add_exact_rows(radius, delta, amplification, *run.runnable, c);
     return run;
   }
@@ -292,7 +292,8 @@ class Candidates {
         exact_pairs += static_cast<double>(problem_.grid.keys_of(i).size());
     }
     c.error_bound += worst;
-    c.seconds = cost_.template toeplitz<Real>(problem_, static_cast<double>(c.rank));
+    c.seconds = cost_.template toeplitz<Real>(problem_, static_cast<double>(c.rank),
+                                              static_cast<double>(run.head.terms.size()));
     if (c.exact_rows > 0)
       c.seconds += cost_.template exact<Real>(problem_, exact_pairs, static_cast<double>(c.exact_rows));
     if (c.exact_rows == problem_.shapes.n_q) {

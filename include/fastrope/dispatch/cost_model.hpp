@@ -15,19 +15,20 @@
 #include "fastrope/polynomial/far_pairs.hpp"
 #include "fastrope/polynomial/state.hpp"
 #include "fastrope/problem/problem.hpp"
-#include "fastrope/toeplitz/fftw.hpp"
+#include "fastrope/toeplitz/attention.hpp"
+#include "fastrope/toeplitz/segments.hpp"
 
 namespace fastrope {
 
 /// Work per second of one core.
 struct CostModel {
-  double tile = 1.1e11;      ///< flops in the tile kernel
-  double weigh = 5.0e9;      ///< scores turned into weights: mask, maximum, exponential, sum
-  double feature = 1.4e10;   ///< monomials evaluated, summed and scaled
-  double transform = 8.0e9;  ///< flops in Fourier transforms, 2.5 N log2 N each
-  double element = 1.0e9;    ///< elements packed, bounded, scaled or accumulated outside of the kernels
-  double round = 5.0e-6;     ///< seconds to start a round of tasks and to wait for its end
-  double fit = 2.0e-4;       ///< seconds to find and certify the polynomials of one head
+  double tile = 1.1e11;       ///< flops in the tile kernel
+  double weigh = 5.0e9;       ///< scores turned into weights: mask, maximum, exponential, sum
+  double feature = 1.4e10;    ///< monomials evaluated, summed and scaled
+  double transform = 2.2e10;  ///< flops in Fourier transforms, 2.5 N log2 N each
+  double element = 1.0e9;     ///< elements packed, bounded, scaled or accumulated outside of the kernels
+  double round = 5.0e-6;      ///< seconds to start a round of tasks and to wait for its end
+  double fit = 2.0e-4;        ///< seconds to find and certify the polynomials of one head
 
   /// What looking at the data costs for each head, and the least that any approximation of it could:
   /// degree 1.
@@ -39,7 +40,7 @@ struct CostModel {
                         (2 * static_cast<double>(s.n_q) + 2 * static_cast<double>(s.n_k) / group) / element;
     const Index variables = problem.weights ? static_cast<Index>(problem.weights->support().size()) : s.d;
     const double rank = static_cast<double>(variables + 1);
-    double path = toeplitz<Real>(problem, rank);
+    double path = toeplitz<Real>(problem, rank, 1);
     if (polynomial_refusal(problem).empty())
       path = std::min(path, polynomial<Real>(problem, rank, 1, best_chunks<Real>(problem, rank, 1)));
     return look + fit + path;
@@ -96,16 +97,16 @@ struct CostModel {
     return best;
   }
 
-  /// The Toeplitz path of one head, without the rows that are done exactly.
+  /// The Toeplitz path of one head by transforms, without the rows that are done exactly. generators: of them
+  /// that differ.
   template <class Real>
-  double toeplitz(const Problem& problem, double rank) const {
+  double toeplitz(const Problem& problem, double rank, double generators) const {
     const Shapes& s = problem.shapes;
-    const double length = static_cast<double>(fft_length(std::max<Index>(1, s.n_q + s.n_k - 1)));
     const double channels = static_cast<double>(s.d_v + 1);
-    const double transforms = (problem.weights ? rank : 1) + 2 * rank * channels;
-    const double elements = rank * channels * (length + static_cast<double>(s.n_q + s.n_k));
-    return slowdown<Real>() * (transforms * 2.5 * length * std::log2(length) / transform +
-                               elements / (4 * element) + packing(s));
+    const double flops = ToeplitzSegments<Real>::flops(s.n_q, s.n_k, allowed_support(problem));
+    const double products = rank * channels + generators / 2;
+    const double elements = rank * channels * 2 * static_cast<double>(s.n_q + s.n_k);
+    return slowdown<Real>() * (products * flops / transform + elements / (4 * element) + packing(s));
   }
 
  private:

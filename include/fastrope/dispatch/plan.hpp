@@ -56,7 +56,8 @@ class Plan {
       append(exact_rows_, group.exact_rows);
       append(report_.heads, group.reports);
     }
-    if (!toeplitz_heads_.empty()) embedding_.emplace(problem_.shapes.n_q, problem_.shapes.n_k);
+    if (!toeplitz_heads_.empty())
+      segments_.emplace(problem_.shapes.n_q, problem_.shapes.n_k, allowed_support(problem_));
     report_.workspace_bytes = all_exact() ? exact_workspace_bytes<Real>(problem_)
                                           : Workspace::bytes_of([&](Workspace& w) { Mixture(*this, w); });
   }
@@ -91,7 +92,7 @@ class Plan {
         : packed(plan.problem_, workspace),
           exact(plan.problem_, packed, workspace),
           polynomial(plan.problem_, plan.units_, workspace),
-          toeplitz(plan.problem_, plan.embedding_ ? &*plan.embedding_ : nullptr, plan.toeplitz_heads_,
+          toeplitz(plan.problem_, plan.segments_ ? &*plan.segments_ : nullptr, plan.toeplitz_heads_,
                    workspace) {}
 
     template <class Q, class K, class V, class Out>
@@ -133,7 +134,7 @@ class Plan {
   std::vector<LowRankUnit> units_ = {};
   std::vector<ToeplitzHead> toeplitz_heads_ = {};
   std::vector<RowTask> exact_rows_ = {};
-  std::optional<CirculantEmbedding<Real>> embedding_ = {};
+  std::optional<ToeplitzSegments<Real>> segments_ = {};
 };
 
 namespace detail {

@@ -2,6 +2,7 @@
 // every W(lag) is zero outside one sparse support S of index pairs (a, b).
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <span>
@@ -71,6 +72,22 @@ class RelativeWeights {
 
   /// W(lag)[a_s, b_s]. Requires first_lag() <= lag <= last_lag().
   double operator()(Position lag, Index s) const { return values_[s * lags_ + lag - first_]; }
+
+  /// The first entry r with W_s = sign W_r at every lag.
+  struct Equal {
+    Index entry;
+    int sign;
+  };
+  Equal first_equal(Index s) const {
+    const auto row = [&](Index r) {
+      return std::span(values_).subspan(static_cast<std::size_t>(r * lags_), static_cast<std::size_t>(lags_));
+    };
+    for (Index r = 0; r < s; ++r) {
+      if (std::ranges::equal(row(r), row(s))) return {r, 1};
+      if (std::ranges::equal(row(r), row(s), [](double x, double y) { return x == -y; })) return {r, -1};
+    }
+    return {s, 1};
+  }
 
   /// Throws Error unless the support lies in d x d and every lag in [first, last] has weights.
   void require_covers(Index d, Position first, Position last) const {

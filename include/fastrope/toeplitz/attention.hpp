@@ -21,27 +21,25 @@
 // max|V|. Rows where that breaks the tolerance (the first ones of a causal mask) are done by the exact path.
 #pragma once
 
+#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
-#include <complex>
 #include <limits>
+#include <map>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/polynomial/attention.hpp"
+#include "fastrope/position/relative_weights.hpp"
 #include "fastrope/toeplitz/circulant.hpp"
+#include "fastrope/toeplitz/segments.hpp"
 
 namespace fastrope {
-
-/// What the Toeplitz path needs to know of one head: found by the planner.
-struct ToeplitzHead {
-  LowRankUnit low_rank;           ///< of one head
-  std::vector<double> generator;  ///< lag_generator
-};
 
 /// T's generator for one head, divided by its largest value: [n_q + n_k - 1], index lag - offset + n_k - 1.
 inline std::vector<double> lag_generator(const Problem& problem, Index head) {
@@ -54,6 +52,61 @@ inline std::vector<double> lag_generator(const Problem& problem, Index head) {
   for (Position lag = lags.first; lag <= lags.last; ++lag)
     generator[static_cast<std::size_t>(lag - grid.offset() + grid.n_k() - 1)] = std::exp(bias(lag) - largest);
   return generator;
+}
+
+/// Terms of a polynomial whose generator is the same product of lag functions.
+struct SharedGenerator {
+  std::vector<Index> weights;  ///< the entries s of the support whose W_s(lag) are multiplied with T(lag)
+  struct Term {
+    Index monomial;
+    double coefficient;
+  };
+  std::vector<Term> terms;
+};
+
+/// What the Toeplitz path needs to know of one head: found by the planner.
+struct ToeplitzHead {
+  LowRankUnit low_rank;           ///< of one head
+  std::vector<double> generator;  ///< T(lag), from lag_generator
+  std::vector<SharedGenerator> terms;
+
+  ToeplitzHead(const Problem& problem, LowRankUnit unit)
+      : low_rank(std::move(unit)),
+        generator(lag_generator(problem, low_rank.heads.begin)),
+        terms(share_generators(low_rank, problem.weights ? &*problem.weights : nullptr)) {}
+
+ private:
+  /// Without weights all terms share T; with weights those whose entries of W are the same up to their signs.
+  static std::vector<SharedGenerator> share_generators(const LowRankUnit& unit,
+                                                       const RelativeWeights* weights) {
+    const auto monomials = unit.monomials->terms();
+    std::map<std::vector<Index>, SharedGenerator> groups;
+    for (std::size_t m = 0; m < monomials.size(); ++m) {
+      double coefficient =
+          unit.coefficients[static_cast<std::size_t>(monomials[m].degree)] * monomials[m].multinomial;
+      std::vector<Index> factors;
+      for (const Monomial* term = &monomials[m]; weights && term->degree > 0;
+           term = &monomials[static_cast<std::size_t>(term->parent)]) {
+        const auto [entry, sign] = weights->first_equal(term->variable);
+        factors.push_back(entry);
+        coefficient *= sign;
+      }
+      std::sort(factors.begin(), factors.end());
+      SharedGenerator& group = groups[factors];
+      group.weights = factors;
+      group.terms.push_back({static_cast<Index>(m), coefficient});
+    }
+    std::vector<SharedGenerator> list;
+    for (auto& [factors, group] : groups) list.push_back(std::move(group));
+    return list;
+  }
+};
+
+/// The lags row - column that the mask allows.
+inline LagSupport allowed_support(const Problem& problem) {
+  const LagGrid::Lags lags = problem.grid.allowed_lags();
+  const Position offset = problem.grid.offset();
+  return lags.first > lags.last ? LagSupport{} : LagSupport{lags.first - offset, lags.last - offset};
 }
 
 /// Why the Toeplitz path cannot compute this problem at any tolerance; empty when it can.
@@ -100,19 +153,20 @@ std::vector<double> transform_error(const Problem& problem, std::span<const doub
 template <class Real>
 class ToeplitzAttention {
  public:
-  using Complex = std::complex<Real>;
-
-  /// embedding: of n_q x n_k; may be null when there are no heads.
-  ToeplitzAttention(const Problem& problem, const CirculantEmbedding<Real>* embedding,
+  /// segments: of n_q x n_k and the allowed lags; may be null when there are no heads.
+  ToeplitzAttention(const Problem& problem, const ToeplitzSegments<Real>* segments,
                     std::span<const ToeplitzHead> heads, Workspace& workspace)
-      : heads_(heads), embedding_(embedding) {
+      : heads_(heads), segments_(segments) {
     if (heads.empty()) return;
     for (const ToeplitzHead& head : heads) {
-      degree_ = std::max<Index>(degree_, head.low_rank.monomials->degree());
       columns_ = std::max(columns_, head.low_rank.projection.variables());
+      generators_ = std::max(generators_, std::ssize(head.terms));
     }
-    scratch_ = WorkerScratch(problem.executor.workers(), workspace,
-                             [&](Workspace& share) { buffers(problem, share); });
+    generators_ = std::min(generators_, kGenerators);
+    const Index workers = problem.executor.workers();
+    of_head_ = WorkerScratch(std::min(workers, std::ssize(heads)), workspace,
+                             [&](Workspace& share) { HeadMemory(*this, problem, share); });
+    of_worker_ = WorkerScratch(workers, workspace, [&](Workspace& share) { Scratch(*this, problem, share); });
   }
 
   /// out: [heads, n_q, d_v]. Writes every row of the planned heads; the rows whose bound is too large hold no
@@ -120,149 +174,208 @@ class ToeplitzAttention {
   template <class Q, class Out>
   void run(const Problem& problem, const PackedKeys<Real>& packed, TensorView<const Q> q,
            TensorView<Out> out) const {
-    problem.executor.parallel_for(static_cast<Index>(heads_.size()), [&](Index task, Index worker) {
-      const auto& [unit, generator] = heads_[static_cast<std::size_t>(task)];
-      const Index head = unit.heads.begin;
-      Workspace share = scratch_.of(worker);
-      const Buffers b = buffers(problem, share);
-      load(problem, packed, unit, q.head(head), b);
-      for (std::size_t m = 0; m < generator.size(); ++m) b.generators[m] = static_cast<Real>(generator[m]);
-      embedding_->transform_generator(b.generators, b.padded, b.spectrum);
-      for (const Monomial& term : unit.monomials->terms()) add_term(problem, unit, term, b);
-      write(problem, out.head(head), b);
-    });
+    const Executor& executor = problem.executor;
+    const Index workers = executor.workers(), count = std::ssize(heads_);
+    const Index n_q = problem.shapes.n_q, channels = problem.shapes.d_v + 1;
+    const Index query_blocks = ceil_div(n_q, kBlock), key_blocks = ceil_div(problem.shapes.n_k, kBlock);
+    // As many heads at a time as there are workers; tasks are parts of a head.
+    for (Index begin = 0; begin < count; begin += workers) {
+      const Index batch = std::min(workers, count - begin);
+      const auto for_each = [&](Index parts, auto&& task) {
+        executor.parallel_for(batch * parts, [&](Index t, Index worker) {
+          Workspace share = of_head_.of(t / parts), scratch = of_worker_.of(worker);
+          task(heads_[static_cast<std::size_t>(begin + t / parts)], HeadMemory(*this, problem, share),
+               t % parts, Scratch(*this, problem, scratch));
+        });
+      };
+      for_each(query_blocks + key_blocks,
+               [&](const ToeplitzHead& head, const HeadMemory& m, Index part, const Scratch& s) {
+                 if (part < query_blocks)
+                   load_queries(problem, packed, head.low_rank, q, part, m, s);
+                 else
+                   load_keys(problem, packed, head.low_rank, part - query_blocks, m, s);
+               });
+      const Index width = std::max<Index>(1, batch * channels / (4 * workers));
+      for (Index g = 0; g < most_generators(begin, batch); g += generators_) {
+        for_each(generators_,
+                 [&](const ToeplitzHead& head, const HeadMemory& m, Index part, const Scratch& s) {
+                   if (g + part < std::ssize(head.terms))
+                     transform_generator(problem, head, g + part, m.spectrum(part), s);
+                 });
+        for_each(ceil_div(channels, width),
+                 [&](const ToeplitzHead& head, const HeadMemory& m, Index part, const Scratch& s) {
+                   const Range some{part * width, std::min((part + 1) * width, channels)};
+                   for (Index k = 0; k < generators_ && g + k < std::ssize(head.terms); ++k)
+                     for (const auto& term : head.terms[static_cast<std::size_t>(g + k)].terms)
+                       add_term(problem, head.low_rank, term, m.spectrum(k), some, m, s);
+                 });
+      }
+      for_each(query_blocks, [&](const ToeplitzHead& head, const HeadMemory& m, Index part, const Scratch&) {
+        write(problem, block(part, n_q), m, out.head(head.low_rank.heads.begin));
+      });
+    }
   }
 
  private:
   static constexpr Index kRows = PackedKeys<Real>::kWidth;
+  static constexpr Index kBlock = 16 * kRows;  ///< rows of a task
+  /// Transformed generators that are held at a time.
+  static constexpr Index kGenerators = 16;
 
-  /// One worker's scratch; a vector over all rows is contiguous.
-  struct Buffers {
-    Real* panel;         // [d, kRows], a block of rows before it is laid out
-    Real* shifted;       // [d, kRows]
-    Real* projected;     // [columns, kRows]
-    Real* row_factor;    // [kRows]
-    Real* row;           // what packing wants
-    Real* queries;       // [columns, n_q]
-    Real* keys;          // [columns, n_k]
-    Real* values;        // [d_v + 1, n_k], the last all ones
-    Real* query_terms;   // [degree + 1, n_q]: phi of the current term's ancestors
-    Real* key_terms;     // [degree + 1, n_k]
-    Real* generators;    // [degree + 1 or 1, n_q + n_k - 1]: products of the term's W_s
-    Complex* spectrum;   // [spectrum_size], of the current generator
-    Real* padded;        // [N]
-    Real* product;       // [N]
-    Complex* transform;  // [spectrum_size]
-    Real* sums;          // [d_v + 1, n_q]
+  static Range block(Index part, Index n) { return {part * kBlock, std::min((part + 1) * kBlock, n)}; }
+
+  Index most_generators(Index begin, Index batch) const {
+    Index most = 0;
+    for (const ToeplitzHead& head :
+         heads_.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(batch)))
+      most = std::max(most, std::ssize(head.terms));
+    return most;
+  }
+
+  /// What the tasks of a head share; a vector over all rows is contiguous.
+  struct HeadMemory {
+    Real* queries;  // [columns, n_q], projected
+    Real* keys;     // [columns, n_k], projected
+    Real* values;   // [d_v + 1, n_k]: the columns of V times the keys' weights, and the weights
+    Real* sums;     // [d_v + 1, n_q]
+    Real* spectra;  // [generators, buffer_size]
+    Index spectrum_size;
+
+    HeadMemory(const ToeplitzAttention& t, const Problem& problem, Workspace& w)
+        : queries(w.take<Real>(t.columns_ * problem.shapes.n_q).data()),
+          keys(w.take<Real>(t.columns_ * problem.shapes.n_k).data()),
+          values(w.take<Real>((problem.shapes.d_v + 1) * problem.shapes.n_k).data()),
+          sums(w.take<Real>((problem.shapes.d_v + 1) * problem.shapes.n_q).data()),
+          spectrum_size(t.segments_->embedding().buffer_size()) {
+      spectrum_size = round_up(spectrum_size, kAlignment / sizeof(Real));
+      spectra = w.take<Real>(t.generators_ * spectrum_size).data();
+    }
+    Real* spectrum(Index k) const { return spectra + k * spectrum_size; }
   };
 
-  Buffers buffers(const Problem& problem, Workspace& w) const {
-    const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k, d = problem.shapes.d,
-                d_v = problem.shapes.d_v;
-    const Index levels = degree_ + 1;
-    return {.panel = w.take<Real>(d * kRows).data(),
-            .shifted = w.take<Real>(d * kRows).data(),
-            .projected = w.take<Real>(columns_ * kRows).data(),
-            .row_factor = w.take<Real>(kRows).data(),
-            .row = w.take<Real>(PackedKeys<Real>::scratch_size(problem.shapes)).data(),
-            .queries = w.take<Real>(columns_ * n_q).data(),
-            .keys = w.take<Real>(columns_ * n_k).data(),
-            .values = w.take<Real>((d_v + 1) * n_k).data(),
-            .query_terms = w.take<Real>(levels * n_q).data(),
-            .key_terms = w.take<Real>(levels * n_k).data(),
-            .generators = w.take<Real>((problem.weights ? levels : 1) * (n_q + n_k)).data(),
-            .spectrum = w.take<Complex>(embedding_->spectrum_size()).data(),
-            .padded = w.take<Real>(embedding_->length()).data(),
-            .product = w.take<Real>(embedding_->length()).data(),
-            .transform = w.take<Complex>(embedding_->spectrum_size()).data(),
-            .sums = w.take<Real>((d_v + 1) * n_q).data()};
-  }
+  /// What a task needs for itself.
+  struct Scratch {
+    Real* panel;       // [d, kRows], a block of rows before it is laid out
+    Real* shifted;     // [d, kRows]
+    Real* projected;   // [columns, kRows]
+    Real* row_factor;  // [kRows]
+    Real* row;         // what packing wants
+    Real* generator;   // [lags]
+    Real* query_term;  // [n_q]
+    Real* key_term;    // [n_k]
+    Real* padded;      // [buffer_size]
+    Real* product;     // [N]
 
-  /// Projected queries and keys, values, and the empty term.
+    Scratch(const ToeplitzAttention& t, const Problem& problem, Workspace& w)
+        : panel(w.take<Real>(problem.shapes.d * kRows).data()),
+          shifted(w.take<Real>(problem.shapes.d * kRows).data()),
+          projected(w.take<Real>(t.columns_ * kRows).data()),
+          row_factor(w.take<Real>(kRows).data()),
+          row(w.take<Real>(PackedKeys<Real>::scratch_size(problem.shapes)).data()),
+          generator(w.take<Real>(t.segments_->support().size()).data()),
+          query_term(w.take<Real>(problem.shapes.n_q).data()),
+          key_term(w.take<Real>(problem.shapes.n_k).data()),
+          padded(w.take<Real>(t.segments_->embedding().buffer_size()).data()),
+          product(w.take<Real>(t.segments_->embedding().length()).data()) {}
+  };
+
   template <class Q>
-  void load(const Problem& problem, const PackedKeys<Real>& packed, const LowRankUnit& unit,
-            MatrixView<const Q> q, const Buffers& b) const {
-    const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k, d = problem.shapes.d,
-                d_v = problem.shapes.d_v;
-    const Index kv = problem.kv_head(unit.heads.begin), columns = unit.projection.variables();
-    for (Index i = 0; i < n_q; i += kRows) {
-      const Range rows{i, std::min(i + kRows, n_q)};
-      packed.pack_queries(problem, q, rows, kRows, problem.scale * kLog2E, b.panel, b.row);
-      project_queries(unit.projection, problem.scale, kLog2E, kRows, b.panel, kRows, b.shifted, b.projected,
-                      b.row_factor);
+  void load_queries(const Problem& problem, const PackedKeys<Real>& packed, const LowRankUnit& unit,
+                    TensorView<const Q> q, Index part, const HeadMemory& m, const Scratch& s) const {
+    const Index n_q = problem.shapes.n_q, columns = unit.projection.variables();
+    const Range rows = block(part, n_q);
+    for (Index i = rows.begin; i < rows.end; i += kRows) {
+      const Range some{i, std::min(i + kRows, rows.end)};
+      packed.pack_queries(problem, q.head(unit.heads.begin), some, kRows, problem.scale * kLog2E, s.panel,
+                          s.row);
+      project_queries(unit.projection, problem.scale, kLog2E, kRows, s.panel, kRows, s.shifted, s.projected,
+                      s.row_factor);
       for (Index c = 0; c < columns; ++c)
-        std::copy_n(b.projected + c * kRows, rows.size(), b.queries + c * n_q + i);
+        std::copy_n(s.projected + c * kRows, some.size(), m.queries + c * n_q + i);
     }
-    for (Index j = 0; j < n_k; j += kRows) {
-      const Index count = std::min(kRows, n_k - j);
-      std::copy_n(packed.panel(kv, j / kRows), d * kRows, b.shifted);
-      project_keys(unit.projection, problem.scale, kRows, count, b.shifted, b.projected, kRows, b.row_factor);
-      for (Index c = 0; c < columns; ++c) std::copy_n(b.projected + c * kRows, count, b.keys + c * n_k + j);
-      std::copy_n(b.row_factor, count, b.key_terms + j);  // the empty term: the keys' weights
+    for (Index c = 0; c <= problem.shapes.d_v; ++c)
+      std::fill(m.sums + c * n_q + rows.begin, m.sums + c * n_q + rows.end, Real{0});
+  }
+
+  void load_keys(const Problem& problem, const PackedKeys<Real>& packed, const LowRankUnit& unit, Index part,
+                 const HeadMemory& m, const Scratch& s) const {
+    const Index n_k = problem.shapes.n_k, d = problem.shapes.d, d_v = problem.shapes.d_v;
+    const Index kv = problem.kv_head(unit.heads.begin), columns = unit.projection.variables();
+    const Range rows = block(part, n_k);
+    for (Index j = rows.begin; j < rows.end; j += kRows) {
+      const Index count = std::min(kRows, rows.end - j);
+      std::copy_n(packed.panel(kv, j / kRows), d * kRows, s.shifted);
+      Real* weight = s.row_factor;
+      project_keys(unit.projection, problem.scale, kRows, count, s.shifted, s.projected, kRows, weight);
+      for (Index c = 0; c < columns; ++c) std::copy_n(s.projected + c * kRows, count, m.keys + c * n_k + j);
+      std::copy_n(weight, count, m.values + d_v * n_k + j);
     }
-    for (Index j = 0; j < n_k; ++j)
+    const Real* weights = m.values + d_v * n_k;
+    for (Index j = rows.begin; j < rows.end; ++j)
       for (Index c = 0; c < d_v; ++c)
-        b.values[c * n_k + j] = packed.values(kv)[j * packed.value_stride() + c];
-    std::fill_n(b.values + d_v * n_k, n_k, Real{1});
-    std::fill_n(b.query_terms, n_q, Real{1});
-    std::fill_n(b.sums, (d_v + 1) * n_q, Real{0});
+        m.values[c * n_k + j] = weights[j] * packed.values(kv)[j * packed.value_stride() + c];
   }
 
-  /// sums += c_|m| diag(phi_m(q)) T_m diag(phi_m(k)) [values, 1]. The term's parent is the last one of the
-  /// degree below.
-  void add_term(const Problem& problem, const LowRankUnit& unit, const Monomial& term,
-                const Buffers& b) const {
+  /// The transform of T(lag) prod_s W_s(lag).
+  void transform_generator(const Problem& problem, const ToeplitzHead& head, Index g, Real* spectrum,
+                           const Scratch& s) const {
+    const LagSupport support = segments_->support();
+    const std::vector<Index>& weights = head.terms[static_cast<std::size_t>(g)].weights;
+    const Index n_k = problem.shapes.n_k;
+    for (Index lag = support.first; lag <= support.last; ++lag) {
+      double t = head.generator[static_cast<std::size_t>(lag + n_k - 1)];
+      for (const Index w : weights) t *= (*problem.weights)(lag + problem.grid.offset(), w);
+      s.generator[lag - support.first] = static_cast<Real>(t);
+    }
+    segments_->embedding().transform_generator(s.generator, spectrum);
+  }
+
+  /// sums += coefficient diag(phi(q)) T diag(phi(k)) values, phi the monomial, for some channels.
+  void add_term(const Problem& problem, const LowRankUnit& unit, const SharedGenerator::Term& term,
+                const Real* spectrum, Range channels, const HeadMemory& m, const Scratch& s) const {
+    using Vector = Eigen::Map<Eigen::ArrayX<Real>>;
     const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
-    const Index level = term.degree;
-    Real* query_term = b.query_terms + level * n_q;
-    Real* key_term = b.key_terms + level * n_k;
-    if (level > 0) {
-      const auto [a, c] = problem.weights
-                              ? problem.weights->support()[static_cast<std::size_t>(term.variable)]
-                              : RelativeWeights::Entry{term.variable, term.variable};
-      for (Index i = 0; i < n_q; ++i) query_term[i] = query_term[i - n_q] * b.queries[a * n_q + i];
-      for (Index j = 0; j < n_k; ++j) key_term[j] = key_term[j - n_k] * b.keys[c * n_k + j];
-      if (problem.weights) raise_generator(problem, term, b);
+    const auto monomials = unit.monomials->terms();
+    Vector query_term(s.query_term, n_q), key_term(s.key_term, n_k);
+    query_term.setConstant(static_cast<Real>(term.coefficient));
+    key_term.setOnes();
+    for (const Monomial* x = &monomials[static_cast<std::size_t>(term.monomial)]; x->degree > 0;
+         x = &monomials[static_cast<std::size_t>(x->parent)]) {
+      const auto [a, b] = problem.weights ? problem.weights->support()[static_cast<std::size_t>(x->variable)]
+                                          : RelativeWeights::Entry{x->variable, x->variable};
+      query_term *= Vector(m.queries + a * n_q, n_q);
+      key_term *= Vector(m.keys + b * n_k, n_k);
     }
-    const auto coefficient =
-        static_cast<Real>(unit.coefficients[static_cast<std::size_t>(level)] * term.multinomial);
-    std::fill(b.padded + n_k, b.padded + embedding_->length(), Real{0});
-    for (Index c = 0; c <= problem.shapes.d_v; ++c) {
-      const Real* values = b.values + c * n_k;
-      for (Index j = 0; j < n_k; ++j) b.padded[j] = key_term[j] * values[j];
-      embedding_->multiply(b.spectrum, b.padded, b.product, b.transform);
-      Real* sums = b.sums + c * n_q;
-      for (Index i = 0; i < n_q; ++i) sums[i] += coefficient * query_term[i] * b.product[i];
-    }
-  }
-
-  /// The generator of a term of a general W: its parent's times W_s(lag), and its transform.
-  void raise_generator(const Problem& problem, const Monomial& term, const Buffers& b) const {
-    const LagGrid& grid = problem.grid;
-    const LagGrid::Lags lags = grid.allowed_lags();
-    const Index size = grid.n_q() + grid.n_k() - 1;
-    const Position lowest = grid.offset() - grid.n_k() + 1;
-    Real* generator = b.generators + term.degree * size;
-    std::fill_n(generator, size, Real{0});
-    for (Position lag = lags.first; lag <= lags.last; ++lag)
-      generator[lag - lowest] =
-          generator[lag - lowest - size] * static_cast<Real>((*problem.weights)(lag, term.variable));
-    embedding_->transform_generator(generator, b.padded, b.spectrum);
+    const CirculantEmbedding<Real>& embedding = segments_->embedding();
+    const SegmentedProduct& parts = segments_->product();
+    for (Index c = channels.begin; c < channels.end; ++c)
+      for (Index p = 0; p < parts.count(); ++p) {
+        const Range window = parts.inputs(p), keys = intersect(window, {0, n_k}), rows = parts.outputs(p);
+        const Index at = keys.begin - window.begin;
+        std::fill_n(s.padded, at, Real{0});
+        Vector(s.padded + at, keys.size()) =
+            key_term.segment(keys.begin, keys.size()) * Vector(m.values + c * n_k + keys.begin, keys.size());
+        std::fill(s.padded + at + keys.size(), s.padded + embedding.length(), Real{0});
+        embedding.multiply(spectrum, s.padded, s.product);
+        Vector(m.sums + c * n_q + rows.begin, rows.size()) +=
+            query_term.segment(rows.begin, rows.size()) * Vector(s.product, rows.size());
+      }
   }
 
   template <class Out>
-  void write(const Problem& problem, MatrixView<Out> out, const Buffers& b) const {
+  void write(const Problem& problem, Range rows, const HeadMemory& m, MatrixView<Out> out) const {
     const Index n_q = problem.shapes.n_q, d_v = problem.shapes.d_v;
-    for (Index i = 0; i < n_q; ++i)
+    for (Index i = rows.begin; i < rows.end; ++i)
       for (Index c = 0; c < d_v; ++c)
-        out(i, c) = static_cast<Out>(b.sums[c * n_q + i] / b.sums[d_v * n_q + i]);
+        out(i, c) = static_cast<Out>(m.sums[c * n_q + i] / m.sums[d_v * n_q + i]);
   }
 
   std::span<const ToeplitzHead> heads_;
-  const CirculantEmbedding<Real>* embedding_;
-  Index degree_ = 0;
-  Index columns_ = 0;  // of projected rows
-  WorkerScratch scratch_;
+  const ToeplitzSegments<Real>* segments_;
+  Index columns_ = 0;     // of projected rows
+  Index generators_ = 0;  // held at a time
+  WorkerScratch of_head_;
+  WorkerScratch of_worker_;
 };
 
 }  // namespace fastrope
