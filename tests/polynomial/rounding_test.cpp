@@ -73,7 +73,7 @@ TEST(RoundingEstimate, CoversIdenticalKeysOppositeToTheQuery) {
           }
           worst = std::max(worst, std::abs(static_cast<double>(attend(p, x, y, v)(0, 0, 0) / value - 1)));
         }
-        const double estimate = rounding_estimate(p, -radius, radius, keys, kEpsilon);
+        const double estimate = rounding_estimate(p, radius, -radius, radius, keys, kEpsilon);
         EXPECT_LE(worst, estimate) << radius << ' ' << variables << ' ' << keys;
         closest = std::max(closest, worst / estimate);
       }

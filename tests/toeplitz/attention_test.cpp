@@ -469,7 +469,8 @@ TYPED_TEST(ToeplitzPromiseTest, EarlyRowsAreExact) {
   c.base.tolerance = 1e-2;
   c.base.scale = 0.05;
   std::vector<double> values;
-  for (Index lag = 0; lag < 400; ++lag) values.push_back(0.05 * static_cast<double>(lag));
+  for (Index lag = 0; lag < 400; ++lag)  // rough, or a state would carry it
+    values.push_back(0.05 * static_cast<double>(lag) + (lag % 2 == 0 ? 0.01 : 0));
   c.base.bias = LagBias::table(values, 1, 0);
   c.bias = table_formula(values, 1, 0);
   AttentionInputs<TypeParam> in(c.shapes, 8);

@@ -19,9 +19,13 @@
 #include "fastrope/dispatch/report.hpp"
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/polynomial/attention.hpp"
+#include "fastrope/polynomial/certificate.hpp"
+#include "fastrope/polynomial/exp_polynomial.hpp"
 #include "fastrope/polynomial/far_pairs.hpp"
 #include "fastrope/polynomial/low_rank.hpp"
+#include "fastrope/polynomial/rounding.hpp"
 #include "fastrope/toeplitz/attention.hpp"
+#include "fastrope/toeplitz/lag_tails.hpp"
 
 namespace fastrope {
 
@@ -40,59 +44,6 @@ class MonomialSets {
   std::map<std::vector<int>, std::shared_ptr<const MonomialSet>> sets_ = {};
 };
 
-/// A polynomial for entries up to a radius, and the errors that it implies for the output, relative to
-/// max|V|.
-struct Approximation {
-  ExpPolynomial polynomial;
-  double error_bound;    ///< delta / (1 - delta), certified
-  double rounding;       ///< an estimate: epsilon ((2 g + 8 + sqrt(n_k) / 4) amplification e^R / (1 - delta)
-                         ///< + the largest logit before any shift)
-  double amplification;  ///< sum_p |c_p| F^p, what the features' sizes add up to; F >= R bounds their norms
-};
-
-/// sum_p |c_p| radius^p.
-inline double amplification_of(const ExpPolynomial& polynomial, double radius) {
-  double sum = 0, power = 1;
-  for (double c : polynomial.coefficients()) {
-    sum += std::abs(c) * power;
-    power *= radius;
-  }
-  return sum;
-}
-
-/// The approximation of lowest degree whose certified error and rounding are within `tolerance` together;
-/// nothing where there is none, with the reason. `logit_size`: bound of the logits before any shift, which
-/// are computed with an error of epsilon of it.
-inline std::optional<Approximation> approximate(double radius, double feature_radius, double logit_size,
-                                                double tolerance, double epsilon, Index n_k,
-                                                std::string& reason) {
-  double target = tolerance;
-  while (target > 0) {
-    std::optional<ExpPolynomial> p;
-    try {
-      p = ExpPolynomial::fit(radius, target / (1 + target));
-    } catch (const Error& error) {
-      reason = error.what();
-      return std::nullopt;
-    }
-    const double delta = p->relative_error();
-    const double amplification = amplification_of(*p, feature_radius);
-    const double roundings = 2.0 * p->degree() + 8 + std::sqrt(static_cast<double>(n_k)) / 4;
-    const double rounding =
-        epsilon * (roundings * amplification * std::exp(radius) / (1 - delta) + logit_size);
-    const double bound = delta / (1 - delta);
-    if (bound + rounding <= tolerance) return Approximation{*p, bound, rounding, amplification};
-    if (rounding >= tolerance) {
-      reason =
-          detail::message("rounding alone is about ", rounding, " at degree ", p->degree(),
-                          " (entries up to ", radius, ", logits up to ", logit_size, " before any shift)");
-      return std::nullopt;
-    }
-    target = std::min(target / 2, tolerance - rounding);
-  }
-  return std::nullopt;
-}
-
 /// A candidate and what running it needs.
 template <class Runnable>
 struct Runner {
@@ -100,10 +51,12 @@ struct Runner {
   std::optional<Runnable> runnable = {};  ///< where the candidate is feasible
 };
 
-/// The Toeplitz path of one head with the rows that it leaves to the exact one.
+/// The Toeplitz path of one head: by transforms, with the rows that they leave to the exact path, or by a
+/// state.
 struct ToeplitzRun {
-  ToeplitzHead head;
-  std::vector<RowTask> exact_rows;
+  std::optional<ToeplitzHead> transforms = {};
+  std::vector<RowTask> exact_rows = {};
+  std::optional<LowRankUnit> state = {};
 };
 
 /// Finds the candidates of one problem's heads. Members may be called by several threads at once.
@@ -162,8 +115,8 @@ class Candidates {
     return run;
   }
 
-  /// The Toeplitz path of one head. Where positions separate it has the polynomial path's features, and
-  /// transforms beside: it is looked at only if `forced`.
+  /// The Toeplitz path of one head, by transforms or by a state, whichever is cheaper. Where positions
+  /// separate it has the polynomial path's features, and transforms beside: it is looked at only if `forced`.
   Runner<ToeplitzRun> toeplitz(Index head, const GroupRows<Real>& rows, Index query, bool forced,
                                double& entry_bound) {
     Runner<ToeplitzRun> run{{.path = Path::toeplitz, .feasible = false, .reason = toeplitz_refusal_}};
@@ -171,30 +124,43 @@ class Candidates {
     if (c.reason.empty() && polynomial_refusal_.empty() && !forced)
       c.reason = "positions separate: the polynomial path has the same features without transforms";
     if (!c.reason.empty()) return run;
+    double by_transforms = 0, by_state = 0;
+    run = transforms(head, rows, query, by_transforms);
+    entry_bound = by_transforms;
+    if (problem_.weights) return run;
+    auto other = tails(head, rows, query, by_state);
+    if (!other.runnable || (run.candidate.feasible && run.candidate.seconds <= other.candidate.seconds))
+      return run;
+    entry_bound = by_state;
+    return other;
+  }
+
+ private:
+  static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
+
+  /// By transforms: the bounds of their rounding leave some rows to the exact path.
+  Runner<ToeplitzRun> transforms(Index head, const GroupRows<Real>& rows, Index query, double& radius) {
+    Runner<ToeplitzRun> run{{.path = Path::toeplitz, .feasible = false}};
+    Candidate& c = run.candidate;
     // The transforms need a share of the tolerance too.
     const double tolerance = 0.75 * tolerance_;
-    double radius = 0, delta = 0, amplification = 0;
     LowRankUnit unit{
         .heads = {head, head + 1}, .projection = {}, .coefficients = {}, .monomials = {}, .chunks = {}};
+    double delta = 0, terms = 0;
     if (problem_.weights) {
       const WeightedBounds bounds = weighted_bounds(rows, static_cast<std::size_t>(query), problem_);
-      const auto fit = approximate(bounds.radius, bounds.feature_radius, bounds.radius, tolerance, kEpsilon,
-                                   problem_.shapes.n_k, c.reason);
-      if (!fit) return run;
-      c.degree = fit->polynomial.degree();
-      c.error_bound = fit->error_bound;
-      c.rounding = fit->rounding;
-      const auto variables = static_cast<Index>(problem_.weights->support().size());
-      const std::vector<int> limits = simplex_limits(variables, c.degree);
+      const auto polynomial = weighted_fit(bounds, rows.values.spread, tolerance, c);
+      if (!polynomial) return run;
+      const std::vector<int> limits =
+          simplex_limits(static_cast<Index>(problem_.weights->support().size()), polynomial->degree());
       if (!set_rank(c, limits)) return run;
-      c.how = detail::message("entries up to ", bounds.radius);
       radius = bounds.radius;
-      delta = fit->polynomial.relative_error();
-      amplification = fit->amplification;
-      const auto p = fit->polynomial.coefficients();
+      delta = polynomial->relative_error();
+      terms = amplification(*polynomial, bounds.feature_radius);
       unit.projection = Projection::identity(problem_.shapes.d, bounds.balance);
-      unit.coefficients = {p.begin(), p.end()};
+      unit.coefficients = {polynomial->coefficients().begin(), polynomial->coefficients().end()};
       unit.monomials = sets_.get(limits);
+      c.how = detail::message("entries up to ", radius);
     } else {
       const Range all_rows{0, problem_.shapes.n_q};
       const auto fit = low_rank(rows, {query, query + 1}, tolerance, /*may_weigh_keys=*/false,
@@ -202,19 +168,73 @@ class Candidates {
       if (!fit) return run;
       radius = fit->radius;
       delta = fit->certificate.relative_error;
-      amplification = amplification_of(fit->polynomial, radius);
+      terms = amplification(fit->polynomial, radius);
       unit.projection = fit->projection;
       unit.coefficients = coefficients(*fit);
       unit.monomials = sets_.get(fit->limits);
     }
-    entry_bound = radius;
-    run.runnable = ToeplitzRun{ToeplitzHead(problem_, std::move(unit)), {}};
-    add_exact_rows(radius, delta, amplification, *run.runnable, c);
+    run.runnable = ToeplitzRun{.transforms = ToeplitzHead(problem_, std::move(unit))};
+    const ToeplitzHead& t = *run.runnable->transforms;
+    c.how += detail::message(", transforms of ", t.terms.size(), " generator", t.terms.size() > 1 ? "s" : "");
+    add_exact_rows(radius, delta, terms, *run.runnable, c);
     return run;
   }
 
- private:
-  static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
+  /// The polynomial of a general family.
+  std::optional<ExpPolynomial> weighted_fit(const WeightedBounds& bounds, double value_spread,
+                                            double tolerance, Candidate& c) const {
+    double left = tolerance;
+    for (int attempt = 0; attempt < 3 && left > 0; ++attempt) {
+      std::optional<ExpPolynomial> p;
+      try {
+        p = ExpPolynomial::fit(bounds.radius, allowed_relative_error(left, value_spread));
+      } catch (const Error& error) {
+        c.reason = error.what();
+        return std::nullopt;
+      }
+      c.degree = p->degree();
+      c.error_bound = certify(*p, {}, {}, 0, value_spread).error_bound;
+      c.rounding = rounding_estimate(*p, bounds.feature_radius, -bounds.radius, bounds.radius,
+                                     problem_.shapes.n_k, kEpsilon);
+      if (c.error_bound + c.rounding <= tolerance) return p;
+      left = tolerance - c.rounding;
+    }
+    c.reason =
+        detail::message("rounding alone is about ", c.rounding, " at degree ", c.degree, " (entries up to ",
+                        bounds.radius, ", features up to ", bounds.feature_radius, ")");
+    return std::nullopt;
+  }
+
+  /// By a state, where the bias has tails.
+  Runner<ToeplitzRun> tails(Index head, const GroupRows<Real>& rows, Index query, double& radius) {
+    Runner<ToeplitzRun> run{{.path = Path::toeplitz, .feasible = false}};
+    const LagTails tails = find_lag_tails(problem_, head);
+    const auto chunks = [&](Index count) { return tail_chunks<Real>(problem_, tails, count); };
+    const std::vector<FarPairs> least = chunks(CostModel::kLeastChunk);
+    const auto some = [&](auto&& far) { return std::any_of(least.begin(), least.end(), far); };
+    const bool past = some([](const FarPairs&c) { return c.far > c.first; }),
+               later = some([](const FarPairs&c) { return !c.later.empty(); });
+    if (!past && !later) return run;
+    const auto fit =
+        low_rank(rows, {query, query + 1}, tolerance_, /*may_weigh_keys=*/true, least, radius, run.candidate);
+    if (!fit) return run;
+    LowRankUnit unit{{head, head + 1}, fit->projection, coefficients(*fit), sets_.get(fit->limits), {}};
+    if (past) unit.factor = tails.past->factor;
+    if (later) unit.later_factor = tails.later->factor;
+    unit.chunks = cost_.template best_chunks<Real>(problem_, fit->rank, 1, chunks);
+    Candidate& c = run.candidate;
+    c.seconds = cost_.template polynomial<Real>(problem_, fit->rank, 1, unit.chunks);
+    const auto say = [&](const LagTail& tail, const char* from) {
+      c.how += tail.factor.slope == 0 ? std::string(", running sums")
+                                      : detail::message(", a recurrence with slope ", tail.factor.slope);
+      c.how += detail::message(" for lags ", from, tail.inner);
+    };
+    if (past) say(*tails.past, ">= ");
+    if (later) say(*tails.later, "<= ");
+    c.how += detail::message(", ", unit.chunks.size(), " chunks of rows with exact near fields");
+    run.runnable = ToeplitzRun{.state = std::move(unit)};
+    return run;
+  }
 
   std::optional<LowRankFit> low_rank(const GroupRows<Real>& rows, Range queries, double tolerance,
                                      bool may_weigh_keys, const std::vector<FarPairs>& far, double& radius,
@@ -270,30 +290,28 @@ class Candidates {
 
   /// Finds the rows whose transforms' error would break the tolerance, and the cost and error bound of the
   /// rest.
-  void add_exact_rows(double radius, double delta, double amplification, ToeplitzRun& run,
-                      Candidate& c) const {
-    const Range heads = run.head.low_rank.heads;
+  void add_exact_rows(double radius, double delta, double terms, ToeplitzRun& run, Candidate& c) const {
     const std::vector<double> bounds =
-        transform_error<Real>(problem_, run.head.generator, radius, delta, amplification);
+        transform_error<Real>(problem_, run.transforms->generator, radius, delta, terms);
     const double allowed = tolerance_ - c.error_bound - c.rounding;
-    const RowTasks<Real> blocks(problem_, heads);
     double exact_pairs = 0, worst = 0;
-    for (Index b = 0; b < blocks.count(); ++b) {
-      const RowTask block = blocks[b];
-      const auto begin = bounds.begin() + block.rows.begin, end = bounds.begin() + block.rows.end;
-      const double largest = *std::max_element(begin, end);
+    // Tiles, whatever the executor, so that every executor has the same plan.
+    constexpr Index kTile = QueryBlock<Real>::kTileRows;
+    for (Index begin = 0; begin < problem_.shapes.n_q; begin += kTile) {
+      const Range rows{begin, std::min(begin + kTile, problem_.shapes.n_q)};
+      const double largest = *std::max_element(bounds.begin() + rows.begin, bounds.begin() + rows.end);
       if (largest <= allowed) {
         worst = std::max(worst, largest);
         continue;
       }
-      run.exact_rows.push_back(block);
-      c.exact_rows += block.rows.size();
-      for (Index i = block.rows.begin; i < block.rows.end; ++i)
+      run.exact_rows.push_back({run.transforms->low_rank.heads.begin, rows});
+      c.exact_rows += rows.size();
+      for (Index i = rows.begin; i < rows.end; ++i)
         exact_pairs += static_cast<double>(problem_.grid.keys_of(i).size());
     }
     c.error_bound += worst;
     c.seconds = cost_.template toeplitz<Real>(problem_, static_cast<double>(c.rank),
-                                              static_cast<double>(run.head.terms.size()));
+                                              static_cast<double>(run.transforms->terms.size()));
     if (c.exact_rows > 0)
       c.seconds += cost_.template exact<Real>(problem_, exact_pairs, static_cast<double>(c.exact_rows));
     if (c.exact_rows == problem_.shapes.n_q) {

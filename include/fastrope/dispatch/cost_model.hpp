@@ -43,6 +43,8 @@ struct CostModel {
     double path = toeplitz<Real>(problem, rank, 1);
     if (polynomial_refusal(problem).empty())
       path = std::min(path, polynomial<Real>(problem, rank, 1, best_chunks<Real>(problem, rank, 1)));
+    else if (!problem.weights)  // lags may separate in tails, of all rows at best
+      path = std::min(path, polynomial<Real>(problem, rank, 1, std::vector<FarPairs>{{{0, s.n_q}, s.n_k}}));
     return look + fit + path;
   }
 
@@ -57,44 +59,64 @@ struct CostModel {
     return slowdown<Real>() * (2 * computed * (d + d_v) / tile + computed / weigh + packing(s));
   }
 
-  /// The polynomial path of `heads` query heads that share a state of this rank.
+  /// Features and states of `heads` query heads that share them, with exact near fields.
   template <class Real>
   double polynomial(const Problem& problem, double rank, Index heads,
                     std::span<const FarPairs> chunks) const {
     const Shapes& s = problem.shapes;
-    const double channels = static_cast<double>(s.d_v + 1), rows = static_cast<double>(heads * s.n_q);
-    const double keys = chunks.empty() ? 0 : static_cast<double>(chunks.back().far);
+    const double channels = static_cast<double>(s.d_v + 1);
+    double keys = 0, rows = 0, near = 0, rounds = 0;
+    StateWindow window, later;
+    const auto move = [&](StateWindow& state, Range far, Range chunk) {
+      if (far.empty()) return;
+      const StateChange change = state.move_to(far);
+      keys += static_cast<double>(change.add.size() + change.remove.size());
+      rows += static_cast<double>(heads * chunk.size());
+      rounds += change.remove.empty() ? 2 : 3;
+    };
+    for (std::size_t c = 0; c < chunks.size(); ++c) {
+      const FarPairs &forward = chunks[c], &backward = chunks[chunks.size() - 1 - c];
+      move(window, {forward.first, forward.far}, forward.rows);
+      move(later, backward.later, backward.rows);
+      const Index far = forward.far - forward.first + forward.later.size();
+      for (Index i = forward.rows.begin; i < forward.rows.end; ++i)
+        near += static_cast<double>(std::max<Index>(problem.grid.keys_of(i).size() - far, 0));
+    }
     // A block of keys fills vectors with values, of one key or several; one of rows needs no padding.
     const ValueLayout<Real> layout(s.d_v);
     const double columns = static_cast<double>(layout.stride) / static_cast<double>(layout.group);
     const double turns = static_cast<double>(ceil_div(s.d_v + 1, kMostChannels));
-    double seconds = rank * keys * (2 * columns / tile + 1 / feature) +
-                     rank * rows * (2 * channels / tile + turns / (4 * feature));
-    double near = 0;
-    for (const FarPairs& chunk : chunks) {
-      for (Index i = chunk.rows.begin; i < chunk.rows.end; ++i)
-        near += static_cast<double>(std::max<Index>(problem.grid.keys_of(i).end - chunk.far, 0));
-      seconds += rank * channels / element;
-    }
-    seconds = slowdown<Real>() * seconds + 2 * round * static_cast<double>(chunks.size());
-    if (near > 0) return seconds + exact<Real>(problem, near * static_cast<double>(heads), rows);
+    const double seconds =
+        slowdown<Real>() * (rank * keys * (2 * columns / tile + 1 / feature) +
+                            rank * rows * (2 * channels / tile + turns / (4 * feature)) +
+                            rank * channels * static_cast<double>(chunks.size()) / element) +
+        round * rounds;
+    if (near > 0)
+      return seconds +
+             exact<Real>(problem, near * static_cast<double>(heads), static_cast<double>(heads * s.n_q));
     return seconds + slowdown<Real>() * packing(s);
   }
 
-  /// The chunks for which the polynomial path is cheapest: of kLeastChunk rows times a power of two.
+  /// The chunks for which that is cheapest, of make_chunks(rows): of kLeastChunk rows times a power of two.
   static constexpr Index kLeastChunk = 192;
-  template <class Real>
-  std::vector<FarPairs> best_chunks(const Problem& problem, double rank, Index heads) const {
-    std::vector<FarPairs> best = far_chunks<Real>(problem, kLeastChunk);
+  template <class Real, class MakeChunks>
+  std::vector<FarPairs> best_chunks(const Problem& problem, double rank, Index heads,
+                                    MakeChunks&& make_chunks) const {
+    std::vector<FarPairs> best = make_chunks(kLeastChunk);
     double least = polynomial<Real>(problem, rank, heads, best);
     for (Index rows = 2 * kLeastChunk; best.size() > 1 && rows < 2 * problem.shapes.n_q; rows *= 2) {
-      std::vector<FarPairs> chunks = far_chunks<Real>(problem, rows);
+      std::vector<FarPairs> chunks = make_chunks(rows);
       const double seconds = polynomial<Real>(problem, rank, heads, chunks);
       if (!(seconds < least)) break;
       least = seconds;
       best = std::move(chunks);
     }
     return best;
+  }
+  template <class Real>
+  std::vector<FarPairs> best_chunks(const Problem& problem, double rank, Index heads) const {
+    return best_chunks<Real>(problem, rank, heads,
+                             [&](Index rows) { return far_chunks<Real>(problem, rows); });
   }
 
   /// The Toeplitz path of one head by transforms, without the rows that are done exactly. generators: of them

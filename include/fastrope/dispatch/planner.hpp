@@ -204,8 +204,10 @@ class Planner {
     for (Draft& d : drafts) {
       if (d.report.path == Path::polynomial && d.polynomial)
         group.polynomial.push_back(std::move(*d.polynomial));
-      if (d.report.path == Path::toeplitz) {
-        group.toeplitz.push_back(std::move(d.toeplitz->head));
+      if (d.report.path == Path::toeplitz && d.toeplitz->state)
+        group.polynomial.push_back(std::move(*d.toeplitz->state));
+      if (d.report.path == Path::toeplitz && d.toeplitz->transforms) {
+        group.toeplitz.push_back(std::move(*d.toeplitz->transforms));
         group.exact_rows.insert(group.exact_rows.end(), d.toeplitz->exact_rows.begin(),
                                 d.toeplitz->exact_rows.end());
       }

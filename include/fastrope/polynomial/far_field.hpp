@@ -32,7 +32,8 @@ struct FarField {
   bool empty() const { return steps.empty(); }
 };
 
-/// pairs: ascending rows, far nondecreasing. queries: a matrix for each head, [n_q, d]; keys: [n_k, d].
+/// pairs: ascending rows; all keys below their reach, and below earlier ones', count as far. queries: a
+/// matrix for each head, [n_q, d]; keys: [n_k, d].
 template <class Real>
 FarField<Real> far_field(std::span<const Rows<Real>> queries, const Rows<Real>& keys,
                          std::span<const FarPairs> pairs) {
@@ -41,11 +42,11 @@ FarField<Real> far_field(std::span<const Rows<Real>> queries, const Rows<Real>& 
   field.keys.push_back(rows_in(keys, {0, keys.rows()}));
   Index seen = 0;
   for (const FarPairs& p : pairs) {
-    if (p.rows.empty() || p.far == 0) continue;
+    if (p.rows.empty() || p.reach() == 0) continue;
     FarStep<Real>& step = field.steps.emplace_back();
     for (const Rows<Real>& q : queries) step.queries.push_back(rows_in(q, p.rows));
-    step.keys.push_back(rows_in(keys, {seen, std::max(seen, p.far)}));
-    seen = std::max(seen, p.far);
+    step.keys.push_back(rows_in(keys, {seen, std::max(seen, p.reach())}));
+    seen = std::max(seen, p.reach());
   }
   return field;
 }

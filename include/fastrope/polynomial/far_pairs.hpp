@@ -12,10 +12,56 @@
 
 namespace fastrope {
 
-/// A chunk of the rows of each query head, whose far keys are [0, far).
+/// A chunk of the rows of each query head, whose far keys are [first, far), and, if some function of the lag
+/// wants them apart, those of `later`, which begin behind these.
 struct FarPairs {
   Range rows;
   Index far;
+  Index first = 0;
+  Range later = {};
+
+  /// All far keys are below it.
+  Index reach() const { return later.empty() ? far : later.end; }
+};
+
+/// The factor e^(level - slope lag) of far pairs, beside that of their entries.
+struct FarFactor {
+  double level = 0;
+  double slope = 0;
+};
+
+/// What takes a state from the keys that it holds to others.
+struct StateChange {
+  bool restart = false;  ///< from nothing
+  Range add = {};
+  Range remove = {};
+};
+
+/// The keys of a state whose ends both move one way. What is removed leaves its rounding behind, so the state
+/// begins anew when that was much more than it holds.
+class StateWindow {
+ public:
+  StateChange move_to(Range next) {
+    constexpr Index kMostRemoved = 4;  // times what is held
+    const Range kept = intersect(keys_, next);
+    StateChange change{.restart = kept.empty()};
+    if (!change.restart) {
+      change.remove = kept.begin > keys_.begin ? Range{keys_.begin, kept.begin} : Range{kept.end, keys_.end};
+      change.add = next.begin < kept.begin ? Range{next.begin, kept.begin} : Range{kept.end, next.end};
+      removed_ += change.remove.size();
+      change.restart = removed_ > kMostRemoved * next.size();
+    }
+    if (change.restart) {
+      removed_ = 0;
+      change = {.restart = true, .add = next, .remove = {}};
+    }
+    keys_ = next;
+    return change;
+  }
+
+ private:
+  Range keys_ = {};
+  Index removed_ = 0;
 };
 
 /// Why a problem's rows cannot be split like that, or its weights not be polynomials of the dot product;

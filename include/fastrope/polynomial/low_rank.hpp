@@ -237,8 +237,8 @@ class LowRankSearch {
     const int lowest = polynomial->degree(), highest = std::min(lowest + 3, ExpPolynomial::kMaxDegree);
     for (int feasible = 0, degree = lowest; degree <= highest && feasible < 2; ++degree) {
       if (degree > lowest) polynomial = ExpPolynomial::minimax(radius, degree);
-      const double rounding =
-          rounding_estimate(*polynomial, mean_entry_, plain_radius_, field_.keys.front().rows, kEpsilon);
+      const double rounding = rounding_estimate(*polynomial, radius, mean_entry_, plain_radius_,
+                                                field_.keys.front().rows, kEpsilon);
       if (rounding >= tolerance) {
         refuse(message("rounding alone is about ", rounding, " at degree ", degree, " (entries up to ",
                        radius, ", ", plain_radius_, " before any shift)"));
