@@ -190,6 +190,133 @@ TEST(ToeplitzAttention, SeparablePositionsEqualDenseEvaluation) {
   }
 }
 
+TEST(ToeplitzAttention, EqualsDenseEvaluationForPrimesAndPowersOfTwo) {
+  // Every structure, square and rectangular both ways, transforms for every row.
+  Inputs random(19);
+  std::vector<Index> sizes{1, 4, 8, 16, 32, 64, 128, 256};
+  for (Index n = 2; n < 300; ++n) {
+    bool prime = true;
+    for (Index p = 2; p * p <= n; ++p) prime = prime && n % p != 0;
+    if (prime) sizes.push_back(n);
+  }
+  for (const std::string structure :
+       {"full", "causal", "window", "T5", "T5 both ways", "ALiBi", "table", "W 2", "W 8", "W 32"}) {
+    for (const Index n : sizes) {
+      const bool general = structure[0] == 'W';
+      const Index other = 1 + random.integer(0, 299);
+      for (const auto& [n_q, n_k] : {std::pair{n, n}, {n, other}, {other, n}}) {
+        AttentionCase c{.shapes = {1, 1, n_q, n_k, general ? 6 : 2, 1}};
+        c.base.scale = 1.0;
+        if (structure == "causal" || structure == "T5") c.base.mask = Mask::causal();
+        if (structure == "window") c.base.mask = Mask::sliding_window(1 + n / 3);
+        if (structure.starts_with("T5")) set_t5(c, random, structure != "T5");
+        if (structure == "ALiBi") set_alibi(c, random);
+        if (structure == "table") set_table(c, random, 1, 300);
+        const Index entries = general ? std::stoi(structure.substr(2)) : 0;
+        if (general) c.base.weights = random_weights(random, 6, entries, 300);
+        AttentionInputs<double> in(c.shapes, random);
+        in.q = random.sphere<double>(1, n_q, c.shapes.d, 0.5);
+        in.k = random.sphere<double>(1, n_k, c.shapes.d, 0.5);
+        const Problem problem(c.shapes, c.options());
+        // A polynomial of our own, positive on the entries: |x| <= 0.25 |S|^(1/2) or so.
+        std::vector<double> coefficients = {8, 1, 0.5};
+        if (entries == 32) coefficients.pop_back();
+        const auto degree = static_cast<int>(coefficients.size()) - 1;
+        const LowRankUnit unit{
+            .heads = {0, 1},
+            .projection = Projection::identity(c.shapes.d, 1.5),
+            .coefficients = coefficients,
+            .monomials = std::make_shared<const MonomialSet>(simplex_limits(general ? entries : 2, degree)),
+            .chunks = {}};
+        const std::vector<ToeplitzHead> heads{ToeplitzHead(problem, unit)};
+        const Tensor<double> out = run_path(problem, heads, in);
+        const auto of_lag = [&](Index i, Index j) {
+          return heads[0].generator[static_cast<std::size_t>(i - j + n_k - 1)];
+        };
+        const Tensor<double> dense =
+            general ? reference_attention(in.q.view(), in.k.view(), in.v.view(), c.options(), {},
+                                          polynomial_kernel(coefficients))
+                          .out
+                    : dense_polynomial_attention(in.q, in.k, in.v, 1.0, unit,
+                                                 [&](Index i, Index j) { return DensePair{of_lag(i, j)}; });
+        for (Index i = 0; i < n_q; ++i) {
+          double all = 0;
+          for (Index j = 0; j < n_k; ++j) all += of_lag(i, j);
+          if (all < 1e-3) continue;  // such rows are the exact path's
+          ASSERT_NEAR(out(0, i, 0), dense(0, i, 0), 1e-11 * std::max(1.0, 1 / all))
+              << c << ", " << structure << ", row " << i;
+        }
+      }
+    }
+  }
+}
+
+TEST(ToeplitzAttention, SharesGeneratorsThatAreEqual) {
+  // RoPE as a family has four entries a pair, of which two and two are the same up to a sign.
+  Inputs random(20);
+  AttentionCase c{.shapes = {1, 1, 90, 120, 4, 2}};
+  c.base.scale = 1.0;
+  c.base.weights = RelativeWeights::rope(Rope{}, 4, -200, 200);
+  AttentionInputs<double> in(c.shapes, random);
+  in.q = random.sphere<double>(1, 90, 4, 0.5);
+  in.k = random.sphere<double>(1, 120, 4, 0.5);
+  const Problem problem(c.shapes, c.options());
+  const ToeplitzHead head(problem, unit_of(0, Projection::identity(4, 1), ExpPolynomial::fit(0.6, 1e-3), 8));
+  const int degree = head.low_rank.monomials->degree();
+  EXPECT_EQ(static_cast<double>(head.terms.size()), rank_of(simplex_limits(4, degree)));
+  std::size_t terms = 0;
+  for (const SharedGenerator& shared : head.terms) terms += shared.terms.size();
+  EXPECT_EQ(static_cast<double>(terms), rank_of(simplex_limits(8, degree)));
+  const Reference dense = reference_attention(in.q.view(), in.k.view(), in.v.view(), c.options(), {},
+                                              polynomial_kernel(head.low_rank.coefficients));
+  EXPECT_LE(max_abs_difference(run_path(problem, {head}, in).view(), dense.out.view()), 1e-11);
+}
+
+/// Rows near their mean, before rotation.
+template <class Real>
+void set_near_means(AttentionInputs<Real>& in, Inputs& random, double distance) {
+  for (auto* x : {&in.q, &in.k})
+    for (Index h = 0; h < x->heads; ++h) {
+      std::vector<double> mean;
+      for (Index m = 0; m < x->cols; ++m) mean.push_back(random.normal());
+      for (Index i = 0; i < x->rows; ++i)
+        for (Index m = 0; m < x->cols; ++m)
+          (*x)(h, i, m) = static_cast<Real>(mean[static_cast<std::size_t>(m)] + distance * random.normal());
+    }
+}
+
+TEST(ToeplitzAttention, WithThePositionsPartInTheGeneratorEqualsExactAttention) {
+  Inputs random(21);
+  for (const Rope& rope : {Rope{}, Rope{.pairing = RopePairing::half_split}, Rope{.rotary_dim = 2},
+                           Rope{.scaling = YarnScaling{.factor = 4, .original_context = 64}}}) {
+    for (const Mask mask : {Mask::full(), Mask::causal()}) {
+      for (const auto& [n_q, n_k] : {std::pair{130, 130}, {50, 200}}) {
+        AttentionCase c{.shapes = {1, 1, n_q, n_k, 4, 2}};
+        c.base.scale = 0.7;
+        c.base.rope = rope;
+        c.base.mask = mask;
+        set_t5(c, random, true);
+        AttentionInputs<double> in(c.shapes, random);
+        set_near_means(in, random, 0.02);
+        const Problem problem(c.shapes, c.options());
+        PositionPart part{.query = {}, .key = {}, .balance = 0.3};
+        for (Index m = 0; m < 4; ++m) {  // near the means will do
+          part.query.push_back(in.q(0, 3, m));
+          part.key.push_back(in.k(0, 5, m));
+        }
+        // Entries are small now, so that a polynomial of high degree is the exponential.
+        const ToeplitzHead head(
+            problem, unit_of(0, Projection::identity(8, 1), ExpPolynomial::fit(1.0, 1e-9), 8), part);
+        const Tensor<double> out = run_path(problem, {head}, in);
+        const Reference reference = in.reference(c);
+        for (Index i = 2; i < n_q; ++i)
+          for (Index m = 0; m < 2; ++m)
+            ASSERT_NEAR(out(0, i, m), reference.out(0, i, m), 1e-7) << c << ", row " << i;
+      }
+    }
+  }
+}
+
 TEST(ToeplitzAttention, FewerMonomialsInOtherAxesEqualDenseEvaluation) {
   // What the planner finds for rows of decaying directions: shifts, axes of its own, a part of the simplex.
   // It asks for no query shift here, but the path would compute one too: a weight for each key.
@@ -408,6 +535,36 @@ TYPED_TEST(ToeplitzPromiseTest, KeysWithACommonMeanAreShifted) {
       EXPECT_LT(head.entry_bound, 0.3 * 4 * 2) << "lengths of queries and of keys from their centre";
     }
   }
+}
+
+TYPED_TEST(ToeplitzPromiseTest, PositionsPartOfTheLogitsIsMovedWhereMeansDominate) {
+  Inputs random(22);
+  int moved = 0;
+  for (const double distance : {0.003, 0.015}) {
+    for (const bool biased : {false, true}) {
+      for (const Mask mask : {Mask::full(), Mask::causal()}) {
+        AttentionCase c{.shapes = {2, 1, 120, 160, 4, 3}};
+        c.base.mask = mask;
+        c.base.tolerance = 2e-2;
+        c.base.path = Path::toeplitz;
+        c.base.rope = Rope{};
+        c.base.scale = 2.0;
+        if (biased) set_table(c, random, 1, 160);
+        AttentionInputs<TypeParam> in(c.shapes, random);
+        set_near_means(in, random, distance);
+        Report report;
+        try {
+          report = attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
+        } catch (const Error&) {
+          continue;  // far from its mean, and no entries small
+        }
+        this->share_of_promise(c, in);
+        for (const HeadReport& head : report.heads)
+          if (head.candidates[2].how.find("positions' part") != std::string::npos) ++moved;
+      }
+    }
+  }
+  EXPECT_GE(moved, 8);
 }
 
 TEST(Promise, HoldsForRowsWhoseSquaresUnderflow) {

@@ -188,12 +188,11 @@ TYPED_TEST(Toeplitz, BandsEqualTheDenseProduct) {
   for (const auto& [rows, cols] : {std::pair<Index, Index>{1, 1},
                                    {40, 40},
                                    {700, 700},
-                                   {2000, 1100},
-                                   {1100, 2000},
+                                   {1100, 600},
+                                   {600, 1100},
                                    {1500, 90},
-                                   {90, 1500},
-                                   {1601, 1601}}) {
-    for (const Index width : {1, 2, 5, 60, 170, 400, 900}) {
+                                   {90, 1500}}) {
+    for (const Index width : {1, 2, 60, 170, 400}) {
       for (const Index first :
            {1 - cols, -cols / 2, -width, -width / 2, Index{0}, Index{3}, rows / 2, rows - width}) {
         const Index last = first + width - 1;

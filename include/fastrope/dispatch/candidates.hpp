@@ -121,29 +121,51 @@ class Candidates {
                                double& entry_bound) {
     Runner<ToeplitzRun> run{{.path = Path::toeplitz, .feasible = false, .reason = toeplitz_refusal_}};
     Candidate& c = run.candidate;
-    if (c.reason.empty() && polynomial_refusal_.empty() && !forced)
-      c.reason = "positions separate: the polynomial path has the same features without transforms";
     if (!c.reason.empty()) return run;
-    double by_transforms = 0, by_state = 0;
-    run = transforms(head, rows, query, by_transforms);
-    entry_bound = by_transforms;
-    if (problem_.weights) return run;
-    auto other = tails(head, rows, query, by_state);
-    if (!other.runnable || (run.candidate.feasible && run.candidate.seconds <= other.candidate.seconds))
-      return run;
-    entry_bound = by_state;
-    return other;
+    // Keeps what is feasible, and of that the cheaper.
+    const auto take = [&](Runner<ToeplitzRun>&& other, double radius) {
+      const Candidate &now = run.candidate, &next = other.candidate;
+      if (!next.feasible && (now.feasible || !now.reason.empty())) return;
+      if (now.feasible && !(next.seconds < now.seconds)) return;
+      run = std::move(other);
+      entry_bound = radius;
+    };
+    double radius = 0;
+    if (polynomial_refusal_.empty() && !forced) {
+      c.reason = "positions separate: the polynomial path has the same features without transforms";
+    } else {
+      auto plain = transforms(head, rows, query, {}, radius);
+      take(std::move(plain), radius);
+      if (!problem_.weights) {
+        auto by_state = tails(head, rows, query, radius);
+        take(std::move(by_state), radius);
+      }
+    }
+    if (const auto part = position_part(rows, query)) {
+      const GroupRows<Real> left{.queries = {without_position_part(
+                                     problem_, *part, true, rows.queries[static_cast<std::size_t>(query)])},
+                                 .query_bounds = {},
+                                 .keys = without_position_part(problem_, *part, false, rows.keys),
+                                 .key_bounds = {},
+                                 .values = rows.values};
+      auto moved = transforms(head, left, 0, part, radius);
+      take(std::move(moved), radius);
+    }
+    return run;
   }
 
  private:
   static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
 
   /// By transforms: the bounds of their rounding leave some rows to the exact path.
-  Runner<ToeplitzRun> transforms(Index head, const GroupRows<Real>& rows, Index query, double& radius) {
+  Runner<ToeplitzRun> transforms(Index head, const GroupRows<Real>& rows, Index query,
+                                 const std::optional<PositionPart>& part, double& radius) {
     Runner<ToeplitzRun> run{{.path = Path::toeplitz, .feasible = false}};
     Candidate& c = run.candidate;
-    // The transforms need a share of the tolerance too.
-    const double tolerance = 0.75 * tolerance_;
+    // The transforms need a share of the tolerance too, and so does what rounds the part of the positions.
+    double tolerance = 0.75 * tolerance_, part_rounding = 0;
+    if (part) part_rounding = kEpsilon * position_logit_bound(problem_, *part);
+    tolerance -= part_rounding;
     LowRankUnit unit{
         .heads = {head, head + 1}, .projection = {}, .coefficients = {}, .monomials = {}, .chunks = {}};
     double delta = 0, terms = 0;
@@ -172,12 +194,36 @@ class Candidates {
       unit.projection = fit->projection;
       unit.coefficients = coefficients(*fit);
       unit.monomials = sets_.get(fit->limits);
+      c.rounding += part_rounding;
     }
-    run.runnable = ToeplitzRun{.transforms = ToeplitzHead(problem_, std::move(unit))};
+    run.runnable = ToeplitzRun{.transforms = ToeplitzHead(problem_, std::move(unit), part)};
+    if (part) c.how += ", positions' part of the logits in the generator";
     const ToeplitzHead& t = *run.runnable->transforms;
     c.how += detail::message(", transforms of ", t.terms.size(), " generator", t.terms.size() > 1 ? "s" : "");
     add_exact_rows(radius, delta, terms, *run.runnable, c);
     return run;
+  }
+
+  /// The means of a head's rows, where rotation hides them from shifts and they are most of the rows.
+  std::optional<PositionPart> position_part(const GroupRows<Real>& rows, Index query) const {
+    constexpr double kMost = 0.7;  // of the rows' mean square
+    if (problem_.rotation.pairs() == 0) return std::nullopt;
+    const RowBounds &q = rows.query_bounds[static_cast<std::size_t>(query)], &k = rows.key_bounds;
+    PositionPart part;
+    const auto rounded = [](const std::vector<double>& mean, std::vector<double>& to) {
+      double square = 0;
+      for (const double x : mean) {
+        to.push_back(static_cast<double>(static_cast<Real>(x)));
+        square += x * x;
+      }
+      return square;
+    };
+    const double a = rounded(q.mean, part.query), b = rounded(k.mean, part.key);
+    if (!(a >= kMost * q.mean_square && b >= kMost * k.mean_square && a > 0 && b > 0)) return std::nullopt;
+    // |q - a| |k - b| / (|a| |k|) is where the two parts of x.y are as large as each other.
+    const double left = std::max(1e-6 * a, q.mean_square - a) * std::max(1e-6 * b, k.mean_square - b);
+    part.balance = std::pow(left / (a * k.mean_square), 0.25);
+    return part;
   }
 
   /// The polynomial of a general family.

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <span>
 #include <utility>
 #include <vector>
@@ -55,8 +56,11 @@ struct CostModel {
     constexpr double kPanel = static_cast<double>(PackedKeys<Real>::kWidth);
     const double computed = std::min(pairs + rows * kPanel,
                                      rows * static_cast<double>(round_up(s.n_k, PackedKeys<Real>::kWidth)));
-    const double d = static_cast<double>(s.d), d_v = static_cast<double>(round_up(s.d_v, simd::kLanes<Real>));
-    return slowdown<Real>() * (2 * computed * (d + d_v) / tile + computed / weigh + packing(s));
+    // An entry of general weights takes three flops, at half the tile kernel's rate.
+    const Index columns = problem.weights ? 3 * std::ssize(problem.weights->support()) : s.d;
+    const Index channels = round_up(s.d_v, simd::kLanes<Real>);
+    return slowdown<Real>() *
+           (2 * computed * static_cast<double>(columns + channels) / tile + computed / weigh + packing(s));
   }
 
   /// Features and states of `heads` query heads that share them, with exact near fields.

@@ -18,8 +18,10 @@ namespace fastrope {
 
 /// What is known of the rows of one head of q or k.
 struct RowBounds {
-  double norm = 0;     ///< max_i |x_i|_2
-  bool finite = true;  ///< every element is, and the norms do not overflow
+  double norm = 0;           ///< max_i |x_i|_2
+  bool finite = true;        ///< every element is, and the norms do not overflow
+  std::vector<double> mean;  ///< about that of the rows before rotation, [d]
+  double mean_square = 0;    ///< about that of |x_i|_2
 };
 
 /// rows [count, d] = row_of(i) turned by the angles of position_of(i), and their bounds.
@@ -30,22 +32,25 @@ RowBounds rotate_rows(const Rotation& rotation, Index count, Index d, RowOf&& ro
   rows.resize(count, d);
   Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> turned(kBlock, d);
   std::vector<Real> table(static_cast<std::size_t>(kBlock * rotation.row_size()));
-  double largest = 0, zeros = 0;
+  double largest = 0, zeros = 0, total = 0;
+  Eigen::RowVectorXd sum = Eigen::RowVectorXd::Zero(d);
   for (Index begin = 0; begin < count; begin += kBlock) {
     const Range block{begin, std::min(begin + kBlock, count)};
     rotation.fill(block, position_of, table.data());
-    for (Index i = block.begin; i < block.end; ++i) {
-      Real* x = turned.row(i - begin).data();
-      simd::convert(row_of(i), d, x);
-      rotation.apply(table.data() + (i - begin) * rotation.row_size(), x);
-    }
+    for (Index i = block.begin; i < block.end; ++i) simd::convert(row_of(i), d, turned.row(i - begin).data());
+    sum += turned.topRows(block.size()).colwise().sum().template cast<double>();
+    for (Index i = 0; i < block.size(); ++i)
+      rotation.apply(table.data() + i * rotation.row_size(), turned.row(i).data());
     const auto part = rows.middleRows(begin, block.size());
     rows.middleRows(begin, block.size()) = turned.topRows(block.size());
     const Eigen::Array<Real, Eigen::Dynamic, 1> squares = part.rowwise().squaredNorm();
     zeros += 0 * static_cast<double>(squares.sum());
     largest = std::max(largest, static_cast<double>(squares.maxCoeff()));
+    total += static_cast<double>(squares.sum());
   }
-  return {outward_norm<Real>(largest, d), zeros == 0};
+  const double rows_in_all = static_cast<double>(std::max<Index>(1, count));
+  sum /= rows_in_all;
+  return {outward_norm<Real>(largest, d), zeros == 0, {sum.begin(), sum.end()}, total / rows_in_all};
 }
 
 /// What is known of the values [rows, cols] of one head.

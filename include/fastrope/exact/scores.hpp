@@ -141,24 +141,50 @@ class Scores {
     }
   }
 
-  /// scores(i, j) = sum over the support of q(i, a) W(lag)[a, b] k(j, b): 3 n^2 |S| flops.
+  /// scores(i, j) = sum over the support of q(i, a) W(lag)[a, b] k(j, b), for the keys of a panel: 3 n^2 |S|
+  /// flops. A few rows at a time share what they load of the panel.
   void weighted_product(const Problem& problem, const Real* queries, Index panel_width, Range rows,
                         Range keys, const Real* panel, Real* scores, Index stride, Real* scratch) const {
+    constexpr int kTogether = simd::kRegisters >= 32 ? 4 : 2;
+    Index i = rows.begin;
+    const auto some = [&]<int kRows>() {
+      for (; i + kRows <= rows.end; i += kRows)
+        weighted_rows<kRows>(problem, queries + (i - rows.begin), panel_width, i, keys, panel,
+                             scores + (i - rows.begin) * stride, stride, scratch);
+    };
+    if (problem.grid.consecutive()) some.template operator()<kTogether>();  // lines need no scratch
+    some.template operator()<1>();
+  }
+
+  template <int kRows>
+  void weighted_rows(const Problem& problem, const Real* queries, Index panel_width, Index i, Range keys,
+                     const Real* panel, Real* scores, Index stride, Real* scratch) const {
     using namespace simd;
     constexpr Index kStep = kLanes<Real>;
+    constexpr int kVecs = static_cast<int>(kTileCols<Real> / kStep);
     const auto support = problem.weights->support();
-    for (Index i = rows.begin; i < rows.end; ++i) {
-      Real* row = scores + (i - rows.begin) * stride;
-      std::fill_n(row, keys.size(), Real{0});
-      for (Index s = 0; s < weights_.count(); ++s) {
-        const auto [a, b] = support[static_cast<std::size_t>(s)];
-        const Real* weight = weights_.row(problem.grid, s, i, keys, weight_values(problem, s), scratch);
-        const Vec<Real> query = set(queries[a * panel_width + (i - rows.begin)]);
-        const Real* column = panel + b * keys.size();
-        for (Index j = 0; j < keys.size(); j += kStep)
-          store<Real>(fma(mul(query, load(weight + j)), load(column + j), load(row + j)), row + j);
+    Vec<Real> sums[kRows][kVecs];
+    for (auto& row : sums)
+      for (auto& sum : row) sum = zero<Real>();
+    for (Index s = 0; s < weights_.count(); ++s) {
+      const auto [a, b] = support[static_cast<std::size_t>(s)];
+      const Real* column = panel + b * kTileCols<Real>;
+      // Of the last row; each row before begins one value later.
+      const Real* weight =
+          weights_.row(problem.grid, s, i + kRows - 1, keys, weight_values(problem, s), scratch);
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        const Vec<Real> query = set(queries[a * panel_width + r]);
+#pragma GCC unroll 8
+        for (int v = 0; v < kVecs; ++v)
+          sums[r][v] = fma(mul(query, load(weight + (kRows - 1 - r) + v * kStep)), load(column + v * kStep),
+                           sums[r][v]);
       }
     }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) store<Real>(sums[r][v], scores + r * stride + v * kStep);
   }
 
   LagLines<Real> bias_;     // a line per head, base-2

@@ -7,7 +7,8 @@
 //     [v_j, 1], x_ij = sum_s q_i[a_s] W_s(lag) k_j[b_s],   T(lag) = e^b(lag) where the mask allows the lag,
 //     else 0.
 // Where rotated queries and keys separate (RoPE, no position) the variables are the d columns and W_s = 1:
-// C(d+g, g) terms, all with one generator. A general W takes a variable for each entry of its support:
+// C(d+g, g) terms, all with one generator. What of RoPE's logits depends on the lag alone may be in T
+// (position_part.hpp). A general W takes a variable for each entry of its support:
 // C(|S|+g, g) terms, a generator each. Terms come depth first, so only the ancestors' vectors are held: O(g
 // n) memory, never n x r. Cost r (d_v + 1) pairs of transforms of length >= n_q + n_k - 1; workspace O(n (d +
 // d_v + g)) per worker.
@@ -26,6 +27,7 @@
 #include <cmath>
 #include <limits>
 #include <map>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -37,20 +39,27 @@
 #include "fastrope/polynomial/attention.hpp"
 #include "fastrope/position/relative_weights.hpp"
 #include "fastrope/toeplitz/circulant.hpp"
+#include "fastrope/toeplitz/position_part.hpp"
 #include "fastrope/toeplitz/segments.hpp"
 
 namespace fastrope {
 
 /// T's generator for one head, divided by its largest value: [n_q + n_k - 1], index lag - offset + n_k - 1.
-inline std::vector<double> lag_generator(const Problem& problem, Index head) {
+inline std::vector<double> lag_generator(const Problem& problem, Index head,
+                                         const std::optional<PositionPart>& part = {}) {
   const LagGrid& grid = problem.grid;
   const LagGrid::Lags lags = grid.allowed_lags();
-  const auto bias = [&](Position lag) { return problem.bias.empty() ? 0 : problem.bias(head, lag); };
-  double largest = -std::numeric_limits<double>::infinity();
-  for (Position lag = lags.first; lag <= lags.last; ++lag) largest = std::max(largest, bias(lag));
   std::vector<double> generator(static_cast<std::size_t>(std::max<Index>(0, grid.n_q() + grid.n_k() - 1)));
-  for (Position lag = lags.first; lag <= lags.last; ++lag)
-    generator[static_cast<std::size_t>(lag - grid.offset() + grid.n_k() - 1)] = std::exp(bias(lag) - largest);
+  const Index size = std::max<Index>(0, lags.last - lags.first + 1);
+  std::vector<double> logits(static_cast<std::size_t>(size));
+  if (part) logits = position_logits(problem, *part, lags.first, size);
+  if (!problem.bias.empty())
+    for (Index m = 0; m < size; ++m)
+      logits[static_cast<std::size_t>(m)] += problem.bias(head, lags.first + m);
+  const double largest = size > 0 ? *std::max_element(logits.begin(), logits.end()) : 0;
+  for (Index m = 0; m < size; ++m)
+    generator[static_cast<std::size_t>(lags.first + m - grid.offset() + grid.n_k() - 1)] =
+        std::exp(logits[static_cast<std::size_t>(m)] - largest);
   return generator;
 }
 
@@ -69,11 +78,13 @@ struct ToeplitzHead {
   LowRankUnit low_rank;           ///< of one head
   std::vector<double> generator;  ///< T(lag), from lag_generator
   std::vector<SharedGenerator> terms;
+  std::optional<PositionPart> part;  ///< that is in the generator; the features then have 2 d columns
 
-  ToeplitzHead(const Problem& problem, LowRankUnit unit)
+  ToeplitzHead(const Problem& problem, LowRankUnit unit, std::optional<PositionPart> position_part = {})
       : low_rank(std::move(unit)),
-        generator(lag_generator(problem, low_rank.heads.begin)),
-        terms(share_generators(low_rank, problem.weights ? &*problem.weights : nullptr)) {}
+        generator(lag_generator(problem, low_rank.heads.begin, position_part)),
+        terms(share_generators(low_rank, problem.weights ? &*problem.weights : nullptr)),
+        part(std::move(position_part)) {}
 
  private:
   /// Without weights all terms share T; with weights those whose entries of W are the same up to their signs.
@@ -161,6 +172,7 @@ class ToeplitzAttention {
     for (const ToeplitzHead& head : heads) {
       columns_ = std::max(columns_, head.low_rank.projection.variables());
       generators_ = std::max(generators_, std::ssize(head.terms));
+      sides_ = std::max<Index>(sides_, head.part ? 2 : 1);
     }
     generators_ = std::min(generators_, kGenerators);
     const Index workers = problem.executor.workers();
@@ -191,9 +203,9 @@ class ToeplitzAttention {
       for_each(query_blocks + key_blocks,
                [&](const ToeplitzHead& head, const HeadMemory& m, Index part, const Scratch& s) {
                  if (part < query_blocks)
-                   load_queries(problem, packed, head.low_rank, q, part, m, s);
+                   load_queries(problem, packed, head, q, part, m, s);
                  else
-                   load_keys(problem, packed, head.low_rank, part - query_blocks, m, s);
+                   load_keys(problem, packed, head, part - query_blocks, m, s);
                });
       const Index width = std::max<Index>(1, batch * channels / (4 * workers));
       for (Index g = 0; g < most_generators(begin, batch); g += generators_) {
@@ -255,8 +267,10 @@ class ToeplitzAttention {
 
   /// What a task needs for itself.
   struct Scratch {
-    Real* panel;       // [d, kRows], a block of rows before it is laid out
-    Real* shifted;     // [d, kRows]
+    Real* panel;       // [sides d, kRows], a block of rows before it is laid out
+    Real* shifted;     // [sides d, kRows]
+    Real* table;       // a row of Rotation's table
+    Real* mean;        // [d]
     Real* projected;   // [columns, kRows]
     Real* row_factor;  // [kRows]
     Real* row;         // what packing wants
@@ -267,8 +281,10 @@ class ToeplitzAttention {
     Real* product;     // [N]
 
     Scratch(const ToeplitzAttention& t, const Problem& problem, Workspace& w)
-        : panel(w.take<Real>(problem.shapes.d * kRows).data()),
-          shifted(w.take<Real>(problem.shapes.d * kRows).data()),
+        : panel(w.take<Real>(t.sides_ * problem.shapes.d * kRows).data()),
+          shifted(w.take<Real>(t.sides_ * problem.shapes.d * kRows).data()),
+          table(w.take<Real>(problem.rotation.row_size()).data()),
+          mean(w.take<Real>(problem.shapes.d).data()),
           projected(w.take<Real>(t.columns_ * kRows).data()),
           row_factor(w.take<Real>(kRows).data()),
           row(w.take<Real>(PackedKeys<Real>::scratch_size(problem.shapes)).data()),
@@ -280,14 +296,28 @@ class ToeplitzAttention {
   };
 
   template <class Q>
-  void load_queries(const Problem& problem, const PackedKeys<Real>& packed, const LowRankUnit& unit,
+  void load_queries(const Problem& problem, const PackedKeys<Real>& packed, const ToeplitzHead& head,
                     TensorView<const Q> q, Index part, const HeadMemory& m, const Scratch& s) const {
-    const Index n_q = problem.shapes.n_q, columns = unit.projection.variables();
+    const LowRankUnit& unit = head.low_rank;
+    const Index n_q = problem.shapes.n_q, d = problem.shapes.d, columns = unit.projection.variables();
     const Range rows = block(part, n_q);
     for (Index i = rows.begin; i < rows.end; i += kRows) {
       const Range some{i, std::min(i + kRows, rows.end)};
       packed.pack_queries(problem, q.head(unit.heads.begin), some, kRows, problem.scale * kLog2E, s.panel,
                           s.row);
+      if (head.part) {
+        const Real factor = static_cast<Real>(problem.scale * kLog2E),
+                   c = static_cast<Real>(head.part->balance);
+        const auto position = [&](Index r) { return problem.grid.query_position(r); };
+        std::fill_n(s.panel + d * kRows, d * kRows, Real{0});
+        turn_mean(problem.rotation, head.part->query, some, position, s.table, s.mean,
+                  [&](Index r, const Real* x) {
+                    for (Index l = 0; l < d; ++l) {
+                      s.panel[l * kRows + r - i] -= factor * x[l];
+                      s.panel[(d + l) * kRows + r - i] = factor * c * x[l];
+                    }
+                  });
+      }
       project_queries(unit.projection, problem.scale, kLog2E, kRows, s.panel, kRows, s.shifted, s.projected,
                       s.row_factor);
       for (Index c = 0; c < columns; ++c)
@@ -297,14 +327,25 @@ class ToeplitzAttention {
       std::fill(m.sums + c * n_q + rows.begin, m.sums + c * n_q + rows.end, Real{0});
   }
 
-  void load_keys(const Problem& problem, const PackedKeys<Real>& packed, const LowRankUnit& unit, Index part,
+  void load_keys(const Problem& problem, const PackedKeys<Real>& packed, const ToeplitzHead& head, Index part,
                  const HeadMemory& m, const Scratch& s) const {
+    const LowRankUnit& unit = head.low_rank;
     const Index n_k = problem.shapes.n_k, d = problem.shapes.d, d_v = problem.shapes.d_v;
     const Index kv = problem.kv_head(unit.heads.begin), columns = unit.projection.variables();
     const Range rows = block(part, n_k);
     for (Index j = rows.begin; j < rows.end; j += kRows) {
       const Index count = std::min(kRows, rows.end - j);
       std::copy_n(packed.panel(kv, j / kRows), d * kRows, s.shifted);
+      if (head.part) {
+        const Real c = static_cast<Real>(head.part->balance);
+        const auto position = [&](Index r) { return problem.grid.key_position(r); };
+        std::fill_n(s.shifted + d * kRows, d * kRows, Real{0});
+        turn_mean(problem.rotation, head.part->key, {j, j + count}, position, s.table, s.mean,
+                  [&](Index r, const Real* x) {
+                    for (Index l = 0; l < d; ++l)
+                      s.shifted[(d + l) * kRows + r - j] = (s.shifted[l * kRows + r - j] - x[l]) / c;
+                  });
+      }
       Real* weight = s.row_factor;
       project_keys(unit.projection, problem.scale, kRows, count, s.shifted, s.projected, kRows, weight);
       for (Index c = 0; c < columns; ++c) std::copy_n(s.projected + c * kRows, count, m.keys + c * n_k + j);
@@ -373,6 +414,7 @@ class ToeplitzAttention {
   std::span<const ToeplitzHead> heads_;
   const ToeplitzSegments<Real>* segments_;
   Index columns_ = 0;     // of projected rows
+  Index sides_ = 1;       // columns before projection, over d
   Index generators_ = 0;  // held at a time
   WorkerScratch of_head_;
   WorkerScratch of_worker_;

@@ -1,0 +1,99 @@
+// PositionPart: what of RoPE logits depends on the lag alone.
+//
+// With a and b any fixed vectors, such as the means of the queries and keys before rotation,
+//     (R_i q).(R_j k) = (R_i a).(R_j b) + (R_i (q - a)).(R_j k) + (R_i a).(R_j (k - b)),
+// and the first term is a function of i - j: s times it goes into the Toeplitz factor. What is left are dot
+// products of 2 d columns,
+//     x = [R_i (q - a), c R_i a],  y = [R_j k, R_j (k - b) / c],
+// at most |q - a| |k| + |a| |k - b| for the best c: small where rows are close to their means, whatever those
+// are. No approximation is made here.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/polynomial/point_set.hpp"
+#include "fastrope/position/rotation.hpp"
+#include "fastrope/problem/problem.hpp"
+
+namespace fastrope {
+
+/// a, b and c for one head; the vectors' elements are numbers of the arithmetic type.
+struct PositionPart {
+  std::vector<double> query;  ///< a, [d]
+  std::vector<double> key;    ///< b, [d]
+  double balance = 1;         ///< c
+};
+
+/// s (R_i a).(R_j b) at lag i - j, for the lags first, first + 1, ..: [count].
+inline std::vector<double> position_logits(const Problem& problem, const PositionPart& part, Position first,
+                                           Index count) {
+  const Rotation& rotation = problem.rotation;
+  std::vector<double> table(static_cast<std::size_t>(rotation.row_size())), logits;
+  const auto turned = [&](std::vector<double> x, Position position) {
+    rotation.fill(
+        {0, 1}, [&](Index) { return position; }, table.data());
+    rotation.apply(table.data(), x.data());
+    return x;
+  };
+  const std::vector<double> b = turned(part.key, 0);
+  for (Index m = 0; m < count; ++m) {
+    const std::vector<double> a = turned(part.query, first + m);
+    double dot = 0;
+    for (std::size_t c = 0; c < b.size(); ++c) dot += a[c] * b[c];
+    logits.push_back(problem.scale * dot);
+  }
+  return logits;
+}
+
+/// At least all |s (R_i a).(R_j b)|.
+inline double position_logit_bound(const Problem& problem, const PositionPart& part) {
+  const auto square = [](const std::vector<double>& x) {
+    double sum = 0;
+    for (const double element : x) sum += element * element;
+    return sum;
+  };
+  const double gain = std::max(1.0, problem.rotation.frequencies().attention_factor);
+  return std::abs(problem.scale) * gain * gain * std::sqrt(square(part.query) * square(part.key));
+}
+
+/// mean, turned by the angles of position_of(i): row(i, x) for i in rows, x [d]. table: [row_size], x: [d],
+/// both scratch.
+template <class Real, class PositionOf, class Row>
+void turn_mean(const Rotation& rotation, const std::vector<double>& mean, Range rows,
+               PositionOf&& position_of, Real* table, Real* x, Row&& row) {
+  for (Index i = rows.begin; i < rows.end; ++i) {
+    for (std::size_t c = 0; c < mean.size(); ++c) x[c] = static_cast<Real>(mean[c]);
+    rotation.fill({i, i + 1}, position_of, table);
+    rotation.apply(table, x);
+    row(i, x);
+  }
+}
+
+/// x or y, [n, 2 d], of rotated rows [n, d].
+template <class Real>
+Rows<Real> without_position_part(const Problem& problem, const PositionPart& part, bool of_queries,
+                                 const Rows<Real>& rows) {
+  const LagGrid& grid = problem.grid;
+  const Index d = rows.cols();
+  Rows<Real> columns(rows.rows(), 2 * d);
+  std::vector<Real> table(static_cast<std::size_t>(problem.rotation.row_size())),
+      mean(static_cast<std::size_t>(d));
+  const auto c = static_cast<Real>(part.balance);
+  turn_mean(
+      problem.rotation, of_queries ? part.query : part.key, {0, rows.rows()},
+      [&](Index i) { return of_queries ? grid.query_position(i) : grid.key_position(i); }, table.data(),
+      mean.data(),
+      [&](Index i, const Real* x) {
+        const Eigen::Map<const Point<Real>> turned(x, d);
+        if (of_queries)
+          columns.row(i) << rows.row(i) - turned, c * turned;
+        else
+          columns.row(i) << rows.row(i), (rows.row(i) - turned) / c;
+      });
+  return columns;
+}
+
+}  // namespace fastrope
