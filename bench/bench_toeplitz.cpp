@@ -1,15 +1,21 @@
-// ToeplitzOperator beside the bare FFTW transforms that it cannot do without.
+// ToeplitzOperator beside the bare FFTW transforms that it cannot do without, and attention with a lag bias
+// beside the exact path.
 //
 //     build/release/bench/bench_toeplitz [--benchmark_filter=...]
 //
-// Bare: a real transform of length >= 2 n - 1 forward and back for each of the 64 columns, contiguous, each
-// in memory of its own (columns that share one buffer, which stays in cache, are `hot`); in place or not,
-// whichever is faster; planned with the same effort. over_bare: time of apply over that, both run in turn,
-// the median; ns: per element of x; faster: of two threads, over one; error: of sampled rows against sums in
-// double, relative to |generator|_2 |x|_2, in units of epsilon, and `promised`, the bound.
+// Operator. Bare: a real transform of length >= 2 n - 1 forward and back for each of the 64 columns,
+// contiguous, each in memory of its own (columns that share one buffer, which stays in cache, are `hot`); in
+// place or not, whichever is faster; planned with the same effort. over_bare: time of apply over that, both
+// run in turn, the median; ns: per element of x; faster: of two threads, over one; error: of sampled rows
+// against sums in double, relative to |generator|_2 |x|_2, in units of epsilon, and `promised`, the bound.
+// Attention, causal, |x| <= 0.5, tolerance 1e-2, d_v = 8: T5's bias, which a state carries, and a table of
+// random values, which takes transforms. faster: time of the exact path over this one's, both run in turn,
+// the median; error: of 16 rows against double, over max|V|; promised: error bound and rounding; plan_ms: the
+// look at the data. crossover: the first n of 128, 192, 256, 384, .. from which this path is the faster one.
 #include <benchmark/benchmark.h>
 #include <fftw3.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <fastrope/fastrope.hpp>
@@ -17,6 +23,7 @@
 #include <string>
 #include <vector>
 
+#include "attention.hpp"
 #include "ceilings.hpp"
 
 namespace {
@@ -182,11 +189,88 @@ void run_support(benchmark::State& state, Index n, Index first, Index last) {
   state.counters["error"] = some.error();
 }
 
+struct Attention {
+  Index n, d;
+  bool t5;  // or a table
+};
+
+bench::AttentionCase attention_case(const Attention& a, fastrope::Path path) {
+  bench::AttentionCase c{.shapes = {1, 1, a.n, a.n, a.d, 8}};
+  c.base.rope = fastrope::Rope{};
+  c.base.scale = 1.0;
+  c.base.mask = fastrope::Mask::causal();
+  c.base.path = path;
+  c.base.tolerance = path == fastrope::Path::exact ? 0 : 1e-2;
+  fastrope_test::Inputs random(4);
+  if (a.t5)
+    set_t5(c, random, /*bidirectional=*/false);
+  else
+    set_table(c, random, 1, a.n);
+  return c;
+}
+
+/// A planned call over inputs that several may share.
+class Call {
+ public:
+  Call(bench::AttentionInputs<float>& in, const bench::AttentionCase& c)
+      : in_(in), plan_(fastrope::make_plan(in.q.view(), in.k.view(), in.v.view(), c.options())) {
+    workspace_.resize(plan_.workspace_bytes());
+  }
+  void operator()() { plan_.run(in_.q.view(), in_.k.view(), in_.v.view(), in_.out.view(), workspace_); }
+  const fastrope::HeadReport& head() const { return plan_.report().heads.front(); }
+
+ private:
+  bench::AttentionInputs<float>& in_;
+  fastrope::Plan<float> plan_;
+  std::vector<std::byte> workspace_ = {};
+};
+
+void run_attention(benchmark::State& state, const Attention& a) {
+  const bench::AttentionCase c = attention_case(a, fastrope::Path::toeplitz);
+  bench::AttentionInputs<float> in = bench::on_spheres<float>(c, 0.5);
+  const double start = bench::now();
+  Call toeplitz(in, c);
+  state.counters["plan_ms"] = (bench::now() - start) * 1e3;
+  Call exact(in, attention_case(a, fastrope::Path::exact));
+  toeplitz();
+  bench::Median faster;
+  for (auto _ : state) {
+    const double seconds = seconds_of(toeplitz);
+    faster.add(seconds_of(exact) / seconds);
+    state.SetIterationTime(seconds);
+  }
+  toeplitz();  // its output is what `error` is about
+  state.counters["faster"] = faster.value();
+  state.counters["error"] = bench::sampled_error(c, in);
+  state.counters["promised"] = toeplitz.head().error_bound + toeplitz.head().rounding;
+  state.counters["rank"] = static_cast<double>(toeplitz.head().rank);
+}
+
+void run_crossover(benchmark::State& state, Attention a) {
+  Index crossover = 0;
+  for (auto _ : state) {
+    const double start = bench::now();
+    // From above, to where it is slower.
+    for (const Index n : {32768, 24576, 16384, 12288, 8192, 6144, 4096, 3072, 2048, 1536, 1024, 768, 512, 384,
+                          256, 192, 128}) {
+      a.n = n;
+      const bench::AttentionCase c = attention_case(a, fastrope::Path::toeplitz);
+      bench::AttentionInputs<float> in = bench::on_spheres<float>(c, 0.5);
+      Call toeplitz(in, c), exact(in, attention_case(a, fastrope::Path::exact));
+      const int runs = n > 8192 ? 3 : 21;
+      if (bench::median_seconds(runs, toeplitz) > bench::median_seconds(runs, exact)) break;
+      crossover = n;
+    }
+    state.SetIterationTime(bench::now() - start);
+  }
+  state.counters["crossover"] = static_cast<double>(crossover);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
-  std::printf("%s, %lld columns\n", fastrope::simd::target_name(), static_cast<long long>(kColumns));
+  std::printf("%s, %td columns\n", fastrope::simd::target_name(), kColumns);
   const auto add = [](const std::string& name, int runs, auto run) {
     benchmark::RegisterBenchmark(name.c_str(), run)
         ->Unit(benchmark::kMillisecond)
@@ -204,5 +288,12 @@ int main(int argc, char** argv) {
   for (const Index last : {31, 127, 511, 4095})
     add("n16384/lags 0 to " + std::to_string(last), 15,
         [last](benchmark::State& s) { run_support(s, 16384, 0, last); });
+  for (const bool t5 : {true, false})
+    for (const Index d : {4, 8, 16}) {
+      const Attention a{65536, d, t5};
+      const std::string name = std::string(t5 ? "t5" : "table") + " causal d" + std::to_string(d);
+      add(name + "/n65536", 3, [a](benchmark::State& s) { run_attention(s, a); });
+      add(name + "/crossover", 1, [a](benchmark::State& s) { run_crossover(s, a); });
+    }
   benchmark::RunSpecifiedBenchmarks();
 }

@@ -11,6 +11,8 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "fastrope/fastrope.hpp"
@@ -808,6 +810,34 @@ TYPED_TEST(TransformErrorTest, OfEachRowIsWithinThePromise) {
   }
   EXPECT_GT(share, 0.01) << "a promise that loose says nothing";
   testing::Test::RecordProperty("largest_share_of_the_promise", std::to_string(share));
+}
+
+TEST(ToeplitzAttention, IsPlannedAndRunByEightThreadsAtOnce) {
+  // Some share a length, whose transforms nobody has planned before.
+  std::vector<std::thread> team;
+  std::vector<double> worst(8);
+  for (unsigned t = 0; t < 8; ++t) {
+    team.emplace_back([t, &worst] {
+      for (Index step = 0; step < 4; ++step) {
+        Inputs random(30 + t);
+        const Index n = 190 + 30 * step + (t % 2 == 0 ? 0 : static_cast<Index>(t));
+        AttentionCase c{.shapes = {2, 1, n, n, 3, 2}};
+        c.base.mask = Mask::causal();
+        c.base.scale = 1.0;
+        c.base.tolerance = 1e-2;
+        c.base.path = Path::toeplitz;
+        set_table(c, random, 2, n);
+        AttentionInputs<double> in(c.shapes, random);
+        in.q = random.sphere<double>(2, n, 3, 0.6);
+        in.k = random.sphere<double>(1, n, 3, 0.6);
+        attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
+        worst[t] = std::max(
+            worst[t], max_abs_difference(in.out.view(), in.reference(c).out.view()) / max_abs(in.v.view()));
+      }
+    });
+  }
+  for (std::thread& thread : team) thread.join();
+  EXPECT_THAT(worst, testing::Each(testing::Le(1e-2)));
 }
 
 TEST(ToeplitzRefusal, SaysWhatIsNotAFunctionOfTheLag) {

@@ -7,11 +7,12 @@
 //     [v_j, 1], x_ij = sum_s q_i[a_s] W_s(lag) k_j[b_s],   T(lag) = e^b(lag) where the mask allows the lag,
 //     else 0.
 // Where rotated queries and keys separate (RoPE, no position) the variables are the d columns and W_s = 1:
-// C(d+g, g) terms, all with one generator. What of RoPE's logits depends on the lag alone may be in T
-// (position_part.hpp). A general W takes a variable for each entry of its support:
-// C(|S|+g, g) terms, a generator each. Terms come depth first, so only the ancestors' vectors are held: O(g
-// n) memory, never n x r. Cost r (d_v + 1) pairs of transforms of length >= n_q + n_k - 1; workspace O(n (d +
-// d_v + g)) per worker.
+// C(d+g, g) terms, all with one generator, whose transform is done once. What of RoPE's logits depends on the
+// lag alone may be in T (position_part.hpp). A general W takes a variable for each entry of its support,
+// C(|S|+g, g) terms; those whose entries of W are the same up to signs share a generator, and a few transformed
+// generators are held at a time. Cost r (d_v + 1) pairs of transforms of length >= n_q + n_k - 1, shorter for
+// a window (segments.hpp); tasks are channels of a head. Workspace O(n (d + d_v)) for each head at work and
+// O(n) for each worker, never n x r. Where the bias is a straight line, a state is cheaper (lag_tails.hpp).
 //
 // Guarantee: beside the polynomial's certificate, the transforms' rounding is bounded for each row.
 // With eps_F the error of a product relative to |t|_2 |x|_2 (circulant.hpp), numerators and denominators are
@@ -269,7 +270,7 @@ class ToeplitzAttention {
   struct Scratch {
     Real* panel;       // [sides d, kRows], a block of rows before it is laid out
     Real* shifted;     // [sides d, kRows]
-    Real* table;       // a row of Rotation's table
+    Real* table;       // [kTurnedRows, row_size], where a mean is turned
     Real* mean;        // [d]
     Real* projected;   // [columns, kRows]
     Real* row_factor;  // [kRows]
@@ -283,7 +284,7 @@ class ToeplitzAttention {
     Scratch(const ToeplitzAttention& t, const Problem& problem, Workspace& w)
         : panel(w.take<Real>(t.sides_ * problem.shapes.d * kRows).data()),
           shifted(w.take<Real>(t.sides_ * problem.shapes.d * kRows).data()),
-          table(w.take<Real>(problem.rotation.row_size()).data()),
+          table(w.take<Real>(t.sides_ > 1 ? kTurnedRows * problem.rotation.row_size() : 0).data()),
           mean(w.take<Real>(problem.shapes.d).data()),
           projected(w.take<Real>(t.columns_ * kRows).data()),
           row_factor(w.take<Real>(kRows).data()),

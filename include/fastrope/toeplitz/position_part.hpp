@@ -27,24 +27,41 @@ struct PositionPart {
   double balance = 1;         ///< c
 };
 
+/// Rows whose angles are looked up together.
+inline constexpr Index kTurnedRows = 64;
+
+/// mean, turned by the angles of position_of(i): row(i, x) for i in rows, x [d]. table: [kTurnedRows,
+/// row_size], x: [d], both scratch.
+template <class Real, class PositionOf, class Row>
+void turn_mean(const Rotation& rotation, const std::vector<double>& mean, Range rows,
+               PositionOf&& position_of, Real* table, Real* x, Row&& row) {
+  for (Index begin = rows.begin; begin < rows.end; begin += kTurnedRows) {
+    const Range some{begin, std::min(begin + kTurnedRows, rows.end)};
+    rotation.fill(some, position_of, table);
+    for (Index i = some.begin; i < some.end; ++i) {
+      for (std::size_t c = 0; c < mean.size(); ++c) x[c] = static_cast<Real>(mean[c]);
+      rotation.apply(table + (i - begin) * rotation.row_size(), x);
+      row(i, x);
+    }
+  }
+}
+
 /// s (R_i a).(R_j b) at lag i - j, for the lags first, first + 1, ..: [count].
 inline std::vector<double> position_logits(const Problem& problem, const PositionPart& part, Position first,
                                            Index count) {
   const Rotation& rotation = problem.rotation;
-  std::vector<double> table(static_cast<std::size_t>(rotation.row_size())), logits;
-  const auto turned = [&](std::vector<double> x, Position position) {
-    rotation.fill(
-        {0, 1}, [&](Index) { return position; }, table.data());
-    rotation.apply(table.data(), x.data());
-    return x;
-  };
-  const std::vector<double> b = turned(part.key, 0);
-  for (Index m = 0; m < count; ++m) {
-    const std::vector<double> a = turned(part.query, first + m);
-    double dot = 0;
-    for (std::size_t c = 0; c < b.size(); ++c) dot += a[c] * b[c];
-    logits.push_back(problem.scale * dot);
-  }
+  std::vector<double> table(static_cast<std::size_t>(kTurnedRows * rotation.row_size())), x(part.key.size()),
+      b, logits;
+  turn_mean(
+      rotation, part.key, {0, 1}, [](Index) { return Position{0}; }, table.data(), x.data(),
+      [&](Index, const double* turned) { b.assign(turned, turned + part.key.size()); });
+  turn_mean(
+      rotation, part.query, {0, count}, [&](Index m) { return first + m; }, table.data(), x.data(),
+      [&](Index, const double* a) {
+        double dot = 0;
+        for (std::size_t c = 0; c < b.size(); ++c) dot += a[c] * b[c];
+        logits.push_back(problem.scale * dot);
+      });
   return logits;
 }
 
@@ -59,19 +76,6 @@ inline double position_logit_bound(const Problem& problem, const PositionPart& p
   return std::abs(problem.scale) * gain * gain * std::sqrt(square(part.query) * square(part.key));
 }
 
-/// mean, turned by the angles of position_of(i): row(i, x) for i in rows, x [d]. table: [row_size], x: [d],
-/// both scratch.
-template <class Real, class PositionOf, class Row>
-void turn_mean(const Rotation& rotation, const std::vector<double>& mean, Range rows,
-               PositionOf&& position_of, Real* table, Real* x, Row&& row) {
-  for (Index i = rows.begin; i < rows.end; ++i) {
-    for (std::size_t c = 0; c < mean.size(); ++c) x[c] = static_cast<Real>(mean[c]);
-    rotation.fill({i, i + 1}, position_of, table);
-    rotation.apply(table, x);
-    row(i, x);
-  }
-}
-
 /// x or y, [n, 2 d], of rotated rows [n, d].
 template <class Real>
 Rows<Real> without_position_part(const Problem& problem, const PositionPart& part, bool of_queries,
@@ -79,7 +83,7 @@ Rows<Real> without_position_part(const Problem& problem, const PositionPart& par
   const LagGrid& grid = problem.grid;
   const Index d = rows.cols();
   Rows<Real> columns(rows.rows(), 2 * d);
-  std::vector<Real> table(static_cast<std::size_t>(problem.rotation.row_size())),
+  std::vector<Real> table(static_cast<std::size_t>(kTurnedRows * problem.rotation.row_size())),
       mean(static_cast<std::size_t>(d));
   const auto c = static_cast<Real>(part.balance);
   turn_mean(
