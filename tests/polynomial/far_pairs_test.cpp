@@ -195,5 +195,41 @@ TYPED_TEST(FarChunks, OfACausalSquare) {
   EXPECT_EQ(one[0].far, 70) << "all keys, be they whole blocks or not";
 }
 
+TEST(StateWindow, MovesByWhatEntersAndLeaves) {
+  using fastrope::Range;
+  using fastrope::StateWindow;
+  // Against a set of keys, each counted as often as it was added, both ways.
+  for (const bool backwards : {false, true}) {
+    StateWindow window;
+    std::vector<int> held(1000), fresh(1000);
+    Index restarts = 0, removed = 0;
+    for (Index step = 0; step < 90; ++step) {
+      const Index begin = std::max<Index>(0, 10 * step - 150), end = std::min<Index>(1000, 10 * step + 70);
+      const Range keys = backwards ? Range{1000 - end, 1000 - begin} : Range{begin, end};
+      const fastrope::StateChange change = window.move_to(keys);
+      if (change.restart) {
+        ++restarts;
+        held = fresh;
+        EXPECT_TRUE(change.remove.empty());
+      }
+      removed += change.remove.size();
+      for (Index j = change.remove.begin; j < change.remove.end; ++j) --held[static_cast<std::size_t>(j)];
+      for (Index j = change.add.begin; j < change.add.end; ++j) ++held[static_cast<std::size_t>(j)];
+      for (Index j = 0; j < 1000; ++j)
+        ASSERT_EQ(held[static_cast<std::size_t>(j)], j >= keys.begin && j < keys.end ? 1 : 0)
+            << "step " << step << ", key " << j;
+    }
+    EXPECT_EQ(restarts, 1) << "only the first, as less was removed than four times what is held";
+    EXPECT_GT(removed, 700);
+  }
+  // Windows that do not meet, and many small steps.
+  StateWindow window;
+  EXPECT_TRUE(window.move_to({0, 10}).restart);
+  EXPECT_TRUE(window.move_to({20, 30}).restart);
+  Index restarts = 0;
+  for (Index i = 21; i < 200; ++i) restarts += window.move_to({i, i + 10}).restart ? 1 : 0;
+  EXPECT_EQ(restarts, 179 / 41) << "every 41st step";
+}
+
 }  // namespace
 }  // namespace fastrope_test

@@ -9,10 +9,11 @@
 // Where rotated queries and keys separate (RoPE, no position) the variables are the d columns and W_s = 1:
 // C(d+g, g) terms, all with one generator, whose transform is done once. What of RoPE's logits depends on the
 // lag alone may be in T (position_part.hpp). A general W takes a variable for each entry of its support,
-// C(|S|+g, g) terms; those whose entries of W are the same up to signs share a generator, and a few transformed
-// generators are held at a time. Cost r (d_v + 1) pairs of transforms of length >= n_q + n_k - 1, shorter for
-// a window (segments.hpp); tasks are channels of a head. Workspace O(n (d + d_v)) for each head at work and
-// O(n) for each worker, never n x r. Where the bias is a straight line, a state is cheaper (lag_tails.hpp).
+// C(|S|+g, g) terms; those whose entries of W are the same up to signs share a generator, and a few
+// transformed generators are held at a time. Cost r (d_v + 1) pairs of transforms of length >= n_q + n_k - 1,
+// shorter for a window (segments.hpp); tasks are channels of a head. Workspace O(n (d + d_v)) for each head
+// at work and O(n) for each worker, never n x r. Where the bias is a straight line, a state is cheaper
+// (lag_tails.hpp).
 //
 // Guarantee: beside the polynomial's certificate, the transforms' rounding is bounded for each row.
 // With eps_F the error of a product relative to |t|_2 |x|_2 (circulant.hpp), numerators and denominators are

@@ -112,7 +112,8 @@ class ToeplitzSegments {
   /// The embedding of a segment: lags count from the corner of its window.
   static CirculantEmbedding<Real> embed(Index n_rows, Index n_cols, LagSupport support, FftEffort effort,
                                         const Layout& l) {
-    if (l.block == 0) return {std::min<Index>(n_rows, 0), std::min<Index>(n_cols, 0), {}, effort};
+    if (n_rows < 0 || n_cols < 0) return {n_rows, n_cols, {}, effort};  // which throws
+    if (l.block == 0) return {0, 0, {}, effort};
     if (l.block < l.rows.size())
       return {l.block, l.block + support.size() - 1, {1 - support.size(), 0}, effort};
     const Index shift = l.rows.begin - l.cols.begin;
