@@ -156,6 +156,8 @@ class Candidates {
 
  private:
   static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
+  /// Of Rotation's tables at positions up to 2^20 or so; the positions' part of logits has exact lags.
+  static constexpr double kTableError = 2e-9;
 
   /// By transforms: the bounds of their rounding leave some rows to the exact path.
   Runner<ToeplitzRun> transforms(Index head, const GroupRows<Real>& rows, Index query,
@@ -164,7 +166,7 @@ class Candidates {
     Candidate& c = run.candidate;
     // The transforms need a share of the tolerance too, and so does what rounds the part of the positions.
     double tolerance = 0.75 * tolerance_, part_rounding = 0;
-    if (part) part_rounding = kEpsilon * position_logit_bound(problem_, *part);
+    if (part) part_rounding = (kEpsilon + kTableError) * position_logit_bound(problem_, *part);
     tolerance -= part_rounding;
     LowRankUnit unit{
         .heads = {head, head + 1}, .projection = {}, .coefficients = {}, .monomials = {}, .chunks = {}};
@@ -173,6 +175,12 @@ class Candidates {
       const WeightedBounds bounds = weighted_bounds(rows, static_cast<std::size_t>(query), problem_);
       const auto polynomial = weighted_fit(bounds, rows.values.spread, tolerance, c);
       if (!polynomial) return run;
+      if (!features_fit(rows, query, bounds, polynomial->degree())) {
+        c.reason =
+            detail::message("features of degree ", polynomial->degree(),
+                            " leave the range of the arithmetic (weights or rows of very unequal size)");
+        return run;
+      }
       const std::vector<int> limits =
           simplex_limits(static_cast<Index>(problem_.weights->support().size()), polynomial->degree());
       if (!set_rank(c, limits)) return run;
@@ -207,7 +215,7 @@ class Candidates {
   /// The means of a head's rows, where rotation hides them from shifts and they are most of the rows.
   std::optional<PositionPart> position_part(const GroupRows<Real>& rows, Index query) const {
     constexpr double kMost = 0.7;  // of the rows' mean square
-    if (problem_.rotation.pairs() == 0) return std::nullopt;
+    if (problem_.rotation.pairs() == 0 || !near_origin()) return std::nullopt;
     const RowBounds &q = rows.query_bounds[static_cast<std::size_t>(query)], &k = rows.key_bounds;
     PositionPart part;
     const auto rounded = [](const std::vector<double>& mean, std::vector<double>& to) {
@@ -224,6 +232,27 @@ class Candidates {
     const double left = std::max(1e-6 * a, q.mean_square - a) * std::max(1e-6 * b, k.mean_square - b);
     part.balance = std::pow(left / (a * k.mean_square), 0.25);
     return part;
+  }
+
+  /// Whether powers of the columns of a general family, which do not carry its weights, stay in range.
+  bool features_fit(const GroupRows<Real>& rows, Index query, const WeightedBounds& bounds,
+                    int degree) const {
+    const double limit =
+        std::pow(static_cast<double>(std::numeric_limits<Real>::max()), 0.6 / std::max(1, degree));
+    const double q =
+        std::abs(problem_.scale) * bounds.balance * rows.query_bounds[static_cast<std::size_t>(query)].norm;
+    return degree == 0 || (q <= limit && rows.key_bounds.norm / bounds.balance <= limit &&
+                           bounds.largest_weight <= limit && 1 / limit <= bounds.largest_weight);
+  }
+
+  /// Positions whose angles tables hold to kTableError.
+  bool near_origin() const {
+    constexpr Position kFar = Position{1} << 20;
+    const LagGrid& grid = problem_.grid;
+    for (const Position p : {grid.query_position(0), grid.query_position(grid.n_q() - 1),
+                             grid.key_position(0), grid.key_position(grid.n_k() - 1)})
+      if (p > kFar || p < -kFar) return false;
+    return true;
   }
 
   /// The polynomial of a general family.
@@ -257,13 +286,22 @@ class Candidates {
     const LagTails tails = find_lag_tails(problem_, head);
     const auto chunks = [&](Index count) { return tail_chunks<Real>(problem_, tails, count); };
     const std::vector<FarPairs> least = chunks(CostModel::kLeastChunk);
-    const auto some = [&](auto&& far) { return std::any_of(least.begin(), least.end(), far); };
-    const bool past = some([](const FarPairs&c) { return c.far > c.first; }),
-               later = some([](const FarPairs&c) { return !c.later.empty(); });
+    bool past = false, later = false, removes = false;
+    for (const FarPairs& chunk : least) {
+      past = past || chunk.far > chunk.first;
+      later = later || !chunk.later.empty();
+      removes = removes || chunk.first > 0 || (!chunk.later.empty() && chunk.later.end < problem_.shapes.n_k);
+    }
     if (!past && !later) return run;
-    const auto fit =
-        low_rank(rows, {query, query + 1}, tolerance_, /*may_weigh_keys=*/true, least, radius, run.candidate);
+    // What rounds the bias is counted before, as the fit has to leave room for it.
+    double bias_rounding = 0;
+    for (const auto& tail : {tails.past, tails.later})
+      if (tail) bias_rounding = std::max(bias_rounding, tail->miss + kEpsilon * std::abs(tail->factor.level));
+    // A heavy key that leaves a window would leave its rounding behind: there keys may not be weighed.
+    const auto fit = low_rank(rows, {query, query + 1}, tolerance_ - 2 * bias_rounding,
+                              /*may_weigh_keys=*/!removes, least, radius, run.candidate);
     if (!fit) return run;
+    run.candidate.rounding += 2 * bias_rounding;
     LowRankUnit unit{{head, head + 1}, fit->projection, coefficients(*fit), sets_.get(fit->limits), {}};
     if (past) unit.factor = tails.past->factor;
     if (later) unit.later_factor = tails.later->factor;

@@ -124,7 +124,8 @@ struct WeightedBounds {
   double radius = 0;  ///< |x| <= radius
   double feature_radius =
       0;  ///< |scale| max|q^|_2 max|k^|_2, q^ = (q[a_s])_s, k^ = (max|W_s| k[b_s])_s: norms of the features
-  double balance = 1;  ///< queries times it and keys over it make q^ and k^ equally long
+  double balance = 1;         ///< queries times it and keys over it make q^ and k^ equally long
+  double largest_weight = 0;  ///< max|W_s(lag)|
 };
 
 /// Two bounds on |x|, the lesser taken: sum_s max|q[a_s]| max|W_s| max|k[b_s]|, and |q| |k| times the largest
@@ -167,7 +168,8 @@ WeightedBounds weighted_bounds(const GroupRows<Real>& rows, std::size_t query, c
                     std::min(entrywise, rows.query_bounds[query].norm * rows.key_bounds.norm * largest_norm) *
                     allowance,
           .feature_radius = query_size * key_size * allowance,
-          .balance = query_size > 0 && key_size > 0 ? std::sqrt(key_size / query_size) : 1};
+          .balance = query_size > 0 && key_size > 0 ? std::sqrt(key_size / query_size) : 1,
+          .largest_weight = *std::max_element(largest.begin(), largest.end())};
 }
 
 }  // namespace fastrope

@@ -226,13 +226,16 @@ class PolynomialAttention {
     KeyBlocks<Real> keys = state.keys;
     if (const double slope = state.factor.slope; slope != 0 || sign < 0) {
       keys.weight = memory.scaled;
-      // From a block's greatest factor on, as the least may underflow.
-      const Index ahead = slope > 0 ? kWidth - 1 : 0, step = slope > 0 ? -1 : 1;
+      // From a block's greatest factor on, as the least may underflow; what is behind the last key weighs 0.
       const double shrink = std::exp(-std::abs(slope));
       for (Index b = blocks.begin * kWidth; b < blocks.end * kWidth; b += kWidth) {
-        double factor = sign * std::exp(slope * static_cast<double>(b + ahead - state.anchor));
-        for (Index k = 0, j = b + ahead; k < kWidth; ++k, j += step, factor *= shrink)
+        const Index end = std::min(b + kWidth, far.end), greatest = slope > 0 ? end - 1 : b;
+        double factor = sign * std::exp(slope * static_cast<double>(greatest - state.anchor));
+        for (Index k = 0; k < end - b; ++k, factor *= shrink) {
+          const Index j = slope > 0 ? greatest - k : greatest + k;
           memory.scaled[j] = memory.weight[j] * static_cast<Real>(factor);
+        }
+        std::fill(memory.scaled + end, memory.scaled + b + kWidth, Real{0});
       }
     }
     const Index rank = unit.monomials->rank();

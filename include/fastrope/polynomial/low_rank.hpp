@@ -226,7 +226,7 @@ class LowRankSearch {
     const double axes_error =
         shifted_radius_ * (missed.norm() + static_cast<double>(d_ + 2) * kDouble * b.norm() * c.norm());
 
-    const double tolerance = request_.tolerance, radius = couplings.front();
+    const double tolerance = request_.tolerance, radius = couplings.empty() ? 0 : couplings.front();
     std::optional<ExpPolynomial> polynomial;
     try {
       polynomial = ExpPolynomial::fit(radius, allowed_relative_error(tolerance, request_.value_spread));

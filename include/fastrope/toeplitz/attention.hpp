@@ -93,6 +93,9 @@ struct ToeplitzHead {
   static std::vector<SharedGenerator> share_generators(const LowRankUnit& unit,
                                                        const RelativeWeights* weights) {
     const auto monomials = unit.monomials->terms();
+    std::vector<RelativeWeights::Equal> equal;  // [support]
+    for (Index s = 0; weights && s < std::ssize(weights->support()); ++s)
+      equal.push_back(weights->first_equal(s));
     std::map<std::vector<Index>, SharedGenerator> groups;
     for (std::size_t m = 0; m < monomials.size(); ++m) {
       double coefficient =
@@ -100,7 +103,7 @@ struct ToeplitzHead {
       std::vector<Index> factors;
       for (const Monomial* term = &monomials[m]; weights && term->degree > 0;
            term = &monomials[static_cast<std::size_t>(term->parent)]) {
-        const auto [entry, sign] = weights->first_equal(term->variable);
+        const auto [entry, sign] = equal[static_cast<std::size_t>(term->variable)];
         factors.push_back(entry);
         coefficient *= sign;
       }
@@ -280,7 +283,7 @@ class ToeplitzAttention {
     Real* query_term;  // [n_q]
     Real* key_term;    // [n_k]
     Real* padded;      // [buffer_size]
-    Real* product;     // [N]
+    Real* other;       // [buffer_size]
 
     Scratch(const ToeplitzAttention& t, const Problem& problem, Workspace& w)
         : panel(w.take<Real>(t.sides_ * problem.shapes.d * kRows).data()),
@@ -294,7 +297,7 @@ class ToeplitzAttention {
           query_term(w.take<Real>(problem.shapes.n_q).data()),
           key_term(w.take<Real>(problem.shapes.n_k).data()),
           padded(w.take<Real>(t.segments_->embedding().buffer_size()).data()),
-          product(w.take<Real>(t.segments_->embedding().length()).data()) {}
+          other(w.take<Real>(t.segments_->embedding().buffer_size()).data()) {}
   };
 
   template <class Q>
@@ -370,7 +373,7 @@ class ToeplitzAttention {
       for (const Index w : weights) t *= (*problem.weights)(lag + problem.grid.offset(), w);
       s.generator[lag - support.first] = static_cast<Real>(t);
     }
-    segments_->embedding().transform_generator(s.generator, spectrum);
+    segments_->embedding().transform_generator(s.generator, spectrum, s.padded);
   }
 
   /// sums += coefficient diag(phi(q)) T diag(phi(k)) values, phi the monomial, for some channels.
@@ -399,9 +402,9 @@ class ToeplitzAttention {
         Vector(s.padded + at, keys.size()) =
             key_term.segment(keys.begin, keys.size()) * Vector(m.values + c * n_k + keys.begin, keys.size());
         std::fill(s.padded + at + keys.size(), s.padded + embedding.length(), Real{0});
-        embedding.multiply(spectrum, s.padded, s.product);
+        Real* const product = embedding.multiply(spectrum, s.padded, s.other);
         Vector(m.sums + c * n_q + rows.begin, rows.size()) +=
-            query_term.segment(rows.begin, rows.size()) * Vector(s.product, rows.size());
+            query_term.segment(rows.begin, rows.size()) * Vector(product, rows.size());
       }
   }
 

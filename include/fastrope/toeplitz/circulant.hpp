@@ -71,35 +71,41 @@ class CirculantEmbedding {
 
   /// spectrum = F c / N, the form that the products take: 1/N of the inverse transform is already in it.
   ///   values:   [support().size()], t(first) .. t(last)
-  ///   spectrum: [buffer_size], aligned to kAlignment
+  ///   spectrum: [buffer_size], and scratch of that size, both aligned to kAlignment
   /// Cost: one transform of length N.
-  void transform_generator(const Real* values, Real* spectrum) const noexcept {
+  void transform_generator(const Real* values, Real* spectrum, Real* scratch) const noexcept {
     const Index n = length();
-    std::fill_n(spectrum, n, Real(0));
+    std::fill_n(scratch, n, Real(0));
     for (Index lag = support_.first; lag <= support_.last; ++lag)
-      spectrum[lag < 0 ? lag + n : lag] = values[lag - support_.first] / static_cast<Real>(n);
-    fft_->forward(spectrum);
+      scratch[lag < 0 ? lag + n : lag] = values[lag - support_.first] / static_cast<Real>(n);
+    const Real* transformed = fft_->forward(scratch, spectrum);
+    if (transformed != spectrum) std::copy_n(transformed, buffer_size(), spectrum);
   }
 
-  /// y = T x.
+  /// T x, in the first n_rows values of the buffer that is returned, x or y; the rest has no meaning.
   ///   generator_spectrum: [buffer_size], from transform_generator; any alignment
-  ///   x:                  [buffer_size], x in the first n_cols values, zeros in the rest of N; destroyed
-  ///   y:                  [N], T x in the first n_rows values, no meaning in the rest
+  ///   x:                  [buffer_size], x in the first n_cols values, zeros in the rest of N
+  ///   y:                  [buffer_size], scratch
   /// Requires x and y aligned to kAlignment and not overlapping. Cost: two transforms of length N.
-  void multiply(const Real* generator_spectrum, Real* x, Real* y) const noexcept {
-    fft_->forward(x);
-    scale<false>(x, generator_spectrum);
-    fft_->inverse(x, y);
+  Real* multiply(const Real* generator_spectrum, Real* x, Real* y) const noexcept {
+    return product<false>(generator_spectrum, x, y);
   }
 
-  /// y = T' x: as multiply(), with x in the first n_rows values, T' x in the first n_cols of y.
-  void multiply_transpose(const Real* generator_spectrum, Real* x, Real* y) const noexcept {
-    fft_->forward(x);
-    scale<true>(x, generator_spectrum);
-    fft_->inverse(x, y);
+  /// T' x: as multiply(), with x in the first n_rows values, T' x in the first n_cols.
+  Real* multiply_transpose(const Real* generator_spectrum, Real* x, Real* y) const noexcept {
+    return product<true>(generator_spectrum, x, y);
   }
 
  private:
+  template <bool kConjugate>
+  Real* product(const Real* generator_spectrum, Real* x, Real* y) const noexcept {
+    Real* const spectrum = fft_->forward(x, y);
+    scale<kConjugate>(spectrum, generator_spectrum);
+    Real* const result = spectrum == x ? y : x;
+    fft_->inverse(spectrum, result);
+    return result;
+  }
+
   /// Complex x_k *= g_k, or its conjugate, by the definition: std::complex looks for NaN in every product.
   template <bool kConjugate>
   void scale(Real* x, const Real* g) const noexcept {

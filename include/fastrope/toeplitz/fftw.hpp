@@ -3,10 +3,10 @@
 //   forward  X_k = sum_j x_j e^{-2 pi i j k / N},  k = 0 .. N/2  (the rest are conjugates of these)
 //   inverse  x_j = sum_k X_k e^{+2 pi i j k / N}   over all N, so inverse(forward(x)) = N x
 //
-// Forward in place, where the spectrum takes the room of two more values; back into another array: the plans
-// that FFTW estimates are fastest so (N = 32768, float, Zen 4: 1.7 and 1.7 ns a point, into another array 2.4
-// and 1.7, in place 1.7 and 1.9; measured plans 1.2 each way, whichever).
-// Plans are made once under a lock and executed on any aligned arrays from any thread. Only
+// Powers of two go forward in place, where the spectrum takes the room of two more values: the plans that
+// FFTW estimates are faster so (N = 32768, float, Zen 4: 1.7 ns a point, into another array 2.4). In-place
+// plans of other lengths call malloc in each execution (FFTW 3.3), so they go into another array, and so do
+// all inverses. Plans are made once under a lock and executed on any aligned arrays from any thread. Only
 // CirculantEmbedding stands on this; it gives the products that the rest of the library asks for.
 #pragma once
 
@@ -146,15 +146,16 @@ class RealFft {
     if (length < 1) detail::fail("an FFT needs a length of at least 1, got ", length);
 
     const auto x = detail::aligned_array<Real>(buffer_size());
-    const auto y = detail::aligned_array<Real>(length_);
+    const auto y = detail::aligned_array<Real>(buffer_size());
     auto* const x_data = reinterpret_cast<Real*>(x.get());
-    auto* const spectrum = reinterpret_cast<typename Api::Complex*>(x.get());
+    auto* const y_data = reinterpret_cast<Real*>(y.get());
+    const auto complex = [](Real* p) { return reinterpret_cast<typename Api::Complex*>(p); };
     const typename Api::Dimension dimension{length, 1, 1};
     const auto flags = static_cast<unsigned>(effort);
     const std::lock_guard lock(fftw_planner_mutex);
-    forward_.reset(Api::plan_forward(1, &dimension, 0, nullptr, x_data, spectrum, flags));
-    inverse_.reset(
-        Api::plan_inverse(1, &dimension, 0, nullptr, spectrum, reinterpret_cast<Real*>(y.get()), flags));
+    forward_.reset(
+        Api::plan_forward(1, &dimension, 0, nullptr, x_data, complex(in_place() ? x_data : y_data), flags));
+    inverse_.reset(Api::plan_inverse(1, &dimension, 0, nullptr, complex(y_data), x_data, flags));
     if (!forward_ || !inverse_) detail::fail("FFTW has no plan for a real transform of length ", length);
   }
 
@@ -166,11 +167,14 @@ class RealFft {
   /// Values in a buffer that is a vector or its spectrum: 2 spectrum_size().
   Index buffer_size() const { return 2 * spectrum_size(); }
 
-  /// x: [length] becomes its spectrum, [spectrum_size], in a buffer [buffer_size] aligned to kAlignment.
+  /// The spectrum of x [length], [spectrum_size] complex values: in x or in y, whichever is returned; the
+  /// other has no meaning then. Both are buffers [buffer_size] aligned to kAlignment and not overlapping.
   /// Thread-safe, O(N log N).
-  void forward(Real* x) const noexcept {
-    assert(detail::is_aligned(x));
-    Api::execute_forward(forward_.get(), x, reinterpret_cast<typename Api::Complex*>(x));
+  Real* forward(Real* x, Real* y) const noexcept {
+    assert(detail::is_aligned(x) && detail::is_aligned(y));
+    Real* const spectrum = in_place() ? x : y;
+    Api::execute_forward(forward_.get(), x, reinterpret_cast<typename Api::Complex*>(spectrum));
+    return spectrum;
   }
 
   /// spectrum: a buffer of [spectrum_size] -> x: [length], unscaled. Destroys the spectrum. Both aligned to
@@ -182,6 +186,8 @@ class RealFft {
 
  private:
   using Api = detail::FftwApi<Real>;
+
+  bool in_place() const { return std::has_single_bit(static_cast<std::size_t>(length_)); }
 
   Index length_;
   detail::FftwPlan<Real> forward_;

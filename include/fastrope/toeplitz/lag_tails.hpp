@@ -18,10 +18,11 @@
 
 namespace fastrope {
 
-/// b(lag) = level - slope lag, to rounding, for all lags from the inner one to the outer one.
+/// b(lag) = level - slope lag for all lags from the inner one to the outer one, within `miss`.
 struct LagTail {
   Position inner = 0;
   FarFactor factor = {};
+  double miss = 0;
 };
 
 /// The tails of one head's bias over the lags [first, last] that the mask allows. Not both need exist.
@@ -34,46 +35,51 @@ struct LagTails {
 namespace detail {
 
 /// The longest tail that begins at lag `outer` and goes towards `end` (exclusive), by `step` = 1 or -1: lines
-/// through b(outer) that miss no value by more than the rounding of the values themselves.
+/// through b(outer) that miss no value by more than its own rounding.
 template <class Bias>
-LagTail find_tail(const Bias& bias, Position outer, Position end, Position step, double rounding) {
+LagTail find_tail(const Bias& bias, Position outer, Position end, Position step) {
   double least = -std::numeric_limits<double>::infinity(), most = -least;  // slopes, per step inwards
   const double at_outer = bias(outer);
-  Position inner = outer;
+  LagTail tail{.inner = outer};
   for (Position lag = outer + step; lag != end; lag += step) {
-    const double distance = static_cast<double>(std::abs(lag - outer)), rise = bias(lag) - at_outer;
-    const double low = std::max(least, (rise - rounding) / distance),
-                 high = std::min(most, (rise + rounding) / distance);
+    const double value = bias(lag), distance = static_cast<double>(std::abs(lag - outer));
+    const double rounding =
+        8 * std::numeric_limits<double>::epsilon() * std::max({1.0, std::abs(value), std::abs(at_outer)});
+    const double low = std::max(least, (value - at_outer - rounding) / distance),
+                 high = std::min(most, (value - at_outer + rounding) / distance);
     if (!(low <= high)) break;
     least = low;
     most = high;
-    inner = lag;
+    tail.inner = lag;
+    tail.miss = std::max(tail.miss, rounding);
   }
-  const double slope = inner == outer            ? 0
-                       : least <= 0 && most >= 0 ? 0
-                                                 : (least + most) / 2 * static_cast<double>(-step);
-  return {inner, {at_outer + slope * static_cast<double>(outer), slope}};
+  if (tail.inner != outer && !(least <= 0 && most >= 0))
+    tail.factor.slope = (least + most) / 2 * static_cast<double>(-step);
+  tail.factor.level = at_outer + tail.factor.slope * static_cast<double>(outer);
+  return tail;
 }
 
 }  // namespace detail
 
-/// Requires consecutive positions. Factors grow from the rows outwards by at most e^30, or the tail is left
-/// out. Cost: O(lags).
+/// Requires consecutive positions. A tail is left out if its factors grow from the rows outwards, as what
+/// keys leave behind in a state would grow too, or if its bias is so large that it says "masked" or loses
+/// digits. Cost: O(lags).
 inline LagTails find_lag_tails(const Problem& problem, Index head) {
-  constexpr double kMostGrowth = 30;
+  constexpr double kMostGrowth = 0.1, kLargest = 1e6;
   LagTails tails{.allowed = problem.grid.allowed_lags()};
   const auto [first, last] = tails.allowed;
   if (first > last) return tails;
   const auto bias = [&](Position lag) { return problem.bias.empty() ? 0.0 : problem.bias(head, lag); };
-  double largest = 1;
-  for (Position lag = first; lag <= last; ++lag) largest = std::max(largest, std::abs(bias(lag)));
-  const double rounding = 8 * std::numeric_limits<double>::epsilon() * largest;
   const double range = static_cast<double>(last - first);
-  const LagTail past = detail::find_tail(bias, last, first - 1, -1, rounding);
-  if (past.factor.slope * range >= -kMostGrowth) tails.past = past;
+  const auto keeps = [&](Position outer, const LagTail& tail, double slope_outwards) {
+    return slope_outwards * range <= kMostGrowth && std::abs(bias(outer)) <= kLargest &&
+           std::abs(bias(tail.inner)) <= kLargest;
+  };
+  const LagTail past = detail::find_tail(bias, last, first - 1, -1);
+  if (keeps(last, past, -past.factor.slope)) tails.past = past;
   if (const Position end = tails.past ? past.inner : last + 1; end > first) {
-    const LagTail later = detail::find_tail(bias, first, end, 1, rounding);
-    if (later.factor.slope * range <= kMostGrowth) tails.later = later;
+    const LagTail later = detail::find_tail(bias, first, end, 1);
+    if (keeps(first, later, later.factor.slope)) tails.later = later;
   }
   return tails;
 }

@@ -156,7 +156,8 @@ class ToeplitzOperator {
         is_direct_(DirectToeplitz<Real>::suits(n_rows, n_cols, support())) {
     const Index first = support().first + n_cols - 1, size = support().size();
     kept_.resize(static_cast<std::size_t>(matrices_ * generator_size()));
-    const auto memory = detail::aligned_array<Real>(embedding().buffer_size());
+    const auto memory = detail::aligned_array<Real>(embedding().buffer_size()),
+               scratch = detail::aligned_array<Real>(embedding().buffer_size());
     auto* const spectrum = reinterpret_cast<Real*>(memory.get());
     for (Index m = 0; m < matrices_ && size > 0; ++m) {
       const Real* values = generators.row(m) + first;
@@ -164,7 +165,7 @@ class ToeplitzOperator {
       if (is_direct_) {
         DirectToeplitz<Real>(n_cols, support()).lay_out(values, kept);
       } else {
-        embedding().transform_generator(values, spectrum);
+        embedding().transform_generator(values, spectrum, reinterpret_cast<Real*>(scratch.get()));
         std::copy_n(spectrum, generator_size(), kept);
       }
     }
@@ -173,11 +174,11 @@ class ToeplitzOperator {
   /// What a worker needs to multiply a channel.
   struct Transform {
     Real* padded;  // [N + 2]
-    Real* result;  // [N]
+    Real* other;   // [N + 2]
 
     Transform(Workspace& w, const ToeplitzOperator& t)
         : padded(w.take<Real>(t.is_direct_ ? 0 : t.embedding().buffer_size()).data()),
-          result(w.take<Real>(t.is_direct_ ? 0 : t.embedding().length()).data()) {}
+          other(w.take<Real>(t.is_direct_ ? 0 : t.embedding().buffer_size()).data()) {}
   };
 
   /// The same for a block of `width` channels.
@@ -235,11 +236,9 @@ class ToeplitzOperator {
       std::fill_n(b.padded, inside.begin - window.begin, Real{0});
       Real* end = std::copy_n(x + inside.begin, inside.size(), b.padded + (inside.begin - window.begin));
       std::fill(end, b.padded + embedding().length(), Real{0});
-      if constexpr (kTranspose)
-        embedding().multiply_transpose(kept, b.padded, b.result);
-      else
-        embedding().multiply(kept, b.padded, b.result);
-      std::copy_n(b.result + parts.offset, outputs.size(), y + outputs.begin);
+      const Real* result = kTranspose ? embedding().multiply_transpose(kept, b.padded, b.other)
+                                      : embedding().multiply(kept, b.padded, b.other);
+      std::copy_n(result + parts.offset, outputs.size(), y + outputs.begin);
     }
     std::fill(y, y + parts.output.begin, Real{0});
     std::fill(y + parts.output.end, y + n_out, Real{0});
