@@ -114,8 +114,8 @@ inline bool is_aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(
 }  // namespace detail
 
 /// How hard FFTW looks for a plan. `estimate` measures nothing, so that the same length gives the same
-/// arithmetic in every run (unless wisdom is loaded); the others time plans, for up to seconds a length, and
-/// may round differently from run to run.
+/// arithmetic in every run (unless wisdom is loaded), and its plans allocate nothing while they run; the others
+/// time plans, for seconds a length, may round differently from run to run, and may allocate.
 enum class FftEffort : unsigned { estimate = FFTW_ESTIMATE, measure = FFTW_MEASURE, patient = FFTW_PATIENT };
 
 /// Adds the plans of a file to what FFTW knows for transforms of Real: they serve every length that is
