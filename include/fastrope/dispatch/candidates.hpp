@@ -116,7 +116,8 @@ class Candidates {
   }
 
   /// The Toeplitz path of one head, by transforms or by a state, whichever is cheaper. Where positions
-  /// separate it has the polynomial path's features, and transforms beside: it is looked at only if `forced`.
+  /// separate it has the polynomial path's features, and transforms beside: then it is looked at only if
+  /// `forced`, or with the positions' part of the logits in the generator.
   Runner<ToeplitzRun> toeplitz(Index head, const GroupRows<Real>& rows, Index query, bool forced,
                                double& entry_bound) {
     Runner<ToeplitzRun> run{{.path = Path::toeplitz, .feasible = false, .reason = toeplitz_refusal_}};

@@ -9,8 +9,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include <limits>
-
 #include "fastrope/core/index.hpp"
 #include "fastrope/toeplitz/circulant.hpp"
 

@@ -70,10 +70,9 @@ class Channels {
 /// for each channel. Real is float or double. Copies share their FFT plans. All functions are thread-safe and
 /// their results do not depend on the executor.
 ///
-/// Generators that are zero from some lag on, triangular and banded ones, take shorter transforms: of length
-/// N
-/// >= n_rows + (largest lag) for a causal one, or blocks of a few times the band's width (segments.hpp);
-/// small matrices and narrow bands are multiplied directly (direct.hpp).
+/// Generators that are zero from some lag on, triangular and banded ones, take shorter transforms (N is at
+/// least n_rows, n_cols and n_cols + the largest lag), or blocks of a few times the band's width
+/// (segments.hpp); small matrices and very narrow bands are multiplied directly (direct.hpp).
 ///
 /// Error of apply, for each channel x of X: |y - T x|_max <= 10 eps (1 + log2 N) |generator|_2 |x|_2 with N =
 /// fft_length(n_rows + n_cols - 1); see CirculantEmbedding. A non-finite value spoils its channel alone.
