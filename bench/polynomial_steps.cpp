@@ -54,8 +54,6 @@ fastrope::Plan<float> plan_of(AttentionCase c, const AttentionInputs<float>& in,
 void print_steps(Data& data, double tolerance) {
   data.c.base.tolerance = tolerance;
   const fastrope::Problem problem(data.c.shapes, data.c.options());
-  const auto rows = fastrope::group_rows<float>(
-      problem, 0, fastrope::TensorView<const float>(data.in.q.view()), data.in.k.view(), data.in.v.view());
   const fastrope::CostModel cost;
   const double exact = seconds_of(plan_of(data.c, data.in, Path::exact), data.in, 3);
   std::printf("\n%s, n %td, d %td, d_v %td, tolerance %g, exact %.1f ms\n", data.name.c_str(),
@@ -69,15 +67,13 @@ void print_steps(Data& data, double tolerance) {
       {"shifts, axes", {.shift = true, .axes = true, .near_field = false}}};
   if (causal) steps.push_back({"shifts, axes, near field", {}});
   for (const auto& [name, of_row] : steps) {
-    const fastrope::LowRankRequest request{.scale = problem.scale,
-                                           .value_spread = rows.values.spread,
-                                           .tolerance = tolerance,
-                                           .d_v = problem.shapes.d_v,
-                                           .steps = of_row};
+    const fastrope::LowRankRequest request{
+        .scale = problem.scale, .tolerance = tolerance, .d_v = problem.shapes.d_v, .steps = of_row};
+    auto look = fastrope::group_look<float>(problem, 0, fastrope::TensorView<const float>(data.in.q.view()),
+                                            data.in.k.view(), data.in.v.view());
     std::string reason;
-    const auto fit = fastrope::fit_low_rank<float>(
-        rows.queries, rows.keys, fastrope::far_chunks<float>(problem, fastrope::CostModel::kLeastChunk),
-        request, reason);
+    const auto fit = look.fit({0, 1}, fastrope::far_chunks<float>(problem, fastrope::CostModel::kLeastChunk),
+                              request, reason);
     if (!fit) {
       std::printf("  %-24s %s\n", name, reason.c_str());
       continue;
@@ -88,7 +84,8 @@ void print_steps(Data& data, double tolerance) {
                                {p.begin(), p.end()},
                                std::make_shared<const fastrope::MonomialSet>(fit->limits),
                                cost.best_chunks<float>(problem, fit->rank, 1)};
-    const double predicted = cost.polynomial<float>(problem, fit->rank, 1, unit.chunks);
+    const double predicted =
+        cost.seconds<float>(fastrope::polynomial_work<float>(problem, fit->rank, 1, unit.chunks));
     const fastrope::Plan<float> plan(problem, tolerance, {{.polynomial = {std::move(unit)}}});
     const double measured = seconds_of(plan, data.in, 5);
     std::printf("  %-24s %7.3f %6d %9.0f %9.0f %6.1f ms %6.1f ms %6.2fx %9.1e %9.1e\n", name, fit->radius,

@@ -3,4 +3,5 @@
 
 #include "fastrope/core.hpp"
 #include "fastrope/dispatch/attend.hpp"
+#include "fastrope/dispatch/predict.hpp"
 #include "fastrope/toeplitz/toeplitz.hpp"

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "support/inputs.hpp"
 
 namespace fastrope_test {
@@ -13,6 +15,31 @@ using Eigen::MatrixXd;
 MatrixXd moments(Inputs& inputs, Eigen::Index d, Eigen::Index rank) {
   const MatrixXd x = MatrixXd::NullaryExpr(d, rank, [&] { return inputs.normal(); });
   return x * x.transpose();
+}
+
+template <class Real>
+class SecondMoments : public testing::Test {};
+using Reals = testing::Types<float, double>;
+TYPED_TEST_SUITE(SecondMoments, Reals);
+
+TYPED_TEST(SecondMoments, AreThoseOfAllRows) {
+  using Real = TypeParam;
+  using fastrope::Point;
+  using fastrope::Rows;
+  Inputs inputs(4);
+  for (const Eigen::Index n : {1, 255, 256, 257, 700}) {
+    const Rows<Real> x = Rows<Real>::NullaryExpr(n, 5, [&] { return static_cast<Real>(inputs.normal()); });
+    const Point<Real> centre = x.colwise().mean();
+    const MatrixXd centred = x.template cast<double>().rowwise() - centre.template cast<double>();
+    const MatrixXd exact = centred.transpose() * centred / static_cast<double>(n);
+    // Rows that are their own mean have rounding alone.
+    const double size = n == 1 ? 1 : exact.norm();
+    EXPECT_LE((fastrope::second_moments(x, centre) - exact).norm(),
+              50 * static_cast<double>(std::numeric_limits<Real>::epsilon()) * size)
+        << n << " rows";
+  }
+  EXPECT_EQ(fastrope::second_moments(Rows<Real>(0, 3), Point<Real>(Point<Real>::Ones(3))),
+            MatrixXd::Zero(3, 3));
 }
 
 TEST(PrincipalAxes, AreOrthogonalWithTheLargestMomentsFirst) {

@@ -76,22 +76,37 @@ void expect_agrees_with_pairs(const LagGrid& grid, const Positions& queries, con
   EXPECT_EQ(grid.ascending_queries(), std::is_sorted(queries.begin(), queries.end()));
 }
 
-/// keys_of(rows) against the rows' own ranges.
+/// keys_of(rows) and pairs_of(rows) against the rows' own ranges.
 void expect_hulls(const LagGrid& grid) {
   for (Index a = 0; a <= grid.n_q(); ++a) {
     for (Index b = a; b <= grid.n_q(); ++b) {
       Index begin = grid.n_k(), end = 0;
+      double pairs = 0;
       for (Index i = a; i < b; ++i) {
+        pairs += static_cast<double>(grid.keys_of(i).size());
         if (grid.keys_of(i).empty()) continue;
         begin = std::min(begin, grid.keys_of(i).begin);
         end = std::max(end, grid.keys_of(i).end);
       }
+      EXPECT_EQ(grid.pairs_of({a, b}), pairs);
       const Range hull = grid.keys_of(Range{a, b});
       if (begin >= end) {
         EXPECT_TRUE(hull.empty());
       } else {
         EXPECT_EQ(hull, (Range{begin, end}));
       }
+    }
+  }
+}
+
+/// pairs_of(rows) against every pair of the rows.
+void expect_pairs(const LagGrid& grid) {
+  for (Index a = 0; a <= grid.n_q(); ++a) {
+    double pairs = 0;
+    for (Index b = a; b <= grid.n_q(); ++b) {
+      EXPECT_EQ(grid.pairs_of({a, b}), pairs) << "rows " << a << " to " << b;
+      if (b < grid.n_q())
+        for (Index j = 0; j < grid.n_k(); ++j) pairs += grid.mask().allows(grid.lag(b, j));
     }
   }
 }
@@ -117,6 +132,7 @@ TEST(LagGrid, DefaultsPutTheQueriesAtTheEndOfTheKeys) {
         EXPECT_EQ(grid.offset(), n_k - n_q);
         expect_agrees_with_pairs(grid, consecutive(n_q, n_k - n_q), consecutive(n_k, 0), mask);
         expect_hulls(grid);
+        expect_pairs(grid);
       }
 }
 
@@ -129,6 +145,7 @@ TEST(LagGrid, ExplicitConsecutivePositionsAreRecognised) {
       EXPECT_EQ(grid.offset(), first_query - 3);
       expect_agrees_with_pairs(grid, queries, keys, mask);
       expect_hulls(grid);
+      expect_pairs(grid);
     }
 }
 
@@ -168,6 +185,7 @@ TEST(LagGrid, RandomPositionsAgreeWithEveryPair) {
                        mask);
     expect_agrees_with_pairs(grid, queries, keys, mask);
     expect_hulls(grid);
+    expect_pairs(grid);
     if (testing::Test::HasFailure())
       FAIL() << "round " << round << ", mask " << mask.first << ".." << mask.last;
   }
@@ -181,13 +199,45 @@ TEST(LagGrid, ShuffledKeysNameTheirRows) {
   const LagGrid grid(6, 40, queries, keys, Mask::sliding_window(8));
   EXPECT_TRUE(grid.consecutive());
   expect_agrees_with_pairs(grid, queries, keys, Mask::sliding_window(8));
+  expect_pairs(grid);
+}
+
+TEST(LagGrid, CountsThePairsOfLongSequences) {
+  Inputs inputs(33);
+  for (int round = 0; round < 40; ++round) {
+    const Index n_q = inputs.integer(1, 3000), n_k = inputs.integer(1, 100000);
+    Mask mask = kMasks[static_cast<std::size_t>(round) % std::size(kMasks)];
+    if (round % 2 == 0) mask = Mask::lags(inputs.integer(-4000, 100), inputs.integer(-100, 60000));
+    const Positions queries = consecutive(n_q, inputs.integer(-5000, 100000));
+    const LagGrid grid(n_q, n_k, queries, {}, mask);
+    ASSERT_TRUE(grid.consecutive());
+    double all = 0;
+    for (Index i = 0; i < n_q; ++i) all += static_cast<double>(grid.keys_of(i).size());
+    EXPECT_EQ(grid.allowed_pairs(), all) << "round " << round;
+    const Index middle = inputs.integer(0, n_q);
+    EXPECT_EQ(grid.pairs_of({0, middle}) + grid.pairs_of({middle, n_q}), all) << "round " << round;
+  }
 }
 
 TEST(LagGrid, HoldsTheFarthestPositions) {
   constexpr Position kMost = LagGrid::kMaxPosition;
   const Positions queries{-kMost, kMost}, keys{kMost, -kMost};
-  for (const Mask& mask : {Mask::full(), Mask::causal(), Mask::sliding_window(1)})
-    expect_agrees_with_pairs(LagGrid(2, 2, queries, keys, mask), queries, keys, mask);
+  for (const Mask& mask : {Mask::full(), Mask::causal(), Mask::sliding_window(1)}) {
+    const LagGrid grid(2, 2, queries, keys, mask);
+    expect_agrees_with_pairs(grid, queries, keys, mask);
+    expect_pairs(grid);
+  }
+}
+
+TEST(LagGrid, CountsPairsOfTheFarthestConsecutivePositions) {
+  constexpr Position kMost = LagGrid::kMaxPosition;
+  for (const Position first_query : {-kMost, Position{0}, kMost - 4})
+    for (const Position first_key : {-kMost, Position{0}, kMost - 6})
+      for (const Mask& mask : kMasks) {
+        const LagGrid grid(5, 7, consecutive(5, first_query), consecutive(7, first_key), mask);
+        EXPECT_TRUE(grid.consecutive());
+        expect_pairs(grid);
+      }
 }
 
 /// The message of the Error that making the grid throws; empty if it does not.

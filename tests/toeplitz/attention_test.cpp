@@ -56,6 +56,12 @@ LowRankUnit unit_of(Index head, Projection projection, const ExpPolynomial& poly
           .chunks = {}};
 }
 
+template <class Real>
+GroupLook<Real> look_at(const Problem& problem, const AttentionInputs<Real>& in, Index kv) {
+  return group_look<Real>(problem, kv, TensorView<const Real>(in.q.view()),
+                          TensorView<const Real>(in.k.view()), TensorView<const Real>(in.v.view()));
+}
+
 /// The heads of a problem with polynomials of relative error `fit`, keys shifted by chance.
 template <class Real>
 std::vector<ToeplitzHead> make_heads(const Problem& problem, const AttentionInputs<Real>& in, double fit,
@@ -63,12 +69,10 @@ std::vector<ToeplitzHead> make_heads(const Problem& problem, const AttentionInpu
   const Index d = problem.shapes.d;
   std::vector<ToeplitzHead> heads;
   for (Index h = 0; h < problem.shapes.heads; ++h) {
-    const auto rows =
-        group_rows<Real>(problem, problem.kv_head(h), TensorView<const Real>(in.q.view()),
-                         TensorView<const Real>(in.k.view()), TensorView<const Real>(in.v.view()));
-    const auto query = static_cast<std::size_t>(h % problem.group());
+    auto look = look_at(problem, in, problem.kv_head(h));
+    const Index query = h % problem.group();
     if (problem.weights) {
-      const WeightedBounds weighted = weighted_bounds(rows, query, problem);
+      const WeightedBounds weighted = weighted_bounds(look, query, problem);
       heads.emplace_back(problem, unit_of(h, Projection::identity(d, weighted.balance),
                                           ExpPolynomial::fit(weighted.radius, fit),
                                           static_cast<Index>(problem.weights->support().size())));
@@ -81,7 +85,7 @@ std::vector<ToeplitzHead> make_heads(const Problem& problem, const AttentionInpu
       shift += x * x;
     }
     const double radius =
-        std::abs(problem.scale) * rows.query_bounds[query].norm * (rows.key_bounds.norm + std::sqrt(shift));
+        std::abs(problem.scale) * look.query_norm(query) * (look.key_norm() + std::sqrt(shift));
     heads.emplace_back(problem, unit_of(h, std::move(projection), ExpPolynomial::fit(radius, fit), d));
   }
   return heads;
@@ -319,6 +323,65 @@ TEST(ToeplitzAttention, WithThePositionsPartInTheGeneratorEqualsExactAttention) 
   }
 }
 
+TEST(PositionPart, AndWhatIsLeftAddUpToTheLogits) {
+  // s (R_i q).(R_j k) = position_logits(i - j) + s x_i.y_j, and x and y are as long as planning is told when
+  // it asks for lengths alone.
+  Inputs random(22);
+  const std::vector<Position> shuffled = shuffled_positions(random, 70, 13);
+  for (const Rope& rope : {Rope{}, Rope{.pairing = RopePairing::half_split}, Rope{.rotary_dim = 2},
+                           Rope{.scaling = YarnScaling{.factor = 40, .original_context = 64}}}) {
+    for (const bool in_order : {true, false}) {
+      AttentionCase c{.shapes = {1, 1, 70, 90, 4, 2}};
+      c.base.scale = 0.7;
+      c.base.rope = rope;
+      if (!in_order) c.query_positions = shuffled;
+      AttentionInputs<double> in(c.shapes, random);
+      set_near_means(in, random, 0.1);
+      const Problem problem(c.shapes, c.options());
+      auto look = look_at(problem, in, 0);
+      PositionPart part{.query = {}, .key = {}, .balance = 0.3};
+      for (Index m = 0; m < 4; ++m) {
+        part.query.push_back(in.q(0, 3, m));
+        part.key.push_back(in.k(0, 5, m));
+      }
+      const auto x = without_position_part(problem, part, true, look.queries(0)),
+                 y = without_position_part(problem, part, false, look.keys());
+      EXPECT_EQ(x.count, 70);
+      EXPECT_EQ(y.count, 90);
+      EXPECT_EQ(x.d, 8);
+      using RowByRow = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+      const auto read = [](const RowSource<double>& source, bool turned) {
+        RowByRow rows(source.count, source.d);
+        for (Index i = 0; i < source.count; i += 33) {
+          const Range some{i, std::min(i + 33, source.count)};
+          source.read(some, turned, rows.data() + i * source.d);
+        }
+        return rows;
+      };
+      const RowByRow of_queries = read(x, true), of_keys = read(y, true);
+      Tensor<double> q = in.q, k = in.k;
+      reference_rotate(
+          rope, [&](Index i) { return problem.grid.query_position(i); }, q);
+      reference_rotate(
+          rope, [&](Index j) { return problem.grid.key_position(j); }, k);
+      const std::vector<double> logits = position_logits(problem, part, -100, 250);
+      const double bound = position_logit_bound(problem, part);
+      for (Index i = 0; i < 70; ++i)
+        for (Index j = 0; j < 90; ++j) {
+          double logit = 0;
+          for (Index m = 0; m < 4; ++m) logit += 0.7 * q(0, i, m) * k(0, j, m);
+          const double of_lag = logits[static_cast<std::size_t>(problem.grid.lag(i, j) + 100)];
+          EXPECT_LE(std::abs(of_lag), bound * (1 + 1e-12));
+          EXPECT_NEAR(of_lag + 0.7 * of_queries.row(i).dot(of_keys.row(j)), logit, 1e-12) << c;
+        }
+      EXPECT_LE((read(x, false).rowwise().norm() - of_queries.rowwise().norm()).norm(), 1e-12)
+          << "attention factor " << problem.rotation.frequencies().attention_factor;
+      EXPECT_LE((read(y, false).rowwise().norm() - of_keys.rowwise().norm()).norm(), 1e-12)
+          << "attention factor " << problem.rotation.frequencies().attention_factor;
+    }
+  }
+}
+
 TEST(ToeplitzAttention, FewerMonomialsInOtherAxesEqualDenseEvaluation) {
   // What the planner finds for rows of decaying directions: shifts, axes of its own, a part of the simplex.
   // It asks for no query shift here, but the path would compute one too: a weight for each key.
@@ -340,16 +403,12 @@ TEST(ToeplitzAttention, FewerMonomialsInOtherAxesEqualDenseEvaluation) {
       std::vector<ToeplitzHead> heads;
       std::vector<double> radii;
       for (Index h = 0; h < 4; ++h) {
-        const auto rows =
-            group_rows<double>(problem, h / 2, TensorView<const double>(in.q.view()),
-                               TensorView<const double>(in.k.view()), TensorView<const double>(in.v.view()));
+        auto look = look_at(problem, in, h / 2);
         const std::vector<FarPairs> all = {{{0, 120}, 150}};
         const LowRankRequest request{
-            .scale = 0.5, .value_spread = 1, .tolerance = 0.05, .d_v = 3, .may_weigh_keys = may_weigh_keys};
+            .scale = 0.5, .tolerance = 0.05, .d_v = 3, .may_weigh_keys = may_weigh_keys};
         std::string reason;
-        const auto fit =
-            fit_low_rank<double>(std::span(rows.queries).subspan(static_cast<std::size_t>(h % 2), 1),
-                                 rows.keys, all, request, reason);
+        const auto fit = look.fit({h % 2, h % 2 + 1}, all, request, reason);
         ASSERT_TRUE(fit) << reason;
         EXPECT_LT(fit->rank, 0.8 * fit->simplex_rank);
         EXPECT_NE(fit->key_shift, Centre::none);

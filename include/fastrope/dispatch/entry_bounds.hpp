@@ -1,122 +1,261 @@
-// Entry bounds: one look at q, k and v, O(n d), from which every bound on the logits follows.
+// Entry bounds: a look at q, k and v, from which every bound on the logits follows.
+//
+// A sample of the rows tells what is worth measuring; one pass over them measures it.
 #pragma once
 
 #include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
 #include "fastrope/core/tensor_view.hpp"
-#include "fastrope/polynomial/point_set.hpp"
+#include "fastrope/polynomial/low_rank.hpp"
+#include "fastrope/polynomial/projection_choice.hpp"
+#include "fastrope/polynomial/row_bounds.hpp"
+#include "fastrope/polynomial/rows.hpp"
 #include "fastrope/position/rotation.hpp"
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope {
 
-/// What is known of the rows of one head of q or k.
-struct RowBounds {
-  double norm = 0;           ///< max_i |x_i|_2
-  bool finite = true;        ///< every element is, and the norms do not overflow
-  std::vector<double> mean;  ///< about that of the rows before rotation, [d]
-  double mean_square = 0;    ///< about that of |x_i|_2
-};
-
-/// rows [count, d] = row_of(i) turned by the angles of position_of(i), and their bounds.
-template <class Real, class RowOf, class PositionOf>
-RowBounds rotate_rows(const Rotation& rotation, Index count, Index d, RowOf&& row_of,
-                      PositionOf&& position_of, Rows<Real>& rows) {
-  constexpr Index kBlock = 64;
-  rows.resize(count, d);
-  Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> turned(kBlock, d);
-  std::vector<Real> table(static_cast<std::size_t>(kBlock * rotation.row_size()));
-  double largest = 0, zeros = 0, total = 0;
-  Eigen::RowVectorXd sum = Eigen::RowVectorXd::Zero(d);
-  for (Index begin = 0; begin < count; begin += kBlock) {
-    const Range block{begin, std::min(begin + kBlock, count)};
-    rotation.fill(block, position_of, table.data());
-    for (Index i = block.begin; i < block.end; ++i) simd::convert(row_of(i), d, turned.row(i - begin).data());
-    sum += turned.topRows(block.size()).colwise().sum().template cast<double>();
-    for (Index i = 0; i < block.size(); ++i)
-      rotation.apply(table.data() + i * rotation.row_size(), turned.row(i).data());
-    const auto part = rows.middleRows(begin, block.size());
-    rows.middleRows(begin, block.size()) = turned.topRows(block.size());
-    const Eigen::Array<Real, Eigen::Dynamic, 1> squares = part.rowwise().squaredNorm();
-    zeros += 0 * static_cast<double>(squares.sum());
-    largest = std::max(largest, static_cast<double>(squares.maxCoeff()));
-    total += static_cast<double>(squares.sum());
+/// The ranges of one head's values. Rows may be added.
+template <class Real>
+class ValueBounds {
+ public:
+  /// Reads the rows that were not there before.
+  void extend(const RowSource<Real>& values) {
+    constexpr Index kBlock = 64;
+    std::vector<Real> rows(static_cast<std::size_t>(kBlock * values.d));
+    for (; rows_ < values.count; rows_ += kBlock) {
+      const Range block{rows_, std::min(rows_ + kBlock, values.count)};
+      values.read(block, false, rows.data());
+      add(Eigen::Map<const RowByRow>(rows.data(), block.size(), values.d));
+    }
+    rows_ = values.count;
   }
-  const double rows_in_all = static_cast<double>(std::max<Index>(1, count));
-  sum /= rows_in_all;
-  return {outward_norm<Real>(largest, d), zeros == 0, {sum.begin(), sum.end()}, total / rows_in_all};
-}
 
-/// What is known of the values [rows, cols] of one head.
-struct ValueBounds {
-  bool finite = true;
-  double spread = 1;  ///< half of the largest range of a column, over the largest element
-};
-
-template <class Values>
-ValueBounds value_bounds(const Values& v, Index rows, Index cols) {
-  const auto size = static_cast<std::size_t>(cols);
-  constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  std::vector<double> lowest(size, kInfinity), highest(size, -kInfinity);
-  double zeros = 0;
-  for (Index j = 0; j < rows; ++j) {
-    const auto* row = v.row(j);
-    for (std::size_t c = 0; c < size; ++c) {
-      const double x = static_cast<double>(row[c]);
-      zeros += 0 * x;
-      lowest[c] = std::min(lowest[c], x);
-      highest[c] = std::max(highest[c], x);
+  /// Counts the rows of a matrix in.
+  template <class Matrix>
+  void add(const Matrix& rows) {
+    if (lowest_.size() == 0) {
+      lowest_.setConstant(rows.cols(), std::numeric_limits<Real>::infinity());
+      highest_ = -lowest_;
+      zeros_.setZero(rows.cols());
+    }
+    for (Index j = 0; j < rows.rows(); ++j) {
+      const auto row = rows.row(j).array();
+      lowest_ = lowest_.min(row);
+      highest_ = highest_.max(row);
+      zeros_ += Real{0} * row;
     }
   }
-  double range = 0, largest = 0;
-  for (std::size_t c = 0; c < size; ++c) {
-    range = std::max(range, highest[c] - lowest[c]);
-    largest = std::max({largest, highest[c], -lowest[c]});
-  }
-  // One rounding of the range and one of the quotient.
-  const double spread =
-      largest > 0 ? std::min(1.0, range / largest / 2 * (1 + 2 * std::numeric_limits<double>::epsilon())) : 1;
-  return {zeros == 0, spread};
-}
 
-/// The query heads of one key head after rotation, as planning looks at them.
-template <class Real>
-struct GroupRows {
-  std::vector<Rows<Real>> queries;  ///< [heads of the group], each [n_q, d]
-  std::vector<RowBounds> query_bounds;
-  Rows<Real> keys;  ///< [n_k, d], in ascending order of position
-  RowBounds key_bounds;
-  ValueBounds values;
+  bool finite() const { return (zeros_ == Real{0}).all(); }
+  /// Half of the largest range of a column, over the largest element.
+  double spread() const {
+    double range = 0, largest = 0;
+    for (Index c = 0; c < lowest_.size(); ++c) {
+      const auto low = static_cast<double>(lowest_(c)), high = static_cast<double>(highest_(c));
+      range = std::max(range, high - low);
+      largest = std::max({largest, high, -low});
+    }
+    // One rounding of the range and one of the quotient.
+    constexpr double kOutward = 1 + 2 * std::numeric_limits<double>::epsilon();
+    return largest > 0 ? std::min(1.0, range / largest / 2 * kOutward) : 1;
+  }
+
+ private:
+  using RowByRow = Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  using Row = Eigen::Array<Real, 1, Eigen::Dynamic>;
+
+  Index rows_ = 0;
+  Row lowest_ = {}, highest_ = {};
+  Row zeros_ = {};  // 0, or NaN where a value is not finite
 };
 
-/// Reads the rows of key head kv and its query heads. Memory: O((heads of the group n_q + n_k) d).
+/// Rows row_of(i), i < count, turned by the angles of position_of(i). What they refer to must outlive it.
+template <class Real, class RowOf, class PositionOf>
+RowSource<Real> rotated_rows(const Rotation& rotation, Index count, Index d, RowOf row_of,
+                             PositionOf position_of) {
+  constexpr Index kBlock = 64;
+  std::vector<Real> table(static_cast<std::size_t>(kBlock * rotation.row_size()));
+  return {count, d, [&rotation, d, row_of, position_of, table](Range rows, bool turned, Real* to) mutable {
+            turned = rotation.pairs() > 0 && (turned || rotation.frequencies().attention_factor != 1);
+            for (Index begin = rows.begin; begin < rows.end; begin += kBlock) {
+              const Range block{begin, std::min(begin + kBlock, rows.end)};
+              if (turned) rotation.fill(block, position_of, table.data());
+              for (Index i = block.begin; i < block.end; ++i, to += d) {
+                simd::convert(row_of(i), d, to);
+                if (turned) rotation.apply(table.data() + (i - begin) * rotation.row_size(), to);
+              }
+            }
+          }};
+}
+
+/// What is remembered of one key head's rows.
+template <class Real>
+struct KeyMemory {
+  /// Keys as some query heads want them measured.
+  struct Measured {
+    ProjectionChoice<Real> choice = {};
+    RowBounds<Real> keys = {};
+    Index chosen_at = 0;  ///< keys that there were then
+  };
+
+  RowBounds<Real> lengths = {};
+  ValueBounds<Real> values = {};
+  std::map<std::tuple<Index, Index, bool>, Measured> measured = {};  ///< by query heads, may_weigh_keys
+};
+
+/// The rows of a key head and of its query heads, as planning looks at them: nothing is read before it is
+/// asked for, and what was measured is kept. Requires a query head.
+template <class Real>
+class GroupLook {
+ public:
+  GroupLook(std::vector<RowSource<Real>> queries, RowSource<Real> keys, RowSource<Real> values,
+            KeyMemory<Real> memory = {})
+      : queries_(std::move(queries)),
+        keys_(std::move(keys)),
+        values_(std::move(values)),
+        memory_(std::move(memory)),
+        query_norms_(queries_.size()) {}
+
+  const RowSource<Real>& queries(Index head) const { return queries_[static_cast<std::size_t>(head)]; }
+  const RowSource<Real>& keys() const { return keys_; }
+  const RowSource<Real>& values() const { return values_; }
+  /// What the next look at the same keys, and more, may begin with.
+  KeyMemory<Real>& memory() { return memory_; }
+
+  /// At least max_i |q_i|_2 of a head of the group; infinity if a query is not finite.
+  double query_norm(Index head) {
+    std::optional<double>& norm = query_norms_[static_cast<std::size_t>(head)];
+    if (!norm) {
+      RowBounds<Real> bounds;
+      bounds.extend(queries(head));
+      norm = largest(bounds.norms());
+    }
+    return *norm;
+  }
+  /// At least max_j |k_j|_2; infinity if a key is not finite.
+  double key_norm() {
+    if (!key_norm_) {
+      memory_.lengths.extend(keys_);
+      key_norm_ = largest(memory_.lengths.norms());
+    }
+    return *key_norm_;
+  }
+
+  /// Which of q, k and v is not finite, as far as anybody asked; else empty.
+  std::string not_finite(Index head) {
+    const char* which = std::isinf(query_norm(head)) ? "q" : std::isinf(key_norm()) ? "k" : nullptr;
+    if (which == nullptr && looked_at_values_ && !memory_.values.finite()) which = "v";
+    if (which == nullptr) return {};
+    return detail::message(which, " is not finite (or its norms overflow), so entries have no bound");
+  }
+
+  /// All of them are read.
+  const ValueBounds<Real>& value_bounds() {
+    if (!looked_at_values_) memory_.values.extend(values_);
+    looked_at_values_ = true;
+    return memory_.values;
+  }
+
+  /// Low-rank features of some heads of the group; request.value_spread is found here. Without a fit,
+  /// `reason` says why.
+  std::optional<LowRankFit> fit(Range heads, std::span<const FarPairs> far, LowRankRequest request,
+                                std::string& reason) {
+    const auto some = std::span<const RowSource<Real>>(queries_).subspan(
+        static_cast<std::size_t>(heads.begin), static_cast<std::size_t>(heads.size()));
+    request.value_spread = sampled_spread();
+    auto [at, is_new] = memory_.measured.try_emplace({heads.begin, heads.end, request.may_weigh_keys});
+    typename KeyMemory<Real>::Measured& measured = at->second;
+    // Keys that have doubled may have moved.
+    if (is_new || keys_.count >= 2 * measured.chosen_at) {
+      auto choice = choose_projection<Real>({some, &keys_, far}, request, reason);
+      if (!choice) {
+        memory_.measured.erase(at);
+        return std::nullopt;
+      }
+      measured = {*choice, RowBounds<Real>(choice->of_keys()), keys_.count};
+    }
+    measured.keys.extend(keys_);
+    key_norm_ = largest(measured.keys.norms());
+    std::vector<RowBounds<Real>> queries;
+    for (Index h = heads.begin; h < heads.end; ++h) {
+      queries.emplace_back(measured.choice.of_queries());
+      queries.back().extend(this->queries(h));
+      query_norms_[static_cast<std::size_t>(h)] = largest(queries.back().norms());
+    }
+    request.value_spread = value_bounds().spread();
+    for (Index h = heads.begin; h < heads.end; ++h)
+      if (reason = not_finite(h); !reason.empty()) return std::nullopt;
+    return fit_low_rank<Real>(measured.choice, {queries, &measured.keys}, far, request, reason);
+  }
+
+ private:
+  static double largest(std::span<const double> x) {
+    return x.empty() ? 0.0 : *std::max_element(x.begin(), x.end());
+  }
+
+  /// About that of all values.
+  double sampled_spread() {
+    if (looked_at_values_) return memory_.values.spread();
+    ValueBounds<Real> bounds;
+    bounds.add(sample(values_, {0, values_.count}, 128));
+    return bounds.spread();
+  }
+
+  std::vector<RowSource<Real>> queries_;
+  RowSource<Real> keys_;
+  RowSource<Real> values_;
+  KeyMemory<Real> memory_;
+  std::vector<std::optional<double>> query_norms_;
+  std::optional<double> key_norm_ = {};
+  bool looked_at_values_ = false;
+};
+
+/// A look at key head kv and its query heads. The problem and the tensors must outlive it.
 template <class Real, class Q, class K, class V>
-GroupRows<Real> group_rows(const Problem& problem, Index kv, TensorView<const Q> q, const K& k, const V& v) {
+GroupLook<Real> group_look(const Problem& problem, Index kv, TensorView<const Q> q, const K& k, const V& v,
+                           KeyMemory<Real> memory = {}) {
   const Shapes& s = problem.shapes;
   const LagGrid& grid = problem.grid;
-  const auto group = static_cast<std::size_t>(problem.group());
-  GroupRows<Real> rows{.queries = std::vector<Rows<Real>>(group),
-                       .query_bounds = std::vector<RowBounds>(group),
-                       .keys = {},
-                       .key_bounds = {},
-                       .values = value_bounds(v.head(kv), s.n_k, s.d_v)};
-  for (std::size_t g = 0; g < group; ++g) {
-    const auto head = q.head(kv * problem.group() + static_cast<Index>(g));
-    rows.query_bounds[g] = rotate_rows(
-        problem.rotation, s.n_q, s.d, [&](Index i) { return head.row(i); },
-        [&](Index i) { return grid.query_position(i); }, rows.queries[g]);
+  std::vector<RowSource<Real>> queries;
+  for (Index h = kv * problem.group(); h < (kv + 1) * problem.group(); ++h)
+    queries.push_back(rotated_rows<Real>(
+        problem.rotation, s.n_q, s.d, [head = q.head(h)](Index i) { return head.row(i); },
+        [&grid](Index i) { return grid.query_position(i); }));
+  RowSource<Real> keys = rotated_rows<Real>(
+      problem.rotation, s.n_k, s.d, [&grid, head = k.head(kv)](Index j) { return head.row(grid.source(j)); },
+      [&grid](Index j) { return grid.key_position(j); });
+  RowSource<Real> values{s.n_k, s.d_v, [&grid, head = v.head(kv), d_v = s.d_v](Range rows, bool, Real* to) {
+                           for (Index j = rows.begin; j < rows.end; ++j, to += d_v)
+                             simd::convert(head.row(grid.source(j)), d_v, to);
+                         }};
+  return {std::move(queries), std::move(keys), std::move(values), std::move(memory)};
+}
+
+/// [d]: the largest size of a column's elements, before rotation.
+template <class Real>
+Eigen::RowVectorXd largest_columns(const RowSource<Real>& source) {
+  constexpr Index kBlock = 64;
+  Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> rows(kBlock, source.d);
+  Point<Real> largest = Point<Real>::Zero(source.d);
+  for (Index begin = 0; begin < source.count; begin += kBlock) {
+    const Range block{begin, std::min(begin + kBlock, source.count)};
+    source.read(block, false, rows.data());
+    largest = largest.cwiseMax(rows.topRows(block.size()).cwiseAbs().colwise().maxCoeff());
   }
-  const auto head = k.head(kv);
-  rows.key_bounds = rotate_rows(
-      problem.rotation, s.n_k, s.d, [&](Index j) { return head.row(grid.source(j)); },
-      [&](Index j) { return grid.key_position(j); }, rows.keys);
-  return rows;
+  return largest.template cast<double>();
 }
 
 /// The entries of a general family, x = scale q^T W(lag) k, over the lags that are allowed.
@@ -131,7 +270,7 @@ struct WeightedBounds {
 /// Two bounds on |x|, the lesser taken: sum_s max|q[a_s]| max|W_s| max|k[b_s]|, and |q| |k| times the largest
 /// sqrt(|W|_1 |W|_inf) >= |W|_2.
 template <class Real>
-WeightedBounds weighted_bounds(const GroupRows<Real>& rows, std::size_t query, const Problem& problem) {
+WeightedBounds weighted_bounds(GroupLook<Real>& look, Index head, const Problem& problem) {
   constexpr double epsilon = std::numeric_limits<Real>::epsilon();
   const RelativeWeights& weights = *problem.weights;
   const auto support = weights.support();
@@ -150,9 +289,8 @@ WeightedBounds weighted_bounds(const GroupRows<Real>& rows, std::size_t query, c
     largest_norm = std::max(largest_norm, std::sqrt(*std::max_element(across.begin(), across.end()) *
                                                     *std::max_element(down.begin(), down.end())));
   }
-  const Eigen::RowVectorXd query_columns =
-      rows.queries[query].cwiseAbs().colwise().maxCoeff().template cast<double>();
-  const Eigen::RowVectorXd key_columns = rows.keys.cwiseAbs().colwise().maxCoeff().template cast<double>();
+  const Eigen::RowVectorXd query_columns = largest_columns(look.queries(head)),
+                           key_columns = largest_columns(look.keys());
   double entrywise = 0, query_square = 0, key_square = 0;
   for (std::size_t s = 0; s < support.size(); ++s) {
     const double q = query_columns(support[s].a);
@@ -164,9 +302,8 @@ WeightedBounds weighted_bounds(const GroupRows<Real>& rows, std::size_t query, c
   const double scale = std::abs(problem.scale);
   const double allowance = 1 + 16 * epsilon;
   const double query_size = scale * std::sqrt(query_square), key_size = std::sqrt(key_square);
-  return {.radius = scale *
-                    std::min(entrywise, rows.query_bounds[query].norm * rows.key_bounds.norm * largest_norm) *
-                    allowance,
+  return {.radius =
+              scale * std::min(entrywise, look.query_norm(head) * look.key_norm() * largest_norm) * allowance,
           .feature_radius = query_size * key_size * allowance,
           .balance = query_size > 0 && key_size > 0 ? std::sqrt(key_size / query_size) : 1,
           .largest_weight = *std::max_element(largest.begin(), largest.end())};

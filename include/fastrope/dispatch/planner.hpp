@@ -8,11 +8,13 @@
 #include <utility>
 #include <vector>
 
+#include "fastrope/core/executor.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/dispatch/candidates.hpp"
 #include "fastrope/dispatch/cost_model.hpp"
 #include "fastrope/dispatch/entry_bounds.hpp"
 #include "fastrope/dispatch/report.hpp"
+#include "fastrope/dispatch/toeplitz_candidates.hpp"
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/polynomial/attention.hpp"
 #include "fastrope/toeplitz/attention.hpp"
@@ -33,17 +35,23 @@ template <class Real>
 class Planner {
  public:
   Planner(const Problem& problem, double tolerance, Path forced, const CostModel& cost)
-      : problem_(problem), forced_(forced), candidates_(problem, tolerance, cost) {}
+      : problem_(problem),
+        planning_(problem, tolerance, forced, cost),
+        polynomial_(planning_),
+        toeplitz_(planning_, polynomial_.refusal().empty()) {}
+  Planner(const Planner&) = delete;
+  Planner& operator=(const Planner&) = delete;
 
   /// The cheapest candidates that meet the tolerance, or the forced ones, for the rows of key head kv.
   /// Throws Error when the forced path cannot be run or cannot meet the tolerance.
-  GroupPlan plan(Index kv, const GroupRows<Real>& rows) {
+  GroupPlan plan(Index kv, GroupLook<Real>& look) {
+    [[maybe_unused]] const OwnThread own_thread;
     std::vector<Draft> drafts;
     for (Index h = 0; h < problem_.group(); ++h) {
       Draft& d = drafts.emplace_back(kv * problem_.group() + h);
-      draft(rows, h, d);
+      draft(look, h, d);
     }
-    share_features(rows, drafts);
+    share_features(look, drafts);
     return finish(drafts);
   }
 
@@ -53,7 +61,7 @@ class Planner {
     for (Index h = 0; h < problem_.group(); ++h) {
       Draft& d = drafts.emplace_back(kv * problem_.group() + h);
       d.report.entry_bound = std::numeric_limits<double>::quiet_NaN();
-      d.report.candidates = {candidates_.exact()};
+      d.report.candidates = {planning_.exact()};
       d.report.candidates[0].reason = reason;
       take(d, 0, reason);
     }
@@ -65,13 +73,13 @@ class Planner {
   GroupPlan plan_kernel(Index kv) {
     const Index group = problem_.group();
     if (group == 0) return {};
-    auto [features, unit] = candidates_.kernel({kv * group, (kv + 1) * group});
-    features.seconds /= static_cast<double>(group);
+    auto [features, unit] = polynomial_.kernel({kv * group, (kv + 1) * group});
+    share(features, static_cast<std::size_t>(group));
     std::vector<Draft> drafts;
     for (Index h = 0; h < group; ++h) {
       Draft& d = drafts.emplace_back(kv * group + h);
       d.report.entry_bound = std::numeric_limits<double>::quiet_NaN();
-      d.report.candidates = {candidates_.exact(), features,
+      d.report.candidates = {planning_.exact(), features,
                              Candidate{.path = Path::toeplitz,
                                        .feasible = false,
                                        .reason = "transforms are for an exponential kernel"}};
@@ -94,55 +102,56 @@ class Planner {
     explicit Draft(Index h) : head(h) {}
   };
 
-  void draft(const GroupRows<Real>& rows, Index query, Draft& d) {
-    Candidate exact = candidates_.exact();
-    const RowBounds& queries = rows.query_bounds[static_cast<std::size_t>(query)];
-    if (!queries.finite || !rows.key_bounds.finite || !rows.values.finite) {
-      const char* which = !queries.finite ? "q" : !rows.key_bounds.finite ? "k" : "v";
-      exact.reason =
-          detail::message(which, " is not finite (or its norms overflow), so entries have no bound");
+  void draft(GroupLook<Real>& look, Index query, Draft& d) {
+    auto polynomial = polynomial_.softmax({d.head, d.head + 1}, look, {query, query + 1},
+                                          [&](const Work& w) { return planning_.pays(Path::polynomial, w); });
+    auto toeplitz = toeplitz_.softmax(d.head, look, query);
+    Candidate exact = planning_.exact();
+    if (exact.reason = look.not_finite(query); !exact.reason.empty()) {
       d.report.entry_bound = std::numeric_limits<double>::infinity();
-      if (forced_ != Path::automatic && forced_ != Path::exact)
-        detail::fail("head ", d.head, ": path ", forced_, " cannot be run: ", exact.reason);
+      if (planning_.forced != Path::automatic)
+        detail::fail("head ", d.head, ": path ", planning_.forced, " cannot be run: ", exact.reason);
       d.report.candidates = {exact};
       return take(d, 0, exact.reason);
     }
     d.report.entry_bound = problem_.weights
-                               ? weighted_bounds(rows, static_cast<std::size_t>(query), problem_).radius
-                               : std::abs(problem_.scale) * queries.norm * rows.key_bounds.norm;
-    auto polynomial =
-        candidates_.polynomial({d.head, d.head + 1}, rows, {query, query + 1}, d.report.entry_bound);
-    double transformed_bound = d.report.entry_bound;
-    auto toeplitz = candidates_.toeplitz(d.head, rows, query, forced_ == Path::toeplitz, transformed_bound);
+                               ? weighted_bounds(look, query, problem_).radius
+                               : std::abs(problem_.scale) * look.query_norm(query) * look.key_norm();
     d.report.candidates = {exact, std::move(polynomial.candidate), std::move(toeplitz.candidate)};
     d.polynomial = std::move(polynomial.runnable);
     d.toeplitz = std::move(toeplitz.runnable);
     choose(d);
-    if (d.report.path == Path::toeplitz) d.report.entry_bound = transformed_bound;
   }
 
   /// Lets all heads of a key head share their features where that is cheaper than what was drafted.
-  void share_features(const GroupRows<Real>& rows, std::vector<Draft>& drafts) {
-    if (drafts.size() < 2 || (forced_ != Path::automatic && forced_ != Path::polynomial)) return;
+  void share_features(GroupLook<Real>& look, std::vector<Draft>& drafts) {
+    if (drafts.size() < 2 || (planning_.forced != Path::automatic && planning_.forced != Path::polynomial))
+      return;
     double separate = 0;
     for (const Draft& d : drafts) {
-      if (d.report.candidates.size() < 2 || !d.report.candidates[1].feasible) return;
+      if (d.report.candidates.size() < 2) return;  // it is not finite
       separate += d.report.candidates[d.chosen].seconds;
     }
-    double radius = 0;
     const Range heads{drafts.front().head, drafts.back().head + 1};
-    auto [shared, unit] = candidates_.polynomial(heads, rows, {0, problem_.group()}, radius);
-    if (!shared.feasible || !(shared.seconds < separate)) return;
-    shared.seconds /= static_cast<double>(drafts.size());
+    auto [shared, unit] = polynomial_.softmax(heads, look, {0, problem_.group()}, [&](const Work& work) {
+      return planning_.cost.template seconds<Real>(work) < separate;
+    });
+    if (!unit) return;
+    share(shared, drafts.size());
     for (Draft& d : drafts) {
       for (Candidate& c : d.report.candidates)
         if (c.feasible) c.reason.clear();
       d.report.candidates[1] = shared;
-      d.report.entry_bound = radius;
       d.polynomial.reset();
       explain(d, 1);
     }
     drafts.front().polynomial = std::move(unit);
+  }
+
+  /// A head's share of the cost of all.
+  static void share(Candidate& c, std::size_t heads) {
+    c.work = 1 / static_cast<double>(heads) * c.work;
+    c.seconds /= static_cast<double>(heads);
   }
 
   /// The cheapest feasible candidate, or the forced one.
@@ -151,10 +160,10 @@ class Planner {
     std::optional<std::size_t> best;
     for (std::size_t i = 0; i < candidates.size(); ++i) {
       const Candidate& c = candidates[i];
-      if (forced_ == c.path && !c.feasible)
-        detail::fail("head ", d.head, ": path ", forced_, " cannot meet the tolerance ",
-                     candidates_.tolerance(), ": ", c.reason, " (entry bound ", d.report.entry_bound, ")");
-      const bool eligible = c.feasible && (forced_ == Path::automatic || forced_ == c.path);
+      if (planning_.forced == c.path && !c.feasible)
+        detail::fail("head ", d.head, ": path ", planning_.forced, " cannot meet the tolerance ",
+                     planning_.tolerance, ": ", c.reason, " (entry bound ", d.report.entry_bound, ")");
+      const bool eligible = c.feasible && (planning_.forced == Path::automatic || planning_.forced == c.path);
       if (eligible && (!best || c.seconds < candidates[*best].seconds)) best = i;
     }
     explain(d, *best);
@@ -167,13 +176,13 @@ class Planner {
       Candidate& c = candidates[i];
       if (!c.reason.empty()) continue;
       if (i == winner)
-        c.reason = forced_ != Path::automatic ? "forced" : "cheapest that meets the tolerance";
-      else if (forced_ != Path::automatic)
-        c.reason = detail::message("path ", forced_, " is forced");
+        c.reason = planning_.forced != Path::automatic ? "forced" : "cheapest that meets the tolerance";
+      else if (planning_.forced != Path::automatic)
+        c.reason = detail::message("path ", planning_.forced, " is forced");
       else
         c.reason = detail::message("predicted ", c.seconds / candidates[winner].seconds, " times slower");
     }
-    const bool says_little = candidates[winner].path == Path::exact && forced_ == Path::automatic;
+    const bool says_little = candidates[winner].path == Path::exact && planning_.forced == Path::automatic;
     const Candidate& closest = runner_up(candidates);
     take(d, winner,
          says_little ? detail::message(closest.path, ": ", closest.reason) : candidates[winner].reason);
@@ -183,6 +192,7 @@ class Planner {
     const Candidate& c = d.report.candidates[winner];
     d.chosen = winner;
     d.report.path = c.path;
+    if (c.path != Path::exact && c.entry_bound > 0) d.report.entry_bound = c.entry_bound;
     d.report.degree = c.degree;
     d.report.rank = c.rank;
     d.report.error_bound = c.error_bound;
@@ -196,7 +206,12 @@ class Planner {
     const Candidate &polynomial = candidates[1], &toeplitz = candidates[2];
     if (polynomial.feasible && toeplitz.feasible)
       return polynomial.seconds <= toeplitz.seconds ? polynomial : toeplitz;
-    return toeplitz.feasible || (!polynomial.feasible && candidates_.only_toeplitz()) ? toeplitz : polynomial;
+    return toeplitz.feasible || (!polynomial.feasible && only_toeplitz()) ? toeplitz : polynomial;
+  }
+
+  /// Whether the options rule the polynomial path out and the Toeplitz path in.
+  bool only_toeplitz() const {
+    return problem_.kernel.is_softmax() && !polynomial_.refusal().empty() && toeplitz_.refusal().empty();
   }
 
   GroupPlan finish(std::vector<Draft>& drafts) const {
@@ -221,8 +236,9 @@ class Planner {
   }
 
   const Problem& problem_;
-  Path forced_;
-  Candidates<Real> candidates_;
+  Planning<Real> planning_;
+  PolynomialCandidates<Real> polynomial_;
+  ToeplitzCandidates<Real> toeplitz_;
 };
 
 }  // namespace fastrope

@@ -4,11 +4,23 @@
 // Tails are small where the later coordinates of both sides are; any choice is exact, so moments decide.
 #pragma once
 
+#include <Eigen/Cholesky>
 #include <Eigen/Core>
 #include <Eigen/Eigenvalues>
+#include <algorithm>
 #include <cmath>
 
+#include "fastrope/polynomial/rows.hpp"
+
 namespace fastrope {
+
+/// sum_i (x_i - centre)^T (x_i - centre) / n, [d, d]; 0 for no rows.
+template <class Real>
+Eigen::MatrixXd second_moments(const Rows<Real>& rows, const Point<Real>& centre) {
+  const Rows<Real> centred = rows.rowwise() - centre;
+  const Rows<Real> sum = centred.transpose() * centred;
+  return sum.template cast<double>() / static_cast<double>(std::max<Eigen::Index>(1, rows.rows()));
+}
 
 /// x = B q and y = C k: [d, d] each, B^T C = I up to rounding.
 struct Axes {
@@ -22,13 +34,6 @@ inline Axes identity_axes(Eigen::Index d) {
 }
 
 namespace detail {
-
-/// V f(lambda) V^T of a symmetric matrix V lambda V^T.
-template <class Function>
-Eigen::MatrixXd of_eigenvalues(const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>& m, Function&& f) {
-  const Eigen::MatrixXd scaled = m.eigenvectors() * m.eigenvalues().unaryExpr(f).asDiagonal();
-  return scaled * m.eigenvectors().transpose();
-}
 
 /// Eigenvectors as rows, that of the largest eigenvalue first.
 inline Eigen::MatrixXd eigenvector_rows(const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>& m) {
@@ -48,7 +53,7 @@ inline Axes principal_axes(const Eigen::MatrixXd& query_moments, const Eigen::Ma
 }
 
 /// Axes in which both sides have the same diagonal moments S, the largest first (as in balanced truncation):
-///     M_q^1/2 M_k M_q^1/2 = U S^2 U^T,   C = S^-1/2 U^T M_q^1/2,   B = S^1/2 U^T M_q^-1/2 = C^-T,
+///     M_q = L L^T,   L^T M_k L = V S^2 V^T,   C = S^-1/2 V^T L^T,   B = C^-T = S^-1 C M_k,
 /// so that B M_q B^T = C M_k C^T = S. A small multiple of I is added to the moments, which may be singular.
 /// Norms change, and with them the radius, either way.
 inline Axes balanced_axes(Eigen::MatrixXd query_moments, Eigen::MatrixXd key_moments) {
@@ -57,16 +62,13 @@ inline Axes balanced_axes(Eigen::MatrixXd query_moments, Eigen::MatrixXd key_mom
     const double size = m->trace() / static_cast<double>(m->rows());
     m->diagonal().array() += size > 0 ? kRidge * size : 1;
   }
-  using Solver = Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>;
-  const Solver of_queries(query_moments);
-  const Eigen::MatrixXd root = detail::of_eigenvalues(of_queries, [](double x) { return std::sqrt(x); });
-  const Eigen::MatrixXd inverse =
-      detail::of_eigenvalues(of_queries, [](double x) { return 1 / std::sqrt(x); });
-  const Eigen::MatrixXd half = root * key_moments;
-  const Solver solver(half * root);
-  const Eigen::VectorXd scale = solver.eigenvalues().reverse().array().sqrt().sqrt();
-  const Eigen::MatrixXd u = detail::eigenvector_rows(solver);
-  return {scale.asDiagonal() * (u * inverse), scale.cwiseInverse().asDiagonal() * (u * root)};
+  const Eigen::MatrixXd root = Eigen::LLT<Eigen::MatrixXd>(query_moments).matrixL();
+  const Eigen::MatrixXd half = root.transpose() * key_moments;
+  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(half * root);
+  const Eigen::VectorXd s = solver.eigenvalues().reverse().array().sqrt();
+  const Eigen::MatrixXd vectors = detail::eigenvector_rows(solver);
+  const Eigen::MatrixXd b = vectors * half, c = vectors * root.transpose();
+  return {s.array().pow(-1.5).matrix().asDiagonal() * b, s.array().pow(-0.5).matrix().asDiagonal() * c};
 }
 
 }  // namespace fastrope

@@ -1,7 +1,7 @@
 // LowRankFit: what the polynomial path would do for the query heads that share a key head's features, and how
 // well: shifts and axes of the rows, a polynomial, its monomials, and the certificate of it all.
 //
-//     rows -> shift (projection.hpp) -> axes -> polynomial -> index set -> certificate
+//     choice of a projection, bounds of all rows -> polynomial -> index set -> certificate
 // Every step is exact or certified, and taken only where it makes the rank smaller.
 #pragma once
 
@@ -14,7 +14,6 @@
 #include <vector>
 
 #include "fastrope/core/error.hpp"
-#include "fastrope/core/executor.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/polynomial/axes.hpp"
 #include "fastrope/polynomial/certificate.hpp"
@@ -22,29 +21,13 @@
 #include "fastrope/polynomial/far_field.hpp"
 #include "fastrope/polynomial/index_set.hpp"
 #include "fastrope/polynomial/monomials.hpp"
-#include "fastrope/polynomial/point_set.hpp"
 #include "fastrope/polynomial/projection.hpp"
+#include "fastrope/polynomial/projection_choice.hpp"
 #include "fastrope/polynomial/rounding.hpp"
+#include "fastrope/polynomial/row_bounds.hpp"
 #include "fastrope/polynomial/shift.hpp"
 
 namespace fastrope {
-
-/// Steps that may be taken.
-struct LowRankSteps {
-  bool shift = true;       ///< of keys and queries
-  bool axes = true;        ///< other axes than the rows' own, and index sets smaller than the simplex
-  bool near_field = true;  ///< only pairs that are approximated count
-};
-
-/// What a fit is asked for.
-struct LowRankRequest {
-  double scale = 1;         ///< s
-  double value_spread = 1;  ///< half of the largest range of a column of V, over max|V|
-  double tolerance = 0;     ///< of the output, relative to max|V|
-  Index d_v = 0;
-  bool may_weigh_keys = true;  ///< a query shift needs a weight for each key
-  LowRankSteps steps = {};
-};
 
 struct LowRankFit {
   Projection projection;     ///< with the axes of the variables that are kept
@@ -60,62 +43,81 @@ struct LowRankFit {
   double rounding;  ///< rounding_estimate
 };
 
-/// Plans the query heads `queries` over `keys`, [n, d] each, rotated, their elements finite. `far`: ascending
-/// rows, far nondecreasing. Ensures certificate.error_bound + rounding <= tolerance and rank <= kMaxRank;
-/// without a fit, `reason` says why, with figures.
-/// Cost: about 6 passes over each side, of O(n d), one of O(n d^2) where other axes pay, and up to 7
-/// polynomials.
+/// What one pass over the rows of a projection's choice tells.
 template <class Real>
-std::optional<LowRankFit> fit_low_rank(std::span<const Rows<Real>> queries, const Rows<Real>& keys,
-                                       std::span<const FarPairs> far, const LowRankRequest& request,
-                                       std::string& reason);
+struct LowRankBounds {
+  std::span<const RowBounds<Real>> queries;  ///< of each head, measured as the choice says
+  const RowBounds<Real>* keys;
+};
+
+/// Fits features to rows with these bounds, all finite. Ensures certificate.error_bound + rounding <=
+/// tolerance and rank <= kMaxRank; without a fit, `reason` says why, with figures.
+/// Cost: a few polynomials.
+template <class Real>
+std::optional<LowRankFit> fit_low_rank(const ProjectionChoice<Real>& choice,
+                                       const LowRankBounds<Real>& bounds, std::span<const FarPairs> far,
+                                       const LowRankRequest& request, std::string& reason);
 
 namespace detail {
 
-/// The search for the fit of one request: first the shift with the smallest radius, then the axes, degree and
-/// index set with the smallest rank.
+/// The search for the fit with the smallest rank, in the chosen axes and in the rows' own.
 template <class Real>
 class LowRankSearch {
  public:
-  LowRankSearch(std::span<const Rows<Real>> queries, const Rows<Real>& keys, std::span<const FarPairs> far,
-                const LowRankRequest& request)
+  LowRankSearch(const ProjectionChoice<Real>& choice, const LowRankBounds<Real>& bounds,
+                std::span<const FarPairs> far, const LowRankRequest& request)
       : request_(request),
         scale_(std::abs(request.scale)),
-        d_(keys.cols()),
-        field_(far_field(queries, keys, far)) {
-    if (!request.steps.near_field && !field_.empty()) field_.steps = {{field_.queries, field_.keys}};
-    query_sample_ = sample(field_.queries, d_, kSample);
-    key_sample_ = sample(field_.keys, d_, kSample);
-    const Point<Real> origin = Point<Real>::Zero(d_);
-    plain_radius_ = scale_ * reach(field_.queries, origin) * reach(field_.keys, origin) * (1 + 16 * kEpsilon);
+        d_(choice.keys.point.size()),
+        keys_(bounds.keys->rows()),
+        choice_(choice),
+        far_(far.begin(), far.end()) {
+    if (!request.steps.near_field) far_ = {{{0, bounds.queries.front().rows()}, keys_}};
+    const auto largest = [](std::span<const double> x) {
+      return x.empty() ? 0.0 : *std::max_element(x.begin(), x.end());
+    };
+    // Of all query heads: the longest of each block.
+    std::vector<double> norms, distances, reaches;
+    for (const RowBounds<Real>& head : bounds.queries) {
+      raise(norms, head.norms());
+      raise(distances, head.distances());
+      raise(reaches, head.reaches());
+    }
+    query_norm_ = largest(norms);
+    key_norm_ = largest(bounds.keys->norms());
+    plain_radius_ = scale_ * query_norm_ * key_norm_ * (1 + 16 * kEpsilon);
+    query_reach_ = largest(distances);
+    key_reach_ = largest(bounds.keys->distances());
+    unshifted_ = largest_products<Real>(far_, norms, bounds.keys->norms(), 1).front();
+    shifted_ = largest_products<Real>(far_, distances, bounds.keys->distances(), 1).front();
+    if (!choice.own_axes())
+      projected_ = largest_products<Real>(far_, reaches, bounds.keys->reaches(), bounds.keys->cuts());
   }
 
   /// Without a fit, reason() says why.
   std::optional<LowRankFit> fit() {
-    shifts_ = choose_shifts(field_, query_sample_, key_sample_, request_.scale, request_.steps.shift,
-                            request_.may_weigh_keys);
-    shifted_radius_ = with_allowance(shifts_.product, 1);
-    mean_entry_ = lowest_mean_entry();
-    // In the rows' own axes nothing is known of later variables: all couplings are the radius.
-    try_axes(identity_axes(d_), std::vector<double>(static_cast<std::size_t>(d_), shifted_radius_));
-    if (!request_.steps.axes || field_.empty() || d_ < 2) return best_;
-    // A sample tells which axes deserve a look at all rows.
-    const Eigen::MatrixXd query_moments = second_moments(query_sample_, shifts_.queries.point);
-    const Eigen::MatrixXd key_moments = second_moments(key_sample_, shifts_.keys.point);
-    if (fills_space(query_moments) && fills_space(key_moments)) return best_;
-    std::optional<Axes> best;
-    double least = kWorthwhileRank * (best_ ? best_->rank : std::numeric_limits<double>::infinity());
-    for (const Axes& axes :
-         {principal_axes(query_moments, key_moments), balanced_axes(query_moments, key_moments)}) {
-      const std::vector<double> couplings = sampled_couplings(axes);
-      if (couplings.back() > kNarrow * couplings.front() && couplings.front() > kNarrow * shifted_radius_)
-        continue;
-      const double rank = promised_rank(couplings);
-      if (!(rank < least)) continue;
-      least = rank;
-      best = axes;
+    weight_max_ =
+        scale_ * static_cast<double>(choice_.queries.point.norm()) * key_reach_ * (1 + 8 * kEpsilon);
+    // A sample may have missed the rows for which a shift is no good.
+    const double least = projected_.empty() ? shifted_ : std::min(shifted_, projected_.front());
+    if (!(least <= unshifted_) || !(weight_max_ <= kMaxWeightExponent)) {
+      choice_.queries = choice_.keys = {Centre::none, Point<Real>::Zero(d_), 0};
+      weight_max_ = 0;
+      query_reach_ = query_norm_;
+      key_reach_ = choice_.mean_key = key_norm_;
+      shifted_ = unshifted_;
+      projected_.clear();
     }
-    if (best) try_axes(*best, couplings(*best));
+    const double radius = with_allowance(shifted_, 1);
+    axes_radius_ = radius;
+    mean_entry_ = -std::min(radius, scale_ * query_reach_ * choice_.mean_key);
+    // In the rows' own axes nothing is known of later variables: all couplings are the radius.
+    try_axes(identity_axes(d_), std::vector<double>(static_cast<std::size_t>(d_), radius));
+    if (!projected_.empty()) {
+      const double stretch = choice_.axes.queries.norm() * choice_.axes.keys.norm();
+      for (double& product : projected_) product = with_allowance(product, stretch);
+      try_axes(choice_.axes, projected_);
+    }
     return best_;
   }
 
@@ -124,94 +126,17 @@ class LowRankSearch {
  private:
   static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
   static constexpr double kDouble = std::numeric_limits<double>::epsilon();
-  /// Other axes must make the rank this much smaller to be worth their pass over all rows.
-  static constexpr double kWorthwhileRank = 0.95;
-  /// They can hardly do that if even their last variable reaches farther than this share of the radius.
-  static constexpr double kNarrow = 0.6;
-  static constexpr Index kSample = 1024;  // rows
-  /// Moments that spread over this share of all directions, (tr M)^2 / |M|_F^2 of d, leave no axis that is
-  /// worth an eigenvalue problem.
-  static constexpr double kFilled = 0.7;
 
-  bool fills_space(const Eigen::MatrixXd& moments) const {
-    const double trace = moments.trace();
-    return trace * trace >= kFilled * static_cast<double>(d_) * moments.squaredNorm();
+  static void raise(std::vector<double>& all, std::span<const double> some) {
+    all.resize(some.size());
+    for (std::size_t i = 0; i < some.size(); ++i) all[i] = std::max(all[i], some[i]);
   }
 
   /// |s| times a bound of |x| |y|. Rotation, conversion and the shifts round each row by a few epsilon of its
   /// own length, which axes lengthen: `stretch` times for both sides.
   double with_allowance(double product, double stretch) const {
-    if (field_.empty()) return 0;
+    if (far_field(far_).empty()) return 0;
     return scale_ * product * (1 + 8 * kEpsilon) + 8 * kEpsilon * plain_radius_ * stretch;
-  }
-
-  /// The least mean, over the keys of a row that are approximated, of its entries (weighted as they are): an
-  /// estimate, at least -R.
-  double lowest_mean_entry() const {
-    Point<double> sum = Point<double>::Zero(d_);
-    const Point<Real> slope = static_cast<Real>(request_.scale) * shifts_.queries.point;
-    double weight = 0, lowest = 0;
-    Eigen::Array<Real, Eigen::Dynamic, 1> weights, entries;
-    for (const FarStep<Real>& step : field_.steps) {
-      for_each_block(step.keys, [&](const auto& block) {
-        products_with(block, shifts_.keys.point, slope, weights);
-        weights = (weights - static_cast<Real>(shifts_.weight_max)).exp();
-        const Real total = weights.sum();
-        weight += static_cast<double>(total);
-        for (Index c = 0; c < d_; ++c)
-          sum(c) +=
-              static_cast<double>((block.col(c).array() * weights).sum() - shifts_.keys.point(c) * total);
-      });
-      const Point<Real> mean_key = (request_.scale / weight * sum).template cast<Real>();
-      for_each_block(step.queries, [&](const auto& block) {
-        products_with(block, shifts_.queries.point, mean_key, entries);
-        lowest = std::min(lowest, static_cast<double>(entries.minCoeff()));
-      });
-    }
-    return std::max(lowest, -shifted_radius_);
-  }
-
-  /// [variables], in the given axes.
-  std::vector<double> couplings(const Axes& axes) const {
-    const auto reaches = [&](PointSet<Real> FarStep<Real>::*side, const Shift<Real>& shift,
-                             const Eigen::MatrixXd& of_side) {
-      const Rows<Real> rounded = of_side.cast<Real>();
-      std::vector<std::vector<double>> list;
-      for (std::size_t b = 0; b < field_.steps.size(); ++b)
-        list.push_back(
-            projected_reaches(field_.steps[b].*side, shift.point, shift.reaches[b].front(), rounded));
-      return list;
-    };
-    std::vector<double> products = largest_products(
-        reaches(&FarStep<Real>::queries, shifts_.queries, axes.queries),
-        reaches(&FarStep<Real>::keys, shifts_.keys, axes.keys), static_cast<std::size_t>(d_));
-    for (double& product : products)
-      product = with_allowance(product, axes.queries.norm() * axes.keys.norm());
-    return products;
-  }
-
-  /// About what couplings() would give, from the sample.
-  std::vector<double> sampled_couplings(const Axes& axes) const {
-    const auto reaches = [](const Rows<Real>& some, const Shift<Real>& shift,
-                            const Eigen::MatrixXd& of_side) {
-      return projected_reaches<Real>({rows_in(some, {0, some.rows()})}, shift.point, 0, of_side.cast<Real>());
-    };
-    std::vector<double> products = reaches(query_sample_, shifts_.queries, axes.queries);
-    const std::vector<double> keys = reaches(key_sample_, shifts_.keys, axes.keys);
-    for (std::size_t l = 0; l < products.size(); ++l) products[l] *= scale_ * keys[l];
-    return products;
-  }
-
-  /// About the rank that axes with these couplings will have; infinity where none will do.
-  double promised_rank(std::span<const double> couplings) const {
-    const double allowed = allowed_relative_error(request_.tolerance, request_.value_spread);
-    try {
-      const auto lowest = ExpPolynomial::fit(couplings.front(), allowed / 2);
-      return rank_of(choose_limits(tail_losses(TailBound(lowest), couplings, couplings.size()),
-                                   allowed - lowest.relative_error()));
-    } catch (const Error&) {
-      return std::numeric_limits<double>::infinity();
-    }
   }
 
   /// Room for the rounding of the budgets themselves.
@@ -224,7 +149,7 @@ class LowRankSearch {
     const Eigen::MatrixXd &b = axes.queries, &c = axes.keys;
     const Eigen::MatrixXd missed = b.transpose() * c - Eigen::MatrixXd::Identity(d_, d_);
     const double axes_error =
-        shifted_radius_ * (missed.norm() + static_cast<double>(d_ + 2) * kDouble * b.norm() * c.norm());
+        axes_radius_ * (missed.norm() + static_cast<double>(d_ + 2) * kDouble * b.norm() * c.norm());
 
     const double tolerance = request_.tolerance, radius = couplings.empty() ? 0 : couplings.front();
     std::optional<ExpPolynomial> polynomial;
@@ -237,8 +162,8 @@ class LowRankSearch {
     const int lowest = polynomial->degree(), highest = std::min(lowest + 3, ExpPolynomial::kMaxDegree);
     for (int feasible = 0, degree = lowest; degree <= highest && feasible < 2; ++degree) {
       if (degree > lowest) polynomial = ExpPolynomial::minimax(radius, degree);
-      const double rounding = rounding_estimate(*polynomial, radius, mean_entry_, plain_radius_,
-                                                field_.keys.front().rows, kEpsilon);
+      const double rounding =
+          rounding_estimate(*polynomial, radius, mean_entry_, plain_radius_, keys_, kEpsilon);
       if (rounding >= tolerance) {
         refuse(message("rounding alone is about ", rounding, " at degree ", degree, " (entries up to ",
                        radius, ", ", plain_radius_, " before any shift)"));
@@ -260,10 +185,7 @@ class LowRankSearch {
   /// are of about the same size: the sum of |c_p x^alpha y^alpha| stays within the range of Real as long as
   /// each side does.
   Axes balanced_in_size(const Axes& axes) const {
-    double q = 0, k = 0;
-    for (const auto& reaches : shifts_.queries.reaches) q = std::max(q, reaches.front());
-    for (const auto& reaches : shifts_.keys.reaches) k = std::max(k, reaches.front());
-    const double x = scale_ * q * axes.queries.norm(), y = k * axes.keys.norm();
+    const double x = scale_ * query_reach_ * axes.queries.norm(), y = key_reach_ * axes.keys.norm();
     const double factor = x > 0 && y > 0 ? std::exp2(std::round(std::log2(y / x) / 2)) : 1;
     return {axes.queries.cast<Real>().template cast<double>() * factor,
             axes.keys.cast<Real>().template cast<double>() / factor};
@@ -302,8 +224,8 @@ class LowRankSearch {
                        .plain_radius = plain_radius_,
                        .rank = rank,
                        .simplex_rank = simplex_rank_,
-                       .key_shift = shifts_.keys.centre,
-                       .query_shift = shifts_.queries.centre,
+                       .key_shift = choice_.keys.centre,
+                       .query_shift = choice_.queries.centre,
                        .certificate = certificate,
                        .rounding = rounding};
   }
@@ -315,9 +237,9 @@ class LowRankSearch {
         for (Index c = 0; c < matrix.cols(); ++c) list.push_back(static_cast<double>(matrix(l, c)));
       return list;
     };
-    return {.key_shift = numbers(shifts_.keys.point),
-            .query_shift = numbers(shifts_.queries.point),
-            .weight_max = shifts_.weight_max,
+    return {.key_shift = numbers(choice_.keys.point),
+            .query_shift = numbers(choice_.queries.point),
+            .weight_max = weight_max_,
             .key_axes = numbers(axes.keys.topRows(variables)),
             .query_axes = numbers(axes.queries.topRows(variables))};
   }
@@ -327,15 +249,22 @@ class LowRankSearch {
     if (reason_.empty()) reason_ = std::move(why);
   }
 
-  LowRankRequest request_;
+  const LowRankRequest& request_;
   double scale_;
   Index d_;
-  FarField<Real> field_;
-  Rows<Real> query_sample_ = {};
-  Rows<Real> key_sample_ = {};
+  Index keys_;
+  ProjectionChoice<Real> choice_;
+  std::vector<FarPairs> far_;
   double plain_radius_ = 0;
-  Shifts<Real> shifts_ = {};
-  double shifted_radius_ = 0;
+  double query_norm_ = 0;
+  double key_norm_ = 0;
+  double query_reach_ = 0;
+  double key_reach_ = 0;
+  double unshifted_ = 0;  // max |q| |k| over the pairs
+  double shifted_ = 0;    // max |q - nu| |k - mu|
+  std::vector<double> projected_ = {};
+  double weight_max_ = 0;
+  double axes_radius_ = 0;
   double mean_entry_ = 0;
   double simplex_rank_ = 0;
   double refused_rank_ = std::numeric_limits<double>::infinity();
@@ -346,11 +275,10 @@ class LowRankSearch {
 }  // namespace detail
 
 template <class Real>
-std::optional<LowRankFit> fit_low_rank(std::span<const Rows<Real>> queries, const Rows<Real>& keys,
-                                       std::span<const FarPairs> far, const LowRankRequest& request,
-                                       std::string& reason) {
-  [[maybe_unused]] const OwnThread own_thread;
-  detail::LowRankSearch<Real> search(queries, keys, far, request);
+std::optional<LowRankFit> fit_low_rank(const ProjectionChoice<Real>& choice,
+                                       const LowRankBounds<Real>& bounds, std::span<const FarPairs> far,
+                                       const LowRankRequest& request, std::string& reason) {
+  detail::LowRankSearch<Real> search(choice, bounds, far, request);
   std::optional<LowRankFit> fit = search.fit();
   reason = fit ? std::string() : search.reason();
   return fit;

@@ -6,13 +6,12 @@
 // vectors on a sphere are shortest as they are.
 #pragma once
 
+#include <Eigen/Core>
 #include <cmath>
 #include <limits>
-#include <vector>
 
 #include "fastrope/core/index.hpp"
-#include "fastrope/polynomial/far_field.hpp"
-#include "fastrope/polynomial/point_set.hpp"
+#include "fastrope/polynomial/rows.hpp"
 
 namespace fastrope {
 
@@ -23,63 +22,88 @@ inline const char* name_of(Centre centre) {
   return centre == Centre::none ? "none" : centre == Centre::mean ? "mean" : "ball";
 }
 
-/// The shift of one side.
+/// Where rows are measured from.
 template <class Real>
 struct Shift {
   Centre centre = Centre::none;
-  Point<Real> point = {};
-  std::vector<std::vector<double>> reaches = {};  ///< [steps of the far field][1], about the point
+  Point<Real> point = {};  ///< [d]
+  double reach = 0;        ///< about the largest |x - point|
 };
 
+/// About the largest distance from `centre`, and the row that is so far.
 template <class Real>
-struct Shifts {
-  Shift<Real> queries = {};  ///< nu
-  Shift<Real> keys = {};     ///< mu
-  double product = 0;        ///< at least |q - nu| |k - mu| for all pairs that are approximated
-  double weight_max = 0;     ///< at least |s| |nu| |k - mu| for all keys
-};
-
-namespace detail {
-
-/// None, and if other shifts may be tried, the mean and the centre of a ball of `some` rows.
-template <class Real>
-std::vector<Shift<Real>> possible_shifts(const FarField<Real>& field, const Rows<Real>& some,
-                                         PointSet<Real> FarStep<Real>::*side, bool may_shift) {
-  std::vector<Shift<Real>> list{{Centre::none, Point<Real>::Zero(some.cols()), {}}};
-  if (may_shift && !field.empty()) {
-    list.push_back({Centre::mean, mean(some), {}});
-    list.push_back({Centre::ball, ball_centre(some, list.back().point), {}});
-  }
-  for (Shift<Real>& s : list)
-    for (const FarStep<Real>& step : field.steps) s.reaches.push_back({reach(step.*side, s.point)});
-  return list;
+double farthest(const Rows<Real>& rows, const Point<Real>& centre, Index& row) {
+  Eigen::Array<Real, Eigen::Dynamic, 1> squares = Eigen::Array<Real, Eigen::Dynamic, 1>::Zero(rows.rows());
+  for (Index c = 0; c < rows.cols(); ++c) squares += (rows.col(c).array() - centre(c)).square();
+  row = 0;
+  return rows.rows() == 0 ? 0 : std::sqrt(static_cast<double>(squares.maxCoeff(&row)));
 }
 
-}  // namespace detail
-
-/// The pair of shifts with the smallest product. Centres are those of samples of both sides; queries are only
-/// shifted if keys may be weighed, and weights then stay within e^-60 of each other.
-/// Cost: 6 passes over each side.
+/// The mean; 0 for no rows.
 template <class Real>
-Shifts<Real> choose_shifts(const FarField<Real>& field, const Rows<Real>& query_sample,
-                           const Rows<Real>& key_sample, double scale, bool may_shift, bool may_weigh_keys) {
-  constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
-  constexpr double kMaxWeightExponent = 30;
-  // A shift must make the product this much smaller to be worth its rounding.
-  constexpr double kWorthwhile = 0.99;
-  const auto of_queries = detail::possible_shifts(field, query_sample, &FarStep<Real>::queries, may_shift);
-  Shifts<Real> best;
-  for (const Shift<Real>& k : detail::possible_shifts(field, key_sample, &FarStep<Real>::keys, may_shift)) {
-    const double key_reach = reach(field.keys, k.point);
-    for (const Shift<Real>& q : of_queries) {
-      const double exponent =
-          std::abs(scale) * static_cast<double>(q.point.norm()) * key_reach * (1 + 8 * kEpsilon);
-      if (q.centre != Centre::none && !(may_weigh_keys && exponent <= kMaxWeightExponent)) continue;
-      const double product = largest_products(q.reaches, k.reaches, 1).front();
-      const bool none = q.centre == Centre::none && k.centre == Centre::none;
-      if (none || product < kWorthwhile * best.product) best = {q, k, product, exponent};
+Point<Real> mean(const Rows<Real>& rows) {
+  if (rows.rows() == 0) return Point<Real>::Zero(rows.cols());
+  return rows.colwise().mean();
+}
+
+/// The centre of a ball around the rows that is nearly the smallest.
+///
+/// Core sets (Badoiu & Clarkson 2003): the ball of a few rows is found, the row farthest from its centre
+/// joins them, until none is outside by more than 1 %. The ball of the few: their own algorithm, c += (p - c)
+/// / i for p the farthest, which converges as 1 / i; c = sum_i w_i p_i, and |p_i - c|^2 follows from the dot
+/// products p_i.p_j.
+template <class Real>
+Point<Real> ball_centre(const Rows<Real>& rows, const Point<Real>& start) {
+  constexpr Index kPasses = 16;
+  constexpr int kSteps = 64;
+  Rows<double> core(kPasses, rows.cols());
+  Eigen::MatrixXd products(kPasses, kPasses);
+  Point<Real> centre = start, best = start;
+  double best_reach = std::numeric_limits<double>::infinity(), core_reach = 0;
+  for (Index pass = 0; pass < kPasses; ++pass) {
+    Index row = 0;
+    const double reach = farthest(rows, centre, row);
+    if (reach < best_reach) {
+      best_reach = reach;
+      best = centre;
     }
+    if (reach <= 1.01 * core_reach) break;
+    core.row(pass) = (rows.row(row) - start).template cast<double>();
+    const auto few = core.topRows(pass + 1);
+    products.row(pass).head(pass + 1) = few * core.row(pass).transpose();
+    products.col(pass).head(pass) = products.row(pass).head(pass).transpose();
+    const auto gram = products.topLeftCorner(pass + 1, pass + 1);
+    Eigen::VectorXd weights = Eigen::VectorXd::Constant(pass + 1, 1 / static_cast<double>(pass + 1));
+    for (int step = 1; step <= kSteps; ++step) {
+      const Eigen::VectorXd dots = gram * weights;
+      Index i = 0;
+      const double square = (gram.diagonal() - 2 * dots).maxCoeff(&i) + weights.dot(dots);
+      core_reach = std::sqrt(std::max(0.0, square));
+      weights *= 1 - 1.0 / (step + 1);
+      weights(i) += 1.0 / (step + 1);
+    }
+    centre = start + Point<Real>((weights.transpose() * few).template cast<Real>());
   }
+  return best;
+}
+
+/// The centre from which a sample's rows reach least: the origin, or if it may be moved, their mean or the
+/// centre of a ball.
+template <class Real>
+Shift<Real> choose_shift(const Rows<Real>& rows, bool may_move) {
+  // A shift must bring the rows this much nearer to be worth its rounding.
+  constexpr double kWorthwhile = 0.99;
+  Index farthest_row = 0;
+  Shift<Real> best{Centre::none, Point<Real>::Zero(rows.cols()), 0};
+  best.reach = farthest(rows, best.point, farthest_row);
+  const auto consider = [&](Centre centre, const Point<Real>& point) {
+    const double reach = farthest(rows, point, farthest_row);
+    if (reach < kWorthwhile * best.reach) best = {centre, point, reach};
+  };
+  if (!may_move || rows.rows() == 0) return best;
+  const Point<Real> middle = mean(rows);
+  consider(Centre::mean, middle);
+  consider(Centre::ball, ball_centre(rows, middle));
   return best;
 }
 

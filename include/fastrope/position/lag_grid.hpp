@@ -82,12 +82,17 @@ class LagGrid {
   /// Queries stand in ascending order, so begin and end of keys_of(i) never decrease.
   bool ascending_queries() const { return std::is_sorted(queries_.begin(), queries_.end()); }
 
-  /// Pairs (i, j) that the mask allows.
-  double allowed_pairs() const {
+  /// Pairs (i, j) that the mask allows, i in `rows`. Cost: O(1) where consecutive().
+  double pairs_of(Range rows) const {
     double pairs = 0;
-    for (Index i = 0; i < n_q_; ++i) pairs += static_cast<double>(keys_of(i).size());
+    if (!consecutive()) {
+      for (Index i = rows.begin; i < rows.end; ++i) pairs += static_cast<double>(keys_of(i).size());
+    } else if (mask_.first <= mask_.last) {
+      pairs = sum_of_bounds(rows, offset() - mask_.first + 1) - sum_of_bounds(rows, offset() - mask_.last);
+    }
     return pairs;
   }
+  double allowed_pairs() const { return pairs_of({0, n_q_}); }
 
   /// The least and greatest lag among allowed pairs; first > last when there are none.
   struct Lags {
@@ -129,6 +134,14 @@ class LagGrid {
   static bool is_consecutive(std::span<const Position> positions) {
     return std::adjacent_find(positions.begin(), positions.end(),
                               [](Position a, Position b) { return b != a + 1; }) == positions.end();
+  }
+
+  /// sum over i in rows of i + shift, cut off at 0 and n_k.
+  double sum_of_bounds(Range rows, Position shift) const {
+    const Index low = std::clamp<Position>(-shift, rows.begin, rows.end),
+                high = std::clamp<Position>(n_k_ - shift, rows.begin, rows.end);
+    const auto real = [](Position x) { return static_cast<double>(x); };
+    return real(high - low) * (real(low + high - 1) / 2 + real(shift)) + real(rows.end - high) * real(n_k_);
   }
 
   /// The number of keys at positions below t.

@@ -80,6 +80,7 @@ struct RopeFrequencies {
   Index pairs() const { return static_cast<Index>(theta.size()); }
   Index first_column(Index m) const { return pairing == RopePairing::interleaved ? 2 * m : m; }
   Index second_column(Index m) const { return pairing == RopePairing::interleaved ? 2 * m + 1 : m + pairs(); }
+  friend bool operator==(const RopeFrequencies&, const RopeFrequencies&) = default;
 };
 
 namespace detail {

@@ -54,6 +54,7 @@ struct Options {
   Kernel kernel = Kernel::softmax();            ///< what becomes of a logit: exp or a polynomial
   double tolerance = 0;                         ///< max |out - exact| / max|V| allowed; 0: exact path only
   Path path = Path::automatic;
+  Index verify = 0;                                ///< rows that attend() recomputes for its report
   double softcap = 0;                              ///< 0: none
   std::span<const float> sinks = {};               ///< one logit per query head that joins the denominator
   TensorView<const float> dense_bias = {};         ///< [heads, n_q, n_k], -inf masks; strides may be 0

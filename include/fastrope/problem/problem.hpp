@@ -46,8 +46,9 @@ struct Problem {
   /// Throws Error, naming the values, for shapes and options that clash.
   Problem(const Shapes& shapes, const Options& options);
 
-  /// The same request for a sequence of other lengths and positions. Requires !is_dense(). Throws Error,
-  /// naming the values, for positions that clash and lags that the bias or weights lack.
+  /// The same request for a sequence of other lengths and positions; dense bias and mask, where there are
+  /// any, are the caller's to replace. Throws Error, naming the values, for positions that clash and lags
+  /// that the bias or weights lack.
   Problem with(Index n_q, Index n_k, std::span<const Position> query_positions,
                std::span<const Position> key_positions) const;
 

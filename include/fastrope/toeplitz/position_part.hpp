@@ -14,7 +14,7 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
-#include "fastrope/polynomial/point_set.hpp"
+#include "fastrope/polynomial/rows.hpp"
 #include "fastrope/position/rotation.hpp"
 #include "fastrope/problem/problem.hpp"
 
@@ -76,28 +76,34 @@ inline double position_logit_bound(const Problem& problem, const PositionPart& p
   return std::abs(problem.scale) * gain * gain * std::sqrt(square(part.query) * square(part.key));
 }
 
-/// x or y, [n, 2 d], of rotated rows [n, d].
+/// x or y, [n, 2 d], of rows [n, d]. The problem must outlive it.
 template <class Real>
-Rows<Real> without_position_part(const Problem& problem, const PositionPart& part, bool of_queries,
-                                 const Rows<Real>& rows) {
-  const LagGrid& grid = problem.grid;
-  const Index d = rows.cols();
-  Rows<Real> columns(rows.rows(), 2 * d);
-  std::vector<Real> table(static_cast<std::size_t>(kTurnedRows * problem.rotation.row_size())),
-      mean(static_cast<std::size_t>(d));
-  const auto c = static_cast<Real>(part.balance);
-  turn_mean(
-      problem.rotation, of_queries ? part.query : part.key, {0, rows.rows()},
-      [&](Index i) { return of_queries ? grid.query_position(i) : grid.key_position(i); }, table.data(),
-      mean.data(),
-      [&](Index i, const Real* x) {
-        const Eigen::Map<const Point<Real>> turned(x, d);
-        if (of_queries)
-          columns.row(i) << rows.row(i) - turned, c * turned;
-        else
-          columns.row(i) << rows.row(i), (rows.row(i) - turned) / c;
-      });
-  return columns;
+RowSource<Real> without_position_part(const Problem& problem, const PositionPart& part, bool of_queries,
+                                      const RowSource<Real>& rows) {
+  const auto read = [&problem, part, of_queries, rows](Range range, bool turned, Real* to) {
+    const Index d = rows.d;
+    turned = turned || problem.rotation.frequencies().attention_factor != 1;
+    std::vector<Real> row_by_row(static_cast<std::size_t>(range.size() * d)), x(static_cast<std::size_t>(d)),
+        table(static_cast<std::size_t>(kTurnedRows * problem.rotation.row_size()));
+    rows.read(range, turned, row_by_row.data());
+    const auto c = static_cast<Real>(part.balance);
+    const auto write = [&](Index i, const Real* a) {
+      const Real* row = row_by_row.data() + (i - range.begin) * d;
+      Real* columns = to + (i - range.begin) * 2 * d;
+      for (Index m = 0; m < d; ++m) {
+        columns[m] = of_queries ? row[m] - a[m] : row[m];
+        columns[d + m] = of_queries ? c * a[m] : (row[m] - a[m]) / c;
+      }
+    };
+    const std::vector<double>& mean = of_queries ? part.query : part.key;
+    const LagGrid& grid = problem.grid;
+    // Where the rows are not turned, neither is the mean: lengths are the same.
+    const auto position = [&](Index i) {
+      return !turned ? 0 : of_queries ? grid.query_position(i) : grid.key_position(i);
+    };
+    turn_mean(problem.rotation, mean, range, position, table.data(), x.data(), write);
+  };
+  return {rows.count, 2 * rows.d, read};
 }
 
 }  // namespace fastrope

@@ -1,0 +1,86 @@
+// Verify: some rows of an output recomputed in double precision by the exact path.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/numbers.hpp"
+#include "fastrope/core/simd.hpp"
+#include "fastrope/core/tensor_view.hpp"
+#include "fastrope/exact/exact_call.hpp"
+#include "fastrope/problem/problem.hpp"
+
+namespace fastrope {
+
+namespace detail {
+
+/// max |v| of a key head's finite values.
+template <class Values>
+double largest_value(const Values& v, const Shapes& s) {
+  double largest = 0;
+  for (Index j = 0; j < s.n_k; ++j)
+    for (Index c = 0; c < s.d_v; ++c) {
+      const double x = std::abs(static_cast<double>(v.row(j)[c]));
+      if (std::isfinite(x)) largest = std::max(largest, x);
+    }
+  return largest;
+}
+
+/// |a - b|; 0 where neither is a number, infinity where one is not.
+inline double difference(double a, double b) {
+  if (a == b || (std::isnan(a) && std::isnan(b))) return 0;
+  const double size = std::abs(a - b);
+  return std::isnan(size) ? std::numeric_limits<double>::infinity() : size;
+}
+
+}  // namespace detail
+
+/// [heads]: the largest |out - exact| / max|V| in `rows` rows, evenly spread from the first to the last; V
+/// that of the head, and of 0 the difference itself. Allocates. Cost: of exact attention in double for so
+/// many rows.
+template <class Q, class K, class V, class Out>
+std::vector<double> observed_errors(const Problem& problem, TensorView<const Q> q, const K& k, const V& v,
+                                    TensorView<Out> out, Index rows) {
+  const Shapes& s = problem.shapes;
+  const LagGrid& grid = problem.grid;
+  const Index step = rows > 1 ? (s.n_q - 1) / (rows - 1) : 1;
+  std::vector<Position> query_positions, key_positions(static_cast<std::size_t>(s.n_k));
+  for (Index r = 0; r < rows; ++r) query_positions.push_back(grid.query_position(r * step));
+  for (Index j = 0; j < s.n_k; ++j)
+    key_positions[static_cast<std::size_t>(grid.source(j))] = grid.key_position(j);
+  Problem some = problem.with(rows, s.n_k, query_positions, key_positions);
+  const auto thin_out = [&](auto& dense) {
+    dense.rows = rows;
+    dense.row_stride *= step;
+  };
+  if (some.dense_bias.data != nullptr) thin_out(some.dense_bias);
+  if (some.dense_mask.data != nullptr) thin_out(some.dense_mask);
+
+  std::vector<double> queries(static_cast<std::size_t>(s.heads * rows * s.d)),
+      exact(static_cast<std::size_t>(s.heads * rows * s.d_v));
+  for (Index h = 0; h < s.heads; ++h)
+    for (Index r = 0; r < rows; ++r)
+      simd::convert(q.head(h).row(r * step), s.d, queries.data() + (h * rows + r) * s.d);
+  std::vector<std::byte> memory(exact_workspace_bytes<double>(some));
+  run_exact(some, contiguous(static_cast<const double*>(queries.data()), s.heads, rows, s.d), k, v,
+            contiguous(exact.data(), s.heads, rows, s.d_v), MatrixView<double>{}, memory);
+
+  std::vector<double> errors;
+  for (Index h = 0; h < s.heads; ++h) {
+    double largest = 0;
+    for (Index r = 0; r < rows; ++r)
+      for (Index c = 0; c < s.d_v; ++c)
+        largest = std::max(largest,
+                           detail::difference(static_cast<double>(out.head(h).row(r * step)[c]),
+                                              exact[static_cast<std::size_t>((h * rows + r) * s.d_v + c)]));
+    const double size = detail::largest_value(v.head(problem.kv_head(h)), s);
+    errors.push_back(size > 0 ? largest / size : largest);
+  }
+  return errors;
+}
+
+}  // namespace fastrope
