@@ -74,13 +74,15 @@ inline const fastrope::Candidate& candidate_of(const fastrope::HeadReport& head)
                        [&](const fastrope::Candidate& c) { return c.path == head.path; });
 }
 
-/// Every path that can run, those predicted to take more than `most` times the exact path left out; all run
-/// in turn, `rounds` times. The machine's clock wanders, so only times of one call compare.
+/// Every path that can run, but for those predicted to take more than `most` times the exact path, and the
+/// Toeplitz path without a lag bias, which then has the polynomial path's features. All run in turn, `rounds`
+/// times. The machine's clock wanders, so only times of one call compare.
 inline std::vector<PathTime> path_times(const AttentionCase& c, AttentionInputs<float>& in, int rounds,
                                         double most, const fastrope::CostModel& cost = {}) {
   std::vector<fastrope::Plan<float>> plans;
   std::vector<PathTime> times;
   for (const Path path : {Path::exact, Path::polynomial, Path::toeplitz}) {
+    if (path == Path::toeplitz && c.base.bias.empty()) continue;
     auto plan = forced_plan(c, in, path, cost);
     if (!plan) continue;
     const fastrope::Candidate& candidate = candidate_of(plan->report().heads.front());
