@@ -83,6 +83,27 @@ TEST(CacheBounds, LongKeysOfThePastAreNotForgotten) {
   for (const HeadReport& head : report.heads) EXPECT_GE(head.entry_bound, 20 * 0.5 * 0.5 * 0.9) << report;
 }
 
+// The keys of the choice have no mean; those that follow all point one way, and queries the other, where the
+// terms of a row cancel: nearly half of the mean is as far out as any, which counts e^(R / 2) in the
+// rounding.
+TEST(CacheBounds, NewKeysMayHaveAnotherMean) {
+  Sequence s(3800, 1.0);
+  s.c.base.rope.reset();
+  s.c.base.mask = Mask::full();
+  s.c.base.path = Path::polynomial;
+  for (Index j = 2000; j < 3800; ++j)
+    for (Index m = 0; m < 6; ++m) {
+      s.in.k(0, j, m) = m == 0 ? 1.0f : 0.0f;
+      for (Index h = 0; h < 2; ++h) s.in.q(h, j, m) = m == 0 ? -1.0f : 0.0f;
+    }
+  CacheBounds<float> bounds;
+  const Report before = s.chunk(0, 2000, bounds), after = s.chunk(2000, 3800, bounds);
+  for (std::size_t h = 0; h < 2; ++h) {
+    EXPECT_EQ(after.heads[h].degree, before.heads[h].degree);
+    EXPECT_GE(after.heads[h].rounding, 1.4 * before.heads[h].rounding) << before << after;
+  }
+}
+
 TEST(CacheBounds, NotFiniteKeysOfThePastStayKnown) {
   Sequence s(4000, 0.5);
   s.in.k(0, 100, 2) = NAN;

@@ -16,8 +16,8 @@ namespace {
 
 using namespace fastrope;
 
-Problem problem_of(Index n_q, Index n_k, Index d, Index d_v, Mask mask = Mask::full()) {
-  return Problem({1, 1, n_q, n_k, d, d_v}, {.mask = mask});
+Problem problem_of(Index n_q, Index n_k, Index d, Index d_v, Mask mask = Mask::full(), Index heads = 1) {
+  return Problem({heads, 1, n_q, n_k, d, d_v}, {.mask = mask});
 }
 
 TEST(Work, AddsUpKindByKind) {
@@ -34,7 +34,7 @@ TEST(Work, AddsUpKindByKind) {
 
 TEST(Work, OfTheExactPathIsThatOfItsPairs) {
   // 640 keys are whole panels, 64 columns and channels whole vectors.
-  const Work full = exact_work<float>(problem_of(320, 640, 64, 64), 320 * 640, 320);
+  const Work full = exact_work<float>(problem_of(320, 640, 64, 64));
   EXPECT_EQ(full.tile, 4.0 * 320 * 640 * 64);
   EXPECT_EQ(full.weigh, 320 * 640);
   EXPECT_EQ(full.element, 640 * 128 + 320 * 64);
@@ -42,11 +42,11 @@ TEST(Work, OfTheExactPathIsThatOfItsPairs) {
   const Problem causal = problem_of(640, 640, 64, 64, Mask::causal());
   const double pairs = causal.grid.allowed_pairs();
   EXPECT_EQ(pairs, 640 * 641 / 2);
-  const Work half = exact_work<float>(causal, pairs, 640);
+  const Work half = exact_work<float>(causal);
   EXPECT_GE(half.weigh, pairs);
   EXPECT_LE(half.weigh, pairs + 640 * 64) << "a panel more for each row";
   // A token over a cache packs nothing.
-  EXPECT_LT(exact_work<float>(problem_of(1, 640, 64, 64), 640, 1).element, 640 * 128 / 4);
+  EXPECT_LT(exact_work<float>(problem_of(1, 640, 64, 64)).element, 640 * 128 / 4);
 }
 
 TEST(Work, OfTheExactPathIsThatOfWholePanelsAndVectors) {
@@ -56,13 +56,13 @@ TEST(Work, OfTheExactPathIsThatOfWholePanelsAndVectors) {
     // One panel holds all keys, one vector all channels.
     const Problem problem = problem_of(100, kPanel - 1, 3, kLanes - 1);
     const double pairs = 100 * static_cast<double>(kPanel - 1), computed = 100 * static_cast<double>(kPanel);
-    const Work w = exact_work<Real>(problem, pairs, 100);
+    const Work w = tile_work<Real>(problem, pairs, 100);
     EXPECT_EQ(w.tile, 2 * computed * static_cast<double>(3 + kLanes));
     EXPECT_EQ(w.weigh, computed);
     // Rows with few pairs compute a panel more than those.
-    EXPECT_EQ(exact_work<Real>(problem_of(100, 10 * kPanel, 3, 5), 700, 100).weigh, 700 + computed);
+    EXPECT_EQ(tile_work<Real>(problem_of(100, 10 * kPanel, 3, 5), 700, 100).weigh, 700 + computed);
     // No rows, as where transforms leave none.
-    EXPECT_EQ(exact_work<Real>(problem, 0, 0).tile, 0);
+    EXPECT_EQ(tile_work<Real>(problem, 0, 0).tile, 0);
   };
   expect(0.0f);
   expect(0.0);
@@ -70,25 +70,25 @@ TEST(Work, OfTheExactPathIsThatOfWholePanelsAndVectors) {
 
 TEST(Work, OfBiasesAndGeneralWeights) {
   Problem problem = problem_of(100, 640, 8, 64);
-  const Work plain = exact_work<float>(problem, 64000, 100);
+  const Work plain = exact_work<float>(problem);
   problem.bias = LagBias::alibi(std::vector<double>{0.1});
-  const Work biased = exact_work<float>(problem, 64000, 100);
+  const Work biased = exact_work<float>(problem);
   EXPECT_DOUBLE_EQ(biased.weigh, (1 + kBiased) * plain.weigh);
   EXPECT_EQ(biased.tile, plain.tile);
   // Three flops for an entry of the support, in the place of one for a column.
   problem.weights =
       RelativeWeights({{0, 1}, {2, 3}, {4, 5}, {6, 7}}, -1000, 1000, [](Position, Index) { return 1.0; });
-  EXPECT_EQ(exact_work<float>(problem, 64000, 100).tile, plain.tile / (8 + 64) * (3 * 4 + 64));
+  EXPECT_EQ(exact_work<float>(problem).tile, plain.tile / (8 + 64) * (3 * 4 + 64));
 }
 
 TEST(Work, OfNearFieldsIsThatOfTheirPairs) {
   // Eight rows in two chunks: 10 pairs of each are near, the second has 4 far keys.
-  const Problem problem = problem_of(8, 8, 2, 3, Mask::causal());
   const std::vector<FarPairs> chunks = {{{0, 4}, 0}, {{4, 8}, 4}};
   for (const Index heads : {1, 3}) {
+    const Problem problem = problem_of(8, 8, 2, 3, Mask::causal(), heads);
     const double count = static_cast<double>(heads);
     const Work w = polynomial_work<float>(problem, 6, heads, chunks);
-    const Work near = exact_work<float>(problem, 20 * count, 8 * count);
+    const Work near = tile_work<float>(problem, 20 * count, 8 * count) + packing_work(problem, heads);
     const ValueLayout<float> layout(3);
     const double value_columns = static_cast<double>(layout.stride) / static_cast<double>(layout.group);
     EXPECT_DOUBLE_EQ(w.tile - near.tile, 2 * 6 * (4 * value_columns + 4 * count * (3 + 1)));
@@ -97,6 +97,17 @@ TEST(Work, OfNearFieldsIsThatOfTheirPairs) {
     EXPECT_EQ(w.weigh, near.weigh);
     EXPECT_EQ(w.round, 2) << "the first chunk has nothing far";
   }
+}
+
+TEST(Work, HeadsOfAGroupShareThePackingOfTheirKeys) {
+  const Problem problem = problem_of(1000, 1000, 8, 8, Mask::causal(), 4);
+  EXPECT_EQ(packing_work(problem, 4).element, 1000 * (8 + 8) + 4 * 1000 * 8);
+  EXPECT_EQ(packing_work(problem, 1).element, 1000 * (8 + 8) / 4 + 1000 * 8);
+  // With all pairs near, features are the exact path under another name, and must not look cheaper.
+  const std::vector<FarPairs> near = {{{0, 1000}, 0}};
+  const CostModel cost;
+  EXPECT_GE(cost.seconds<float>(polynomial_work<float>(problem, 2, 4, near)),
+            4 * cost.seconds<float>(exact_work<float>(problem)));
 }
 
 TEST(Work, OfWindowsCountsKeysThatAreRemoved) {
@@ -124,7 +135,7 @@ TEST(Work, OfTransformsIsThatOfTheirLengths) {
 }
 
 TEST(Work, OfFeaturesIsLinearInRankAndRows) {
-  const Problem problem = problem_of(1000, 2000, 8, 15);
+  const Problem problem = problem_of(1000, 2000, 8, 15, Mask::full(), 4);
   const std::vector<FarPairs> all = {{{0, 1000}, 2000}};
   const Work w = polynomial_work<float>(problem, 45, 1, all);
   EXPECT_EQ(w.weigh + w.transform, 0) << "no near field";
@@ -188,8 +199,8 @@ TEST(CostModel, TakesTheCheapestChunksOfAnyShape) {
     for (const Index d_v : {1, 8, 64})
       for (const Index heads : {1, 4})
         for (const Mask& mask : {Mask::full(), Mask::causal(), Mask::lags(-300, Mask::kUnlimited)}) {
-          expect(0.0f, problem_of(n_q, n_k, 8, d_v, mask), heads);
-          expect(0.0, problem_of(n_q, n_k, 8, d_v, mask), heads);
+          expect(0.0f, problem_of(n_q, n_k, 8, d_v, mask, heads), heads);
+          expect(0.0, problem_of(n_q, n_k, 8, d_v, mask, heads), heads);
         }
 }
 

@@ -38,8 +38,8 @@ bool looking_pays(const Shapes& shapes, const Options& options) {
     return true;
   const Problem problem(shapes, options);
   const CostModel cost;
-  const Work exact = exact_work<Real>(problem, problem.grid.allowed_pairs(), static_cast<double>(shapes.n_q));
-  return cost.seconds<Real>(exact) > 1 / cost.look + cost.seconds<Real>(least_work<Real>(problem, cost));
+  return cost.seconds<Real>(exact_work<Real>(problem)) >
+         1 / cost.look + cost.seconds<Real>(least_work<Real>(problem, cost));
 }
 
 }  // namespace detail

@@ -25,9 +25,10 @@ class CacheBounds {
   void clear() { *this = {}; }
 
   /// Calls use(heads), the memory of each key head, for a call with the keys so far and more. Throws Error,
-  /// naming the values, where they cannot be; if use throws, the bounds are cleared.
+  /// naming the values, where they cannot be; if use throws, the bounds are cleared. Returns what use
+  /// returns.
   template <class Use>
-  void update(const Problem& problem, Use&& use) {
+  auto update(const Problem& problem, Use&& use) {
     const Shapes& s = problem.shapes;
     const LagGrid& grid = problem.grid;
     if (!grid.in_order()) detail::fail("bounds that are kept need keys in ascending order of position");
@@ -43,11 +44,12 @@ class CacheBounds {
     std::vector<KeyMemory<Real>> heads = std::move(heads_);
     clear();
     heads.resize(static_cast<std::size_t>(s.kv_heads));
-    use(heads);
+    auto result = use(heads);
     heads_ = std::move(heads);
     seen_ = now;
     rows_ = s.n_k;
     if (rows_ > 0) last_ = grid.key_position(rows_ - 1);
+    return result;
   }
 
  private:

@@ -51,11 +51,7 @@ template <class Real>
 class Planning {
  public:
   Planning(const Problem& p, double allowed, Path path, const CostModel& rates)
-      : problem(p),
-        tolerance(allowed),
-        forced(path),
-        cost(rates),
-        exact_(exact_work<Real>(p, p.grid.allowed_pairs(), static_cast<double>(p.shapes.n_q))) {}
+      : problem(p), tolerance(allowed), forced(path), cost(rates), exact_(exact_work<Real>(p)) {}
 
   const Problem& problem;
   const double tolerance;

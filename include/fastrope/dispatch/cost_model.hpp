@@ -17,9 +17,9 @@
 
 namespace fastrope {
 
-/// Work per second of one core in float; double takes twice the time. The defaults were measured on Zen 4
-/// with AVX-512 and on Zen 3 with AVX2 (bench/calibrate); narrower vectors are taken to be slower in
-/// proportion.
+/// Work per second of one core in float; double takes twice the time. The defaults for AVX2 are what
+/// bench/calibrate gave on Zen 3, those for AVX-512 were set by hand to fit benchmarks on Zen 4; narrower
+/// vectors are taken to be slower than AVX2 in proportion.
 struct CostModel {
   double tile = kWide ? 1.1e11 : kVector * 7.1e10;   ///< flops in the tile kernels
   double weigh = kWide ? 5.0e9 : kVector * 1.2e9;    ///< scores turned into weights

@@ -33,13 +33,8 @@ class ValueBounds {
  public:
   /// Reads the rows that were not there before.
   void extend(const RowSource<Real>& values) {
-    constexpr Index kBlock = 64;
-    std::vector<Real> rows(static_cast<std::size_t>(kBlock * values.d));
-    for (; rows_ < values.count; rows_ += kBlock) {
-      const Range block{rows_, std::min(rows_ + kBlock, values.count)};
-      values.read(block, false, rows.data());
-      add(Eigen::Map<const RowByRow>(rows.data(), block.size(), values.d));
-    }
+    for_each_block(values, rows_, false,
+                   [&](Range block, const auto& rows) { add(rows.topRows(block.size())); });
     rows_ = values.count;
   }
 
@@ -74,7 +69,6 @@ class ValueBounds {
   }
 
  private:
-  using RowByRow = Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
   using Row = Eigen::Array<Real, 1, Eigen::Dynamic>;
 
   Index rows_ = 0;
@@ -86,12 +80,11 @@ class ValueBounds {
 template <class Real, class RowOf, class PositionOf>
 RowSource<Real> rotated_rows(const Rotation& rotation, Index count, Index d, RowOf row_of,
                              PositionOf position_of) {
-  constexpr Index kBlock = 64;
-  std::vector<Real> table(static_cast<std::size_t>(kBlock * rotation.row_size()));
+  std::vector<Real> table(static_cast<std::size_t>(kRowBlock * rotation.row_size()));
   return {count, d, [&rotation, d, row_of, position_of, table](Range rows, bool turned, Real* to) mutable {
             turned = rotation.pairs() > 0 && (turned || rotation.frequencies().attention_factor != 1);
-            for (Index begin = rows.begin; begin < rows.end; begin += kBlock) {
-              const Range block{begin, std::min(begin + kBlock, rows.end)};
+            for (Index begin = rows.begin; begin < rows.end; begin += kRowBlock) {
+              const Range block{begin, std::min(begin + kRowBlock, rows.end)};
               if (turned) rotation.fill(block, position_of, table.data());
               for (Index i = block.begin; i < block.end; ++i, to += d) {
                 simd::convert(row_of(i), d, to);
@@ -108,7 +101,8 @@ struct KeyMemory {
   struct Measured {
     ProjectionChoice<Real> choice = {};
     RowBounds<Real> keys = {};
-    Index chosen_at = 0;  ///< keys that there were then
+    Index chosen_at = 0;    ///< keys that there were then
+    bool prefixes = false;  ///< rows saw some of them only
   };
 
   RowBounds<Real> lengths = {};
@@ -185,7 +179,7 @@ class GroupLook {
         memory_.measured.erase(at);
         return std::nullopt;
       }
-      measured = {*choice, RowBounds<Real>(choice->of_keys()), keys_.count};
+      measured = {*choice, RowBounds<Real>(choice->of_keys()), keys_.count, far.size() > 1};
     }
     measured.keys.extend(keys_);
     key_norm_ = largest(measured.keys.norms());
@@ -198,12 +192,24 @@ class GroupLook {
     request.value_spread = value_bounds().spread();
     for (Index h = heads.begin; h < heads.end; ++h)
       if (reason = not_finite(h); !reason.empty()) return std::nullopt;
-    return fit_low_rank<Real>(measured.choice, {queries, &measured.keys}, far, request, reason);
+    ProjectionChoice<Real> choice = measured.choice;
+    choice.mean_key = mean_key(measured, far.size() > 1);
+    return fit_low_rank<Real>(choice, {queries, &measured.keys}, far, request, reason);
   }
 
  private:
   static double largest(std::span<const double> x) {
     return x.empty() ? 0.0 : *std::max_element(x.begin(), x.end());
+  }
+
+  /// A mean of keys, of which those that came after the choice may lie as far out as any.
+  double mean_key(const typename KeyMemory<Real>::Measured& measured, bool prefixes) const {
+    const double known = static_cast<double>(measured.chosen_at) / static_cast<double>(keys_.count);
+    if (known == 1) return measured.choice.mean_key;
+    const bool weighed = measured.choice.queries.centre != Centre::none;
+    const double reach = largest(measured.keys.distances());
+    if (weighed || prefixes != measured.prefixes) return reach;
+    return known * measured.choice.mean_key + (1 - known) * reach;
   }
 
   /// About that of all values.
@@ -247,14 +253,10 @@ GroupLook<Real> group_look(const Problem& problem, Index kv, TensorView<const Q>
 /// [d]: the largest size of a column's elements, before rotation.
 template <class Real>
 Eigen::RowVectorXd largest_columns(const RowSource<Real>& source) {
-  constexpr Index kBlock = 64;
-  Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> rows(kBlock, source.d);
   Point<Real> largest = Point<Real>::Zero(source.d);
-  for (Index begin = 0; begin < source.count; begin += kBlock) {
-    const Range block{begin, std::min(begin + kBlock, source.count)};
-    source.read(block, false, rows.data());
+  for_each_block(source, 0, false, [&](Range block, const auto& rows) {
     largest = largest.cwiseMax(rows.topRows(block.size()).cwiseAbs().colwise().maxCoeff());
-  }
+  });
   return largest.template cast<double>();
 }
 

@@ -24,14 +24,17 @@ inline constexpr double kStreamed = 8;
 /// What a lag bias adds to the weighing of a score.
 inline constexpr double kBiased = 0.6;
 
-/// Rotating and packing q, k and v.
-inline Work packing_work(const Shapes& s) {
-  return {.element = static_cast<double>(s.n_k * (s.d + s.d_v) + s.n_q * s.d)};
+/// Rotating and packing the queries of `heads` query heads, and their share of a group's keys and values.
+inline Work packing_work(const Problem& problem, Index heads) {
+  const Shapes& s = problem.shapes;
+  const double share = static_cast<double>(heads) / static_cast<double>(problem.group());
+  return {.element =
+              share * static_cast<double>(s.n_k * (s.d + s.d_v)) + static_cast<double>(heads * s.n_q * s.d)};
 }
 
-/// Exact attention of rows that attend to `pairs` keys in all. A few rows read keys and values in place.
+/// Rows that attend to `pairs` keys in all, in exact tiles of packed keys.
 template <class Real>
-Work exact_work(const Problem& problem, double pairs, double rows) {
+Work tile_work(const Problem& problem, double pairs, double rows) {
   const Shapes& s = problem.shapes;
   constexpr Index kPanel = PackedKeys<Real>::kWidth;
   const double computed = std::min(pairs + rows * static_cast<double>(kPanel),
@@ -39,13 +42,19 @@ Work exact_work(const Problem& problem, double pairs, double rows) {
   // An entry of general weights takes three flops, at half the tile kernel's rate.
   const Index columns = problem.weights ? 3 * std::ssize(problem.weights->support()) : s.d;
   const Index channels = round_up(s.d_v, simd::kLanes<Real>);
-  const double weighing = problem.bias.empty() ? 1 : 1 + kBiased;
-  if (DecodeAttention<Real>::suits(problem))
-    return {.tile = 2 * pairs * static_cast<double>(columns + channels),
-            .weigh = weighing * pairs,
-            .element = pairs * static_cast<double>(s.d + s.d_v) / kStreamed};
-  return packing_work(s) +
-         Work{.tile = 2 * computed * static_cast<double>(columns + channels), .weigh = weighing * computed};
+  return {.tile = 2 * computed * static_cast<double>(columns + channels),
+          .weigh = (problem.bias.empty() ? 1 : 1 + kBiased) * computed};
+}
+
+/// The exact path of one head. A few rows read keys and values in place.
+template <class Real>
+Work exact_work(const Problem& problem) {
+  const Shapes& s = problem.shapes;
+  const double pairs = problem.grid.allowed_pairs();
+  const Work work = tile_work<Real>(problem, pairs, static_cast<double>(s.n_q));
+  if (!DecodeAttention<Real>::suits(problem)) return work + packing_work(problem, 1);
+  const double read = pairs * static_cast<double>(s.d + s.d_v) / static_cast<double>(problem.group());
+  return work + Work{.element = read / kStreamed};
 }
 
 /// Features and states of `heads` query heads that share them, with exact near fields.
@@ -78,10 +87,10 @@ Work polynomial_work(const Problem& problem, double rank, Index heads, std::span
                  .feature = rank * (keys + rows * turns / 4),
                  .element = rank * channels * static_cast<double>(chunks.size()),
                  .round = rounds};
-  if (near > 0)
-    return far +
-           exact_work<Real>(problem, near * static_cast<double>(heads), static_cast<double>(heads * s.n_q));
-  return far + packing_work(s);
+  const Work packed = far + packing_work(problem, heads);
+  if (near == 0) return packed;
+  return packed +
+         tile_work<Real>(problem, near * static_cast<double>(heads), static_cast<double>(heads * s.n_q));
 }
 
 /// The Toeplitz path of one head by transforms, without the rows that are done exactly. generators: of them
@@ -91,8 +100,8 @@ Work toeplitz_work(const Problem& problem, double rank, double generators) {
   const Shapes& s = problem.shapes;
   const double channels = static_cast<double>(s.d_v + 1);
   const double flops = ToeplitzSegments<Real>::flops(s.n_q, s.n_k, allowed_support(problem));
-  return packing_work(s) + Work{.transform = (rank * channels + generators / 2) * flops,
-                                .element = rank * channels / 2 * static_cast<double>(s.n_q + s.n_k)};
+  return packing_work(problem, 1) + Work{.transform = (rank * channels + generators / 2) * flops,
+                                         .element = rank * channels / 2 * static_cast<double>(s.n_q + s.n_k)};
 }
 
 }  // namespace fastrope

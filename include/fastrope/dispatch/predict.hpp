@@ -18,8 +18,8 @@ namespace fastrope {
 
 /// What make_plan would choose, and why, for heads whose logits reach `radius` and whom neither shifts nor
 /// axes help, as rows spread evenly over a sphere: to ask where a path pays before there is a model. Throws
-/// Error as make_plan does, and unless the radius is finite and >= 0. Requires no weights W(lag). Cost: O(n)
-/// for one group of heads.
+/// Error as make_plan does, and unless the radius is finite and >= 0. Requires no weights W(lag). Cost: O(n
+/// d) a head.
 template <class Real = float>
 Report predict(const Shapes& shapes, const Options& options, double radius, const CostModel& cost = {}) {
   if (!(radius >= 0) || !std::isfinite(radius))

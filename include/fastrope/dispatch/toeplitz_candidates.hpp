@@ -123,8 +123,9 @@ class ToeplitzCandidates {
       if (!fit) return run;
       delta = fit->certificate.relative_error;
       terms = amplification(fit->polynomial, fit->radius);
-      planning_.count(toeplitz_work<Real>(problem_, fit->rank, 1), c);
-      if (!pays(toeplitz_work<Real>(problem_, fit->rank, 1))) return run;
+      const Work work = toeplitz_work<Real>(problem_, fit->rank, 1);
+      planning_.count(work, c);
+      if (!pays(work)) return run;
       unit = planning_.unit({head, head + 1}, *fit);
       c.rounding += part_rounding;
     }
@@ -291,7 +292,7 @@ class ToeplitzCandidates {
     const Work transformed = toeplitz_work<Real>(problem_, static_cast<double>(c.rank),
                                                  static_cast<double>(run.transforms->terms.size()));
     if (c.exact_rows == 0) return transformed;
-    return transformed + exact_work<Real>(problem_, exact_pairs, static_cast<double>(c.exact_rows));
+    return transformed + tile_work<Real>(problem_, exact_pairs, static_cast<double>(c.exact_rows));
   }
 
   Planning<Real>& planning_;

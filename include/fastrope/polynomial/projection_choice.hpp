@@ -207,19 +207,19 @@ class ProjectionSearch {
     return static_cast<double>(square.squaredNorm());
   }
 
-  /// Over prefixes of the keys that any row could see: of sampled runs, which makes early ones pessimistic.
+  /// Of the sampled keys, in order. With more than one far field, over prefixes, which makes short ones
+  /// pessimistic.
   double longest_mean(const Rows<Real>& keys, const ProjectionChoice<Real>& choice) const {
     constexpr Index kLeast = 4;
-    const bool prefixes = rows_.far.size() > 1;
+    const Point<double> slope = request_.scale * choice.queries.point.template cast<double>();
     Point<double> sum = Point<double>::Zero(d_);
     double total = 0, longest = 0;
     for (Index j = 0; j < keys.rows(); ++j) {
       const Point<double> y = (keys.row(j) - choice.keys.point).template cast<double>();
-      const double weight =
-          std::exp(request_.scale * choice.queries.point.template cast<double>().dot(y) - kMaxWeightExponent);
+      const double weight = std::exp(slope.dot(y) - kMaxWeightExponent);
       sum += weight * y;
       total += weight;
-      if (j + 1 == keys.rows() || (prefixes && j + 1 >= kLeast))
+      if (j + 1 == keys.rows() || (rows_.far.size() > 1 && j + 1 >= kLeast))
         longest = std::max(longest, sum.norm() / total);
     }
     return longest;

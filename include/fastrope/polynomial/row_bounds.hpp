@@ -40,7 +40,7 @@ struct Measure {
 template <class Real>
 class RowBounds {
  public:
-  static constexpr Index kRows = 64;
+  static constexpr Index kRows = kRowBlock;
 
   RowBounds() = default;
   explicit RowBounds(Measure<Real> measure) : measure_(std::move(measure)) {}
@@ -94,13 +94,10 @@ void RowBounds<Real>::extend(const RowSource<Real>& source) {
   rows_ = source.count;
   const double axes_size =
       (static_cast<double>(d) + 3) * kEpsilon * static_cast<double>(measure_.axes.norm());
-  std::vector<Real> rows(static_cast<std::size_t>(kRows * d));
   Eigen::Matrix<Real, kRows, Eigen::Dynamic> columns(kRows, d), projected(kRows, m);
-  for (Index begin = whole * kRows; begin < source.count; begin += kRows) {
-    const Range block{begin, std::min(begin + kRows, source.count)};
-    source.read(block, measure_.rotation_matters(), rows.data());
+  for_each_block(source, whole * kRows, measure_.rotation_matters(), [&](Range block, auto& rows) {
     // Rows past the end repeat the first.
-    for (Index i = block.size(); i < kRows; ++i) std::copy_n(rows.data(), d, rows.data() + i * d);
+    for (Index i = block.size(); i < kRows; ++i) rows.row(i) = rows.row(0);
     transpose(rows.data(), kRows, d, d, columns.data(), kRows);
     Block squares = Block::Zero();
     for (Index c = 0; c < d; ++c) squares += columns.col(c).array().square();
@@ -115,7 +112,7 @@ void RowBounds<Real>::extend(const RowSource<Real>& source) {
       }
       distances_.push_back(norm_of(squares, d));
     }
-    if (m == 0) continue;
+    if (m == 0) return;
     projected.noalias() = columns * measure_.axes.transpose();
     squares.setZero();
     reaches_.resize(reaches_.size() + static_cast<std::size_t>(m));
@@ -124,7 +121,7 @@ void RowBounds<Real>::extend(const RowSource<Real>& source) {
       reaches_[reaches_.size() - static_cast<std::size_t>(m - l)] =
           norm_of(squares, m) + axes_size * distances_.back();
     }
-  }
+  });
 }
 
 }  // namespace fastrope

@@ -36,12 +36,27 @@ RowSource<Real> source_of(const Rows<Real>& x) {
           }};
 }
 
-/// At most `count` of the given rows, evenly spread: all of them if they are no more. For choices that need
-/// no proof.
+/// Rows that are read at a time.
+inline constexpr Index kRowBlock = 64;
+
+/// visit(rows, x) for blocks of the source's rows from `first` on, x [kRowBlock, d] of which rows.size() are
+/// read.
+template <class Real, class Visit>
+void for_each_block(const RowSource<Real>& source, Index first, bool turned, Visit&& visit) {
+  Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> x(kRowBlock, source.d);
+  for (Index begin = first; begin < source.count; begin += kRowBlock) {
+    const Range rows{begin, std::min(begin + kRowBlock, source.count)};
+    source.read(rows, turned, x.data());
+    visit(rows, x);
+  }
+}
+
+/// At most `count`, or 4, of the given rows, evenly spread: all of them if they are no more. For choices that
+/// need no proof.
 template <class Real>
 Rows<Real> sample(const RowSource<Real>& source, Range rows, Index count, bool turned = true) {
   constexpr Index kRun = 4;  // neighbours share most of what their angles cost
-  const bool all = rows.size() <= count;
+  const bool all = rows.size() <= std::max(count, kRun);
   const Index runs = all ? 1 : std::max<Index>(1, count / kRun), run = all ? rows.size() : kRun;
   Rows<Real> some(runs * run, source.d);
   Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> few(run, source.d);
