@@ -7,8 +7,11 @@
 // the relative errors, no rate negative. Prints the cases with both times, and an initialiser to pass to
 // make_plan. `look` is measured apart, as the time of a plan that a sample ends.
 #include <Eigen/Core>
+#include <algorithm>
 #include <array>
 #include <cstdio>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "path_times.hpp"

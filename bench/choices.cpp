@@ -8,7 +8,9 @@
 // run), the one that was chosen, its regret, time over that of the fastest path, less 1; the look, planning
 // time as a share of the exact path's; and the error of 8 rows beside the promise, of the chosen path. The
 // last lines count.
+#include <algorithm>
 #include <cstdio>
+#include <utility>
 #include <vector>
 
 #include "path_times.hpp"

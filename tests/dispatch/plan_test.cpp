@@ -268,6 +268,27 @@ TEST(Plan, RunsAgainWithTheSameBits) {
   }
 }
 
+TEST(Plan, IsTheSameWithEveryExecutorAndEveryTime) {
+  Inputs random(6);
+  for (const bool t5 : {false, true}) {
+    AttentionCase c = small_entries(kLong, 1e-2);
+    c.shapes.heads = 6;
+    c.shapes.kv_heads = 3;
+    c.base.mask = Mask::causal();
+    if (t5) set_t5(c, random, false);
+    AttentionInputs<float> in = on_spheres(c, 0.7);
+    for (Index i = 0; i < kLong; ++i) in.k(1, i, 0) *= 30;  // a group of exact heads
+    const auto alone = plan_of(c, in);
+    for (const Index workers : {1, 2, 3, 7}) {
+      c.base.executor = threads(workers);
+      const auto plan = plan_of(c, in);
+      Report report = plan.report();
+      report.workspace_bytes = alone.workspace_bytes();  // scratch for each worker
+      EXPECT_EQ(report.to_json(), alone.to_json()) << workers << " workers";
+    }
+  }
+}
+
 TEST(Plan, ADecodeLoopRunsInTheWorkspaceOfItsCapacity) {
   // A plan knows where its queries stand, so each step makes one: of the keys so far, or of the whole cache,
   // where the slots not yet used stand after the query and the causal mask hides what they hold.

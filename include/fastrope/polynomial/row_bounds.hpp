@@ -51,12 +51,9 @@ class RowBounds {
 
   const Measure<Real>& measure() const { return measure_; }
   Index rows() const { return rows_; }
-  /// Whether every element is, and no norm overflows.
-  bool finite() const {
-    return norms_.empty() || *std::max_element(norms_.begin(), norms_.end()) < kInfinity;
-  }
   Index cuts() const { return std::max<Index>(1, measure_.axes.rows()); }
-  /// [blocks]: at least max |x_i|_2.
+  /// [blocks]: at least max |x_i|_2; infinity where an element is not finite, or the sum of the block's
+  /// squares overflows.
   std::span<const double> norms() const { return norms_; }
   /// [blocks]: at least max |x_i - point|_2.
   std::span<const double> distances() const { return distances_; }
