@@ -42,15 +42,9 @@ Paths paths_of(const fastrope::Report& report) {
   return paths;
 }
 
-class Stopwatch {
- public:
-  double seconds() const {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
-  }
-
- private:
-  std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
-};
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
 void show_progress(Index done, Index tokens, double seconds, const Paths& paths) {
   const double rate = static_cast<double>(done) / seconds;
@@ -89,22 +83,22 @@ void run(Index tokens, Index chunk, Index threads) {
   fastrope::CacheBounds<float> bounds;  // a chunk is planned from its own tokens
   Paths total;
   double planning = 0;
-  const Stopwatch all;
+  const double start = now();
   for (Index begin = 0; begin < tokens; begin += chunk) {
     const Index end = std::min(begin + chunk, tokens);
     const auto queries = q.rows(begin, end), keys = k.rows(0, end), values = v.rows(0, end);
-    const Stopwatch look;
+    const double before = now();
     const auto plan = fastrope::make_plan(queries, keys, values, options, bounds);
-    planning += look.seconds();
+    planning += now() - before;
     if (plan.workspace_bytes() > workspace.size()) workspace.resize(plan.workspace_bytes());
     if (plan.run(queries, keys, values, out.rows(begin, end), workspace) != fastrope::RunStatus::ok)
       throw std::runtime_error("the chunk from token " + std::to_string(begin) + " failed");
     const Paths paths = paths_of(plan.report());
     for (const auto& [path, count] : paths) total[path] += count;
-    show_progress(end, tokens, all.seconds(), paths);
+    show_progress(end, tokens, now() - start, paths);
   }
   std::fputc('\n', stderr);
-  const double seconds = all.seconds();
+  const double seconds = now() - start;
 
   double error = 0, largest = 0;
   options.tolerance = 0;

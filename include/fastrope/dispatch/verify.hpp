@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -30,6 +31,19 @@ double largest_value(const Values& v, const Shapes& s) {
   return largest;
 }
 
+/// Some rows of a dense bias or mask, which then views `memory`; what has no data has none to lose.
+template <class T>
+void keep_rows(std::span<const Index> rows, TensorView<const T>& dense, std::unique_ptr<T[]>& memory) {
+  if (dense.data == nullptr) return;
+  const Index count = std::ssize(rows);
+  memory = std::make_unique<T[]>(static_cast<std::size_t>(dense.heads * count * dense.cols));
+  for (Index h = 0; h < dense.heads; ++h)
+    for (Index r = 0; r < count; ++r)
+      std::copy_n(dense.head(h).row(rows[static_cast<std::size_t>(r)]), dense.cols,
+                  memory.get() + (h * count + r) * dense.cols);
+  dense = contiguous(static_cast<const T*>(memory.get()), dense.heads, count, dense.cols);
+}
+
 /// |a - b|; 0 where neither is a number, infinity where one is not.
 inline double difference(double a, double b) {
   if (a == b || (std::isnan(a) && std::isnan(b))) return 0;
@@ -47,24 +61,24 @@ std::vector<double> observed_errors(const Problem& problem, TensorView<const Q> 
                                     TensorView<Out> out, Index rows) {
   const Shapes& s = problem.shapes;
   const LagGrid& grid = problem.grid;
-  const Index step = rows > 1 ? (s.n_q - 1) / (rows - 1) : 1;
+  std::vector<Index> sampled;
+  for (Index r = 0; r < rows; ++r) sampled.push_back(r * (s.n_q - 1) / std::max<Index>(1, rows - 1));
   std::vector<Position> query_positions, key_positions(static_cast<std::size_t>(s.n_k));
-  for (Index r = 0; r < rows; ++r) query_positions.push_back(grid.query_position(r * step));
+  for (const Index i : sampled) query_positions.push_back(grid.query_position(i));
   for (Index j = 0; j < s.n_k; ++j)
     key_positions[static_cast<std::size_t>(grid.source(j))] = grid.key_position(j);
   Problem some = problem.with(rows, s.n_k, query_positions, key_positions);
-  const auto thin_out = [&](auto& dense) {
-    dense.rows = rows;
-    dense.row_stride *= step;
-  };
-  if (some.dense_bias.data != nullptr) thin_out(some.dense_bias);
-  if (some.dense_mask.data != nullptr) thin_out(some.dense_mask);
+  std::unique_ptr<float[]> bias;
+  std::unique_ptr<bool[]> mask;
+  detail::keep_rows(sampled, some.dense_bias, bias);
+  detail::keep_rows(sampled, some.dense_mask, mask);
 
   std::vector<double> queries(static_cast<std::size_t>(s.heads * rows * s.d)),
       exact(static_cast<std::size_t>(s.heads * rows * s.d_v));
   for (Index h = 0; h < s.heads; ++h)
     for (Index r = 0; r < rows; ++r)
-      simd::convert(q.head(h).row(r * step), s.d, queries.data() + (h * rows + r) * s.d);
+      simd::convert(q.head(h).row(sampled[static_cast<std::size_t>(r)]), s.d,
+                    queries.data() + (h * rows + r) * s.d);
   std::vector<std::byte> memory(exact_workspace_bytes<double>(some));
   run_exact(some, contiguous(static_cast<const double*>(queries.data()), s.heads, rows, s.d), k, v,
             contiguous(exact.data(), s.heads, rows, s.d_v), MatrixView<double>{}, memory);
@@ -74,9 +88,10 @@ std::vector<double> observed_errors(const Problem& problem, TensorView<const Q> 
     double largest = 0;
     for (Index r = 0; r < rows; ++r)
       for (Index c = 0; c < s.d_v; ++c)
-        largest = std::max(largest,
-                           detail::difference(static_cast<double>(out.head(h).row(r * step)[c]),
-                                              exact[static_cast<std::size_t>((h * rows + r) * s.d_v + c)]));
+        largest = std::max(
+            largest,
+            detail::difference(static_cast<double>(out.head(h).row(sampled[static_cast<std::size_t>(r)])[c]),
+                               exact[static_cast<std::size_t>((h * rows + r) * s.d_v + c)]));
     const double size = detail::largest_value(v.head(problem.kv_head(h)), s);
     errors.push_back(size > 0 ? largest / size : largest);
   }
