@@ -197,9 +197,16 @@ TEST_F(AttendRefusesTest, SinksSoftcapScaleAndDenseBias) {
   c_.sinks.clear();
   c_.base.softcap = -2.5;
   expect_error({"softcap", "-2.5"});
+  for (const double softcap :
+       {1e-280, 1e300}) {  // found by fuzzing: infinite, or zero times infinity, in float
+    c_.base.softcap = softcap;
+    expect_error({"softcap", "1e"});
+  }
   c_.base.softcap = 0;
-  c_.base.scale = NAN;
-  expect_error({"scale", "nan"});
+  for (const double scale : {double{NAN}, 1e31, -1e300}) {
+    c_.base.scale = scale;
+    expect_error({"scale"});
+  }
   c_.base.scale.reset();
   std::vector<float> dense(200);
   c_.base.dense_bias = {dense.data(), 1, 10, 20, 200, 20};

@@ -26,6 +26,11 @@ class ShiftTest : public testing::Test {
     return (x.template cast<double>().rowwise() - point.template cast<double>()).rowwise().norm().maxCoeff();
   }
 
+  /// Of a search that never thinks it has enough.
+  static Point<Real> ball(const Rows<Real>& x, const Point<Real>& start) {
+    return ball_centre(x, start, std::numeric_limits<double>::infinity());
+  }
+
   /// n rows about `centre`, each with its mirror image, so that no centre is better.
   static Rows<Real> symmetric(Inputs& inputs, Index n, const Point<Real>& centre) {
     Rows<Real> x(2 * n, centre.cols());
@@ -85,21 +90,38 @@ TYPED_TEST(ShiftTest, BallIsNearlyTheSmallest) {
     }
     x.rowwise() += Point<Real>::Constant(d, Real{2});
     const Point<Real> start = mean(x);
-    EXPECT_LT(this->reach(x, ball_centre(x, start)), 1.03);
+    EXPECT_LT(this->reach(x, this->ball(x, start)), 1.03);
     EXPECT_GT(this->reach(x, start), 1.15);
   }
   const Rows<Real> x = this->skewed(inputs);
   const Point<Real> start = mean(x);
-  EXPECT_LT(this->reach(x, ball_centre(x, start)), 0.65 * this->reach(x, start));
+  EXPECT_LT(this->reach(x, this->ball(x, start)), 0.65 * this->reach(x, start));
+}
+
+TYPED_TEST(ShiftTest, BallIsSearchedUntilNoneIsSmallerThanEnough) {
+  using Real = TypeParam;
+  Inputs inputs(6);
+  Rows<Real> x = this->gaussian(inputs, 2000, 6);
+  for (Index i = 0; i < x.rows(); ++i) {
+    if (i % 50 != 0) x(i, 0) = std::abs(x(i, 0)) * 3;
+    x.row(i) /= x.row(i).norm();
+  }
+  const Point<Real> start = mean(x);
+  // The smallest ball has radius 1: nothing shows that none is smaller than more.
+  EXPECT_EQ(ball_centre(x, start, 1.001), this->ball(x, start));
+  const double halfway = this->reach(x, ball_centre(x, start, 0.9));
+  EXPECT_GT(halfway, this->reach(x, this->ball(x, start)));
+  EXPECT_LE(halfway, this->reach(x, start));
+  EXPECT_EQ(ball_centre(x, start, 0.1), start);
 }
 
 TYPED_TEST(ShiftTest, BallOfFewPoints) {
   using Real = TypeParam;
   Rows<Real> x(2, 2);
   x << 1, 5, 3, 5;
-  EXPECT_LE(this->reach(x, ball_centre(x, Point<Real>(x.row(0)))), 1.02);
+  EXPECT_LE(this->reach(x, this->ball(x, Point<Real>(x.row(0)))), 1.02);
   const Rows<Real> one = x.topRows(1);
-  EXPECT_LE(this->reach(one, ball_centre(one, Point<Real>(x.row(1)))), 1e-2);
+  EXPECT_LE(this->reach(one, this->ball(one, Point<Real>(x.row(1)))), 1e-2);
 }
 
 TYPED_TEST(ShiftTest, BallIsFoundFarFromTheOrigin) {
@@ -107,9 +129,9 @@ TYPED_TEST(ShiftTest, BallIsFoundFarFromTheOrigin) {
   using Real = TypeParam;
   Inputs inputs(4);
   Rows<Real> x = this->skewed(inputs);
-  const double near = this->reach(x, ball_centre(x, mean(x)));
+  const double near = this->reach(x, this->ball(x, mean(x)));
   x.rowwise() += Point<Real>::Constant(4, Real{3000});
-  EXPECT_LT(this->reach(x, ball_centre(x, mean(x))), 1.02 * near);
+  EXPECT_LT(this->reach(x, this->ball(x, mean(x))), 1.02 * near);
 }
 
 TYPED_TEST(ShiftTest, IsTheOriginTheMeanOrTheBall) {
@@ -131,7 +153,7 @@ TYPED_TEST(ShiftTest, IsTheOriginTheMeanOrTheBall) {
   const Rows<Real> offset = this->symmetric(inputs, 300, Point<Real>::Constant(4, Real{8}));
   expect(offset, Centre::mean, mean(offset));
   const Rows<Real> skewed = this->skewed(inputs);
-  expect(skewed, Centre::ball, ball_centre(skewed, mean(skewed)));
+  expect(skewed, Centre::ball, this->ball(skewed, mean(skewed)));
   // A shift that is hardly nearer is not worth its rounding.
   expect(this->symmetric(inputs, 300, Point<Real>::Constant(4, Real{1} / 512)), Centre::none, origin);
 }

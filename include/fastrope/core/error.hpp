@@ -7,7 +7,9 @@
 #include <stdexcept>
 #include <string>
 
-namespace fastrope {
+#include "fastrope/core/target.hpp"
+
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// A request that cannot be met: shapes, strides or options that clash. what() names the values.
 class Error : public std::invalid_argument {
@@ -31,4 +33,4 @@ template <class... Parts>
 }
 
 }  // namespace detail
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -17,8 +17,9 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// A non-owning reference to a callable f(task, worker); valid while the callable lives.
 class TaskRef {
@@ -97,4 +98,4 @@ class OwnThread {
 #endif
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

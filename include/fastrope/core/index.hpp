@@ -8,7 +8,9 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace fastrope {
+#include "fastrope/core/target.hpp"
+
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Sizes, strides and row numbers.
 using Index = std::ptrdiff_t;
@@ -39,4 +41,4 @@ constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 constexpr Index round_up(Index a, Index multiple) { return ceil_div(a, multiple) * multiple; }
 constexpr Index round_down(Index a, Index multiple) { return a / multiple * multiple; }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 
 #if defined(__AMX_BF16__) && defined(__AMX_TILE__) && defined(__linux__)
 #define FASTROPE_MATRIX_TILES 1
@@ -21,7 +22,7 @@
 #define FASTROPE_MATRIX_TILES 0
 #endif
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// While it lives, this thread may use the tile registers, if the system lets it.
 class MatrixTiles {
@@ -115,4 +116,4 @@ void multiply_matrix_tiles(Index rows, Index depth, const float* a, Index a_stri
 }  // namespace detail
 #endif
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

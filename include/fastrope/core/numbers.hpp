@@ -8,8 +8,9 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 struct Numbers {
   std::vector<double> values;
@@ -27,4 +28,4 @@ struct Numbers {
   Index size() const { return static_cast<Index>(values.size()); }
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

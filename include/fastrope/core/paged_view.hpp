@@ -8,9 +8,10 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// heads x rows x cols elements; element (h, j, c) is
 /// data[pages[j / page_rows] * page_stride + h * head_stride + (j % page_rows) * row_stride + c].
@@ -70,4 +71,4 @@ concept RowsLike = requires(const X& x) {
   as_rows(x);
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -30,6 +30,7 @@
 #include <type_traits>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 
 #if HWY_TARGET == HWY_SCALAR || HWY_TARGET == HWY_EMU128
@@ -41,7 +42,7 @@
     "fastrope: vectors of unknown length (SVE, RVV) are not supported; compile for NEON or a fixed-length target"
 #endif
 
-namespace fastrope::simd {
+namespace fastrope::inline FASTROPE_TARGET::simd {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
@@ -345,4 +346,4 @@ HWY_INLINE Vec<Real> tanh(Vec<Real> x) {
   return hn::Tanh(Tag<Real>{}, x);
 }
 
-}  // namespace fastrope::simd
+}  // namespace fastrope::inline FASTROPE_TARGET::simd

@@ -12,8 +12,9 @@
 #include <utility>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 using bfloat16 = Eigen::bfloat16;
 using float16 = Eigen::half;
@@ -144,4 +145,4 @@ constexpr TensorView<T> contiguous(T* data, Index heads, Index rows, Index cols)
   return {data, heads, rows, cols, rows * cols, cols};
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

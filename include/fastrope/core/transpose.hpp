@@ -5,8 +5,9 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// to[c * to_stride + r] = from[r * from_stride + c] for r < rows, c < cols. They must not overlap. Columns
 /// of `to` that are a power of two apart share cache sets: prefer other strides.
@@ -36,4 +37,4 @@ void transpose(const Real* from, Index rows, Index cols, Index from_stride, Real
   one_by_one({whole_rows, rows}, {0, cols});
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -11,8 +11,9 @@
 #include <span>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Alignment of every array that a workspace hands out: a cache line, the widest vector.
 inline constexpr std::size_t kAlignment = 64;
@@ -81,4 +82,4 @@ class WorkerScratch {
   std::span<std::byte> memory_ = {};
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -5,10 +5,11 @@
 #include <vector>
 
 #include "fastrope/core/paged_view.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/dispatch/plan.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 namespace detail {
 
@@ -71,4 +72,4 @@ Report attend(const Q& q, const K& k, const V& v, Out&& out, const Options& opti
   return plan.verify(q, k, v, out_view, options.verify);
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

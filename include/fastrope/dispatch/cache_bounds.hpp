@@ -6,10 +6,11 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/dispatch/entry_bounds.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Lets make_plan look at new keys and values alone: bounds of those before are kept, block by block. For one
 /// sequence of one layer; not to be used by two plans at once. Memory: O(kv_heads n_k / 64), times d where
@@ -68,4 +69,4 @@ class CacheBounds {
   Position last_ = 0;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/dispatch/cost_model.hpp"
 #include "fastrope/dispatch/entry_bounds.hpp"
 #include "fastrope/dispatch/path_work.hpp"
@@ -22,7 +23,7 @@
 #include "fastrope/polynomial/low_rank.hpp"
 #include "fastrope/polynomial/monomials.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// The multi-index sets of a plan, each made once. Safe to use from several threads.
 class MonomialSets {
@@ -202,4 +203,4 @@ class PolynomialCandidates {
   std::string refusal_;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

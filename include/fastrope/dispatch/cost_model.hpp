@@ -10,12 +10,13 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/dispatch/path_work.hpp"
 #include "fastrope/dispatch/work.hpp"
 #include "fastrope/polynomial/far_pairs.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Work per second of one core in float; double takes twice the time. The defaults for AVX2 are what
 /// bench/calibrate gave on Zen 3, those for AVX-512 were set by hand to fit benchmarks on Zen 4; narrower
@@ -70,4 +71,4 @@ struct CostModel {
   static constexpr double kVector = static_cast<double>(simd::kLanes<float>) / 8;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

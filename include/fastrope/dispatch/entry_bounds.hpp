@@ -17,7 +17,9 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
+#include "fastrope/core/transpose.hpp"
 #include "fastrope/polynomial/low_rank.hpp"
 #include "fastrope/polynomial/projection_choice.hpp"
 #include "fastrope/polynomial/row_bounds.hpp"
@@ -25,7 +27,7 @@
 #include "fastrope/position/rotation.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// The ranges of one head's values. Rows may be added.
 template <class Real>
@@ -33,28 +35,33 @@ class ValueBounds {
  public:
   /// Reads the rows that were not there before.
   void extend(const RowSource<Real>& values) {
-    for_each_block(values, rows_, false,
-                   [&](Range block, const auto& rows) { add(rows.topRows(block.size())); });
+    Eigen::Matrix<Real, kRowBlock, Eigen::Dynamic> columns(kRowBlock, values.d);
+    for_each_block(values, rows_, false, [&](Range block, auto& rows) {
+      // Rows past the end repeat the first.
+      for (Index i = block.size(); i < kRowBlock; ++i) rows.row(i) = rows.row(0);
+      transpose(rows.data(), kRowBlock, values.d, values.d, columns.data(), kRowBlock);
+      add(columns);
+    });
     rows_ = values.count;
   }
 
-  /// Counts the rows of a matrix in.
+  /// Counts the rows of a matrix in, which is stored column by column.
   template <class Matrix>
   void add(const Matrix& rows) {
     if (lowest_.size() == 0) {
       lowest_.setConstant(rows.cols(), std::numeric_limits<Real>::infinity());
       highest_ = -lowest_;
-      zeros_.setZero(rows.cols());
     }
-    for (Index j = 0; j < rows.rows(); ++j) {
-      const auto row = rows.row(j).array();
-      lowest_ = lowest_.min(row);
-      highest_ = highest_.max(row);
-      zeros_ += Real{0} * row;
+    if (rows.rows() == 0) return;
+    for (Index c = 0; c < rows.cols(); ++c) {
+      const auto column = rows.col(c).array();
+      lowest_(c) = std::min(lowest_(c), column.minCoeff());
+      highest_(c) = std::max(highest_(c), column.maxCoeff());
+      zeros_ += (Real{0} * column).sum();
     }
   }
 
-  bool finite() const { return (zeros_ == Real{0}).all(); }
+  bool finite() const { return zeros_ == Real{0}; }
   /// Half of the largest range of a column, over the largest element.
   double spread() const {
     double range = 0, largest = 0;
@@ -73,7 +80,7 @@ class ValueBounds {
 
   Index rows_ = 0;
   Row lowest_ = {}, highest_ = {};
-  Row zeros_ = {};  // 0, or NaN where a value is not finite
+  Real zeros_ = 0;  // or NaN, if a value is not finite
 };
 
 /// Rows row_of(i), i < count, turned by the angles of position_of(i). What they refer to must outlive it.
@@ -311,4 +318,4 @@ WeightedBounds weighted_bounds(GroupLook<Real>& look, Index head, const Problem&
           .largest_weight = *std::max_element(largest.begin(), largest.end())};
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

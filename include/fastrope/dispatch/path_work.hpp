@@ -7,6 +7,7 @@
 #include <span>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/dispatch/work.hpp"
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/exact/decode.hpp"
@@ -16,13 +17,13 @@
 #include "fastrope/toeplitz/attention.hpp"
 #include "fastrope/toeplitz/segments.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Elements that are read as fast as one is packed.
 inline constexpr double kStreamed = 8;
 
 /// What a lag bias adds to the weighing of a score.
-inline constexpr double kBiased = 0.6;
+inline constexpr double kBiased = 0.4;
 
 /// Rotating and packing the queries of `heads` query heads, and their share of a group's keys and values.
 inline Work packing_work(const Problem& problem, Index heads) {
@@ -104,4 +105,4 @@ Work toeplitz_work(const Problem& problem, double rank, double generators) {
                                          .element = rank * channels / 2 * static_cast<double>(s.n_q + s.n_k)};
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

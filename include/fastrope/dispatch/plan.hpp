@@ -15,6 +15,7 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/paged_view.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/dispatch/cache_bounds.hpp"
@@ -30,7 +31,7 @@
 #include "fastrope/problem/run_status.hpp"
 #include "fastrope/toeplitz/attention.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Throws Error unless the tolerance is a finite number >= 0 that a forced path can work with.
 inline void require_tolerance(const Options& options) {
@@ -271,4 +272,4 @@ Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, c
                                     options, &seen, cost);
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

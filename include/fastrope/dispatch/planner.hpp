@@ -10,6 +10,7 @@
 
 #include "fastrope/core/executor.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/dispatch/candidates.hpp"
 #include "fastrope/dispatch/cost_model.hpp"
 #include "fastrope/dispatch/entry_bounds.hpp"
@@ -19,7 +20,7 @@
 #include "fastrope/polynomial/attention.hpp"
 #include "fastrope/toeplitz/attention.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// What is needed to run the query heads of one key head, with their reports.
 struct GroupPlan {
@@ -241,4 +242,4 @@ class Planner {
   ToeplitzCandidates<Real> toeplitz_;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

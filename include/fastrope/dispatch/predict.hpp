@@ -8,13 +8,14 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/dispatch/cost_model.hpp"
 #include "fastrope/dispatch/entry_bounds.hpp"
 #include "fastrope/dispatch/plan.hpp"
 #include "fastrope/dispatch/planner.hpp"
 #include "fastrope/dispatch/report.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// What make_plan would choose, and why, for heads whose logits reach `radius` and whom neither shifts nor
 /// axes help, as rows spread evenly over a sphere: to ask where a path pays before there is a model. Throws
@@ -64,4 +65,4 @@ Report predict(const Shapes& shapes, const Options& options, double radius, cons
   return report;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

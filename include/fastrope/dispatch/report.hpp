@@ -10,10 +10,11 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/dispatch/work.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// One way to compute a head, as the planner saw it.
 struct Candidate {
@@ -206,4 +207,4 @@ inline std::ostream& operator<<(std::ostream& out, const Report& report) {
   return out << text.str();
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

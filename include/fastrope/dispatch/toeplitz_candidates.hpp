@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/dispatch/candidates.hpp"
 #include "fastrope/dispatch/cost_model.hpp"
 #include "fastrope/dispatch/entry_bounds.hpp"
@@ -26,7 +27,7 @@
 #include "fastrope/toeplitz/attention.hpp"
 #include "fastrope/toeplitz/lag_tails.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// The Toeplitz path of one head: by transforms, with the rows that they leave to the exact path, or by a
 /// state.
@@ -252,7 +253,7 @@ class ToeplitzCandidates {
         return std::nullopt;
       }
       c.degree = p->degree();
-      c.error_bound = certify(*p, {}, {}, 0, value_spread).error_bound;
+      c.error_bound = certify(*p, {}, std::span<const double>(), 0, value_spread).error_bound;
       c.rounding = rounding_estimate(*p, bounds.feature_radius, -bounds.radius, bounds.radius,
                                      problem_.shapes.n_k, kEpsilon);
       if (c.error_bound + c.rounding <= tolerance) return p;
@@ -301,4 +302,4 @@ class ToeplitzCandidates {
   std::string refusal_;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -11,11 +11,12 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/numbers.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/exact/exact_call.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 namespace detail {
 
@@ -98,4 +99,4 @@ std::vector<double> observed_errors(const Problem& problem, TensorView<const Q> 
   return errors;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

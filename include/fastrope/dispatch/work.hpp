@@ -1,7 +1,9 @@
 // Work: what a path has to do for one head, counted. The cost model's rates turn it into seconds.
 #pragma once
 
-namespace fastrope {
+#include "fastrope/core/target.hpp"
+
+namespace fastrope::inline FASTROPE_TARGET {
 
 struct Work {
   double tile = 0;       ///< flops in the tile kernels
@@ -31,4 +33,4 @@ struct Work {
   }
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

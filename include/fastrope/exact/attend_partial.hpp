@@ -7,13 +7,14 @@
 #include <vector>
 
 #include "fastrope/core/paged_view.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/exact_call.hpp"
 #include "fastrope/problem/options.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// out [heads, n_q, d_v] = attention over these keys alone; lse [heads, n_q] = natural log of the sum of
 /// exponentials, -infinity where the mask leaves no key (out is 0 there). The default positions are those of
@@ -45,4 +46,4 @@ void attend_partial(const Q& q, const K& k, const V& v, Out&& out, MatrixView<Ar
   run_exact(problem, q_view, k_view, v_view, out_view, lse, memory);
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -14,13 +14,14 @@
 #include <type_traits>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/online_softmax.hpp"
 #include "fastrope/exact/packing.hpp"
 #include "fastrope/exact/scores.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// One worker's block of queries and its softmax state.
 template <class T>
@@ -122,9 +123,7 @@ class QueryBlock {
     scores.product(problem, packed, kv, queries_ + r * words_, kTileRows, rows, row_count, panels, scores_,
                    kStride, scratch_);
     if (Scores<Real>::modifies(problem) || intersect(panels, reach.every) != panels)
-      for (Index i = 0; i < rows.size(); ++i)
-        scores.finish(problem, head_, rows.begin + i, panels, intersect(keys, allowed_[r + i]),
-                      scores_ + i * kStride, scratch_);
+      scores.finish(problem, head_, rows, panels, keys, allowed_ + r, scores_, kStride, scratch_);
     if (problem.kernel.is_softmax())
       state_.from(r).weigh(rows.size(), scores_, kStride, panels.size());
     else
@@ -269,4 +268,4 @@ class ExactAttention {
   WorkerScratch scratch_;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -22,6 +22,7 @@
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/paged_view.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/exact_call.hpp"
@@ -30,7 +31,7 @@
 #include "fastrope/problem/problem.hpp"
 #include "fastrope/problem/run_status.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// One sequence's tensors. q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads,
 /// n_q, d_v]; K and V are a TensorView or a PagedView. n_q and n_k may be 0.
@@ -217,4 +218,4 @@ void attend_batch(const Sequences& sequences, const Options& options,
   if (plan.run(views, workspace) != RunStatus::ok) detail::fail("the executor failed while attending");
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -11,6 +11,7 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/online_softmax.hpp"
@@ -19,7 +20,7 @@
 #include "fastrope/exact/stage.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 namespace detail {
 
@@ -226,8 +227,9 @@ class DecodeAttention {
       score_block(problem, kv, key_rows.data(), value_rows.data(), block, b);
       for (Index r = 0; r < rows_; ++r) {
         const Index i = query_of(problem, r);
-        scores_.finish(problem, head_of(problem, kv, r), i, {j, j + padded},
-                       intersect(block, problem.grid.keys_of(i)), b.scores + r * kBlock, b.line);
+        const Range allowed = problem.grid.keys_of(i);
+        scores_.finish(problem, head_of(problem, kv, r), {i, i + 1}, {j, j + padded}, block, &allowed,
+                       b.scores + r * kBlock, kBlock, b.line);
       }
       if (problem.kernel.is_softmax())
         states.weigh(rows_, b.scores, kBlock, padded);
@@ -344,4 +346,4 @@ class DecodeAttention {
   WorkerScratch scratch_;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -8,6 +8,7 @@
 #include <utility>
 #include <variant>
 
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/attention.hpp"
@@ -15,7 +16,7 @@
 #include "fastrope/exact/stage.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// The tiled way: every key that some query reaches packed, then blocks of query rows, multiplied as T.
 template <class T>
@@ -165,4 +166,4 @@ void run_exact(const Problem& problem, TensorView<const Q> q, const K& k, const 
   });
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

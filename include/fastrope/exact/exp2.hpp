@@ -12,8 +12,9 @@
 #include <type_traits>
 
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 inline constexpr double kLog2E = 1.4426950408889634074;
 inline constexpr double kLn2 = 0.69314718055994530942;
@@ -47,4 +48,4 @@ HWY_INLINE simd::Vec<Real> exp2_nonpositive(simd::Vec<Real> x) {
   return scale_by_floor<Real>(p, x, set(static_cast<Real>(std::numeric_limits<Real>::min_exponent - 1)));
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

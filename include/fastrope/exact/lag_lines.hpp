@@ -9,11 +9,12 @@
 #include <algorithm>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/tile_kernel.hpp"
 #include "fastrope/position/lag_grid.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// `count` lag functions over the lags that a grid's mask allows.
 template <class Real>
@@ -60,4 +61,4 @@ class LagLines {
   Real* lines_;  // [count, length]
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

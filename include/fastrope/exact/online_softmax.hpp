@@ -18,13 +18,14 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/exp2.hpp"
 #include "fastrope/exact/tile_kernel.hpp"
 #include "fastrope/problem/kernel.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 namespace detail {
 
@@ -229,4 +230,4 @@ void merge(TensorView<Real> out, std::type_identity_t<MatrixView<Real>> lse,
   }
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

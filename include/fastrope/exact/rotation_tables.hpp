@@ -3,10 +3,11 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Loads rows of q and k in the arithmetic type, turned by their positions.
 template <class Real>
@@ -78,4 +79,4 @@ class RotationTables {
   Real* queries_;      // [n_q, row_size], or the keys' table
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/exp2.hpp"
 #include "fastrope/exact/lag_lines.hpp"
@@ -16,7 +17,7 @@
 #include "fastrope/exact/tile_kernel.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Makes score blocks for one problem; shared by all workers.
 template <class Real>
@@ -70,28 +71,38 @@ class Scores {
     return problem.softcap > 0 || !problem.bias.empty() || problem.is_dense();
   }
 
-  /// Softcap, biases and mask on the scores of query i of head h: those of keys outside `allowed` become
-  /// -infinity. scores, scratch: [keys.size()].
-  void finish(const Problem& problem, Index h, Index i, Range keys, Range allowed, Real* scores,
-              Real* scratch) const {
+  /// Softcap, biases and mask on the scores of some queries of head h: those of query i are -infinity then
+  /// but for the keys that are both in `keys` and in allowed[i - rows.begin]. scores: [rows.size(),
+  /// padded.size()], row stride `stride`, of `padded` keys, whole vectors of them; scratch: [padded.size()].
+  void finish(const Problem& problem, Index h, Range rows, Range padded, Range keys, const Range* allowed,
+              Real* scores, Index stride, Real* scratch) const {
     using namespace simd;
     constexpr Index kStep = kLanes<Real>;
+    const Index count = rows.size(), size = padded.size();
     if (problem.softcap > 0) {
       const Vec<Real> cap = set(static_cast<Real>(problem.softcap * kLog2E));
-      for (Index j = 0; j < keys.size(); j += kStep)
-        store<Real>(mul(cap, tanh<Real>(load(scores + j))), scores + j);
+      for (Index r = 0; r < count; ++r)
+        for (Real *x = scores + r * stride, *end = x + size; x < end; x += kStep)
+          store<Real>(mul(cap, tanh<Real>(load(x))), x);
     }
     if (bias_.count() > 0) {
-      const Real* bias = bias_.row(problem.grid, h, i, keys, bias_values(problem, h), scratch);
-      for (Index j = 0; j < keys.size(); j += kStep)
-        store<Real>(add(load(scores + j), load(bias + j)), scores + j);
+      for (Index r = 0; r < count; ++r) {
+        const Real* bias =
+            bias_.row(problem.grid, h, rows.begin + r, padded, bias_values(problem, h), scratch);
+        for (Real *x = scores + r * stride, *end = x + size; x < end; x += kStep, bias += kStep)
+          store<Real>(add(load(x), load(bias)), x);
+      }
     }
-    allowed = intersect(allowed, keys);
-    if (problem.is_dense()) add_dense(problem, h, i, keys, allowed, scores, scratch);
-    const Index first = allowed.empty() ? keys.size() : allowed.begin - keys.begin;
-    const Index last = allowed.empty() ? keys.size() : allowed.end - keys.begin;
-    std::fill(scores, scores + first, kMasked);
-    std::fill(scores + last, scores + keys.size(), kMasked);
+    for (Index r = 0; r < count; ++r) {
+      const Range some = intersect(allowed[r], keys);
+      Real* row = scores + r * stride;
+      if (problem.is_dense()) add_dense(problem, h, rows.begin + r, padded, some, row, scratch);
+      if (some.size() == size) continue;
+      const Index first = some.empty() ? size : some.begin - padded.begin;
+      const Index last = some.empty() ? size : some.end - padded.begin;
+      std::fill(row, row + first, kMasked);
+      std::fill(row + last, row + size, kMasked);
+    }
   }
 
   /// Whether dense mask and bias let query i of head h attend to key j.
@@ -191,4 +202,4 @@ class Scores {
   LagLines<Real> weights_;  // a line per support entry
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -2,7 +2,9 @@
 // run together, so that a batch waits for its threads as often as one call does.
 #pragma once
 
-namespace fastrope {
+#include "fastrope/core/target.hpp"
+
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// The tasks of a stage need all tasks of the stages before it.
 enum class Stage {
@@ -15,4 +17,4 @@ enum class Stage {
 /// In the order in which they run.
 inline constexpr Stage kStages[] = {Stage::prepare, Stage::load, Stage::attend, Stage::finish};
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

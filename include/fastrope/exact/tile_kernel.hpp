@@ -17,9 +17,10 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/matrix_tiles.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Words of a row of d elements, padded to what the tiles want.
 template <class T>
@@ -179,4 +180,4 @@ void multiply(Index rows, Index cols, Index depth, BroadcastOperand<Real> a, con
   }
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

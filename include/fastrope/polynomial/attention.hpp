@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/polynomial/far_pairs.hpp"
@@ -33,7 +34,7 @@
 #include "fastrope/polynomial/projection.hpp"
 #include "fastrope/polynomial/state.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Query heads of one key/value head that the approximate paths compute from the same features.
 struct LowRankUnit {
@@ -321,4 +322,4 @@ class PolynomialAttention {
   WorkerScratch states_;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

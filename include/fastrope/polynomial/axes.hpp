@@ -10,9 +10,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/rows.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// sum_i (x_i - centre)^T (x_i - centre) / n, [d, d]; 0 for no rows.
 template <class Real>
@@ -71,4 +72,4 @@ inline Axes balanced_axes(Eigen::MatrixXd query_moments, Eigen::MatrixXd key_mom
   return {s.array().pow(-1.5).matrix().asDiagonal() * b, s.array().pow(-0.5).matrix().asDiagonal() * c};
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

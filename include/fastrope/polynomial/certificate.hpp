@@ -17,9 +17,10 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/exp_polynomial.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// What leaving out monomials costs, for one polynomial P of degree g and radius R.
 ///
@@ -55,7 +56,8 @@ class TailBound {
 inline std::vector<std::vector<double>> tail_losses(const TailBound& bound, std::span<const double> couplings,
                                                     std::size_t variables) {
   std::vector<std::vector<double>> losses;
-  for (std::size_t l = 0; l < variables; ++l) losses.push_back(bound.losses(couplings[l]));
+  for (std::size_t l = 0; l < variables; ++l)
+    losses.push_back(l > 0 && couplings[l] == couplings[l - 1] ? losses.back() : bound.losses(couplings[l]));
   return losses;
 }
 
@@ -111,28 +113,36 @@ inline double allowed_relative_error(double error, double value_spread) {
 /// value_spread = half of the largest range of a column of V, over max|V|. Keys that are attended to exactly
 /// (f_j = 0) are no worse than others.
 ///
-/// limits: [variables], of all variables, 0 where one is left out altogether. couplings: [variables] or more.
-/// Requires couplings[0] <= polynomial.radius(), both nonincreasing, 0 <= value_spread <= 1, axes_error >= 0.
-/// Throws Error when the lengths differ or the radius is exceeded.
+/// limits: [variables], of all variables, 0 where one is left out altogether. losses: tail_losses of the
+/// polynomial and the couplings, for as many variables or more. Requires couplings[0] <= polynomial.radius(),
+/// limits and couplings nonincreasing, 0 <= value_spread <= 1, axes_error >= 0.
 /// Rounding: exact arithmetic of the given numbers is bounded outward; rounding of the attention itself is
 /// not part of it. About 20 roundings lie between the parts and the result, for which 32 epsilon are added.
 inline Certificate certify(const ExpPolynomial& polynomial, std::span<const int> limits,
-                           std::span<const double> couplings, double axes_error, double value_spread) {
+                           std::span<const std::vector<double>> losses, double axes_error,
+                           double value_spread) {
   constexpr double kOutward = 1 + 32 * std::numeric_limits<double>::epsilon();
+  Certificate c{.polynomial = polynomial.relative_error(), .axes_error = axes_error};
+  if (!limits.empty()) c.tail = tail_error(limits, losses);
+  // (1 + a) e^b - 1 without cancellation: e^b - 1 + a e^b.
+  c.relative_error = (std::expm1(axes_error) + (c.polynomial + c.tail) * std::exp(axes_error)) * kOutward;
+  c.error_bound = c.relative_error < 1 ? output_error(c.relative_error) * value_spread * kOutward
+                                       : std::numeric_limits<double>::infinity();
+  return c;
+}
+
+/// The same from the couplings: [variables] or more. Throws Error when they are fewer, or beyond the
+/// polynomial's radius.
+inline Certificate certify(const ExpPolynomial& polynomial, std::span<const int> limits,
+                           std::span<const double> couplings, double axes_error, double value_spread) {
   if (couplings.size() < limits.size())
     detail::fail("a certificate of ", limits.size(), " variables needs as many couplings, got ",
                  couplings.size());
   if (!limits.empty() && !(couplings[0] <= polynomial.radius()))
     detail::fail("rows are coupled by ", couplings[0], ", beyond the polynomial's radius ",
                  polynomial.radius());
-  Certificate c{.polynomial = polynomial.relative_error(), .axes_error = axes_error};
-  if (!limits.empty())
-    c.tail = tail_error(limits, tail_losses(TailBound(polynomial), couplings, limits.size()));
-  // (1 + a) e^b - 1 without cancellation: e^b - 1 + a e^b.
-  c.relative_error = (std::expm1(axes_error) + (c.polynomial + c.tail) * std::exp(axes_error)) * kOutward;
-  c.error_bound = c.relative_error < 1 ? output_error(c.relative_error) * value_spread * kOutward
-                                       : std::numeric_limits<double>::infinity();
-  return c;
+  return certify(polynomial, limits, tail_losses(TailBound(polynomial), couplings, limits.size()), axes_error,
+                 value_spread);
 }
 
 /// Taylor coefficients of P at the centre c of a cell, q_k = P^(k)(c)/k!, by repeated synthetic division. A
@@ -151,12 +161,14 @@ inline TailBound::TailBound(const ExpPolynomial& polynomial) : radius_(polynomia
       for (std::size_t p = size - 1; p-- > k;) a[p] += at * a[p + 1];
   };
   const double half_width = radius_ / kRings * (0.5 + 1e-9);
-  std::vector<double> inner(size);
+  std::vector<double> inner(size), taylor(size), sizes(size);
   for (std::size_t ring = kRings; ring-- > 0;) {
     for (const double sign : {-1.0, 1.0}) {
       const double centre = sign * radius_ * (1 - (static_cast<double>(ring) + 0.5) / kRings);
-      std::vector<double> taylor(given.begin(), given.end()), sizes(size);
-      for (std::size_t p = 0; p < size; ++p) sizes[p] = std::abs(given[p]);
+      for (std::size_t p = 0; p < size; ++p) {
+        taylor[p] = given[p];
+        sizes[p] = std::abs(given[p]);
+      }
       expand(taylor, centre);
       expand(sizes, std::abs(centre));
       for (std::size_t k = 0; k < size; ++k)
@@ -187,4 +199,4 @@ inline std::vector<double> TailBound::losses(double tau) const {
   return largest;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

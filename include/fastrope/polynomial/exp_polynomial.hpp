@@ -17,8 +17,9 @@
 #include <vector>
 
 #include "fastrope/core/error.hpp"
+#include "fastrope/core/target.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// A proved upper bound of max |P(x) e^-x - 1| over |x| <= radius, where P(x) = sum_p coefficients[p] x^p in
 /// exact arithmetic of the given doubles; infinity when intermediate numbers overflow. It is within 1 % of
@@ -351,4 +352,4 @@ inline ExpPolynomial ExpPolynomial::fit(double radius, double relative_error) {
                " of exp on [-", radius, ", ", radius, "]");
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

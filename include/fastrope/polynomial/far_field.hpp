@@ -10,10 +10,11 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/far_pairs.hpp"
 #include "fastrope/polynomial/row_bounds.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// The rows of either side that some pair has.
 struct FarField {
@@ -57,4 +58,4 @@ std::vector<double> largest_products(std::span<const FarPairs> pairs, std::span<
   return products;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -7,10 +7,11 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/state.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// A chunk of the rows of each query head, whose far keys are [first, far), and, if some function of the lag
 /// wants them apart, those of `later`, which begin behind these.
@@ -73,9 +74,9 @@ inline std::string polynomial_refusal(const Problem& problem) {
   if (!problem.sinks.empty()) return "attention sinks are done by the exact path";
   if (problem.is_dense()) return "a dense bias or mask is done by the exact path";
   if (!problem.grid.ascending_queries()) return "query positions do not ascend";
-  for (Index i = 0; i < problem.shapes.n_q; ++i)
-    if (problem.grid.keys_of(i).begin > 0)
-      return "the mask drops early keys (a window), which a running state cannot forget";
+  const Index last = problem.shapes.n_q - 1;
+  if (last >= 0 && problem.grid.keys_of(last).begin > 0)
+    return "the mask drops early keys (a window), which a running state cannot forget";
   return {};
 }
 
@@ -98,4 +99,4 @@ std::vector<FarPairs> far_chunks(const Problem& problem, Index rows) {
   return chunks;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

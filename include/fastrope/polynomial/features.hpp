@@ -9,9 +9,10 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/monomials.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 namespace detail {
 
@@ -82,4 +83,4 @@ void evaluate_features(const MonomialSet& set, Range block, const Real* x, Real*
   }
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

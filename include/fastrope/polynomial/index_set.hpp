@@ -6,10 +6,11 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/certificate.hpp"
 #include "fastrope/polynomial/monomials.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 namespace detail {
 
@@ -66,4 +67,4 @@ inline std::vector<int> choose_limits(std::span<const std::vector<double>> losse
   return best;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

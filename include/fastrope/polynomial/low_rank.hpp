@@ -15,6 +15,7 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/axes.hpp"
 #include "fastrope/polynomial/certificate.hpp"
 #include "fastrope/polynomial/exp_polynomial.hpp"
@@ -27,7 +28,7 @@
 #include "fastrope/polynomial/row_bounds.hpp"
 #include "fastrope/polynomial/shift.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 struct LowRankFit {
   Projection projection;     ///< with the axes of the variables that are kept
@@ -196,9 +197,9 @@ class LowRankSearch {
                 double axes_error, double tail_budget, double rounding) {
     const std::vector<int> simplex = simplex_limits(d_, polynomial.degree());
     if (simplex_rank_ == 0) simplex_rank_ = rank_of(simplex);
-    std::vector<int> limits = simplex;
-    if (request_.steps.axes)
-      limits = choose_limits(tail_losses(TailBound(polynomial), couplings, limits.size()), tail_budget);
+    const std::vector<std::vector<double>> losses =
+        tail_losses(TailBound(polynomial), couplings, simplex.size());
+    std::vector<int> limits = request_.steps.axes ? choose_limits(losses, tail_budget) : simplex;
     const double rank = rank_of(limits);
     if (best_ && rank >= best_->rank) return;
     const Index variables = std::count_if(limits.begin(), limits.end(), [](int limit) { return limit > 0; });
@@ -210,7 +211,7 @@ class LowRankSearch {
                         rank * static_cast<double>(request_.d_v + 1) * sizeof(Real), " bytes");
       return;
     }
-    const Certificate certificate = certify(polynomial, limits, couplings, axes_error, request_.value_spread);
+    const Certificate certificate = certify(polynomial, limits, losses, axes_error, request_.value_spread);
     if (!(certificate.error_bound + rounding <= request_.tolerance)) {
       refuse(message("the certified error ", certificate.error_bound, " and rounding, about ", rounding,
                      ", exceed the tolerance at degree ", polynomial.degree()));
@@ -284,4 +285,4 @@ std::optional<LowRankFit> fit_low_rank(const ProjectionChoice<Real>& choice,
   return fit;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

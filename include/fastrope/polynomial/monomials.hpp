@@ -16,8 +16,9 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// The largest rank that a plan may have.
 inline constexpr Index kMaxRank = Index{1} << 20;
@@ -98,4 +99,4 @@ class MonomialSet {
   std::vector<Monomial> terms_;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

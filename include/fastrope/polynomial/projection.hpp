@@ -13,10 +13,11 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/exact/exp2.hpp"
 #include "fastrope/exact/packing.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// The transformations of the query heads that share a key head's features.
 struct Projection {
@@ -114,4 +115,4 @@ void project_queries(const Projection& projection, double scale, double unit, In
   detail::apply_axes(projection.query_axes, projection.variables(), d, shifted, width, x, width);
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

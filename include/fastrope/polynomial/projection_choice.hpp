@@ -18,6 +18,7 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/axes.hpp"
 #include "fastrope/polynomial/certificate.hpp"
 #include "fastrope/polynomial/exp_polynomial.hpp"
@@ -28,7 +29,7 @@
 #include "fastrope/polynomial/rows.hpp"
 #include "fastrope/polynomial/shift.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Steps that may be taken.
 struct LowRankSteps {
@@ -98,8 +99,9 @@ class ProjectionSearch {
     if (field_.empty() || d_ == 0) return choice;
     if (!hopeful()) return std::nullopt;
 
-    const Rows<Real> queries = sample_queries(field_.queries, kSample),
-                     keys = sample(*rows_.keys, field_.keys, kSample);
+    const Index some = std::clamp(field_.keys.size() / 16, kFewRows, kManyRows);
+    const Rows<Real> queries = sample_queries(field_.queries, some),
+                     keys = sample(*rows_.keys, field_.keys, some);
     choice.keys = choose_shift(keys, request_.steps.shift);
     choice.queries = choose_shift(queries, request_.steps.shift && request_.may_weigh_keys);
     if (scale_ * static_cast<double>(choice.queries.point.norm()) * choice.keys.reach > kMaxWeightExponent)
@@ -114,7 +116,7 @@ class ProjectionSearch {
 
  private:
   static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
-  static constexpr Index kFewRows = 128, kSample = 512;
+  static constexpr Index kFewRows = 128, kManyRows = 512;
   /// Logits or moments that spread over this share of the directions that they could leave no axes that are
   /// worth an eigenvalue problem.
   static constexpr double kFilled = 0.7;
@@ -294,4 +296,4 @@ std::optional<ProjectionChoice<Real>> choose_projection(const LowRankRows<Real>&
   return detail::ProjectionSearch<Real>(rows, request, reason).choose();
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -15,6 +15,7 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/paged_view.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/attention.hpp"
@@ -24,7 +25,7 @@
 #include "fastrope/problem/problem.hpp"
 #include "fastrope/problem/run_status.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// One sequence's attention with options.kernel, token after token, with arithmetic in Real. A copy is
 /// another sequence with the same past. Rounding: the state is a running sum over all tokens, and its error
@@ -215,4 +216,4 @@ void RecurrentAttention<Real>::step_head(Index kv, const Q& q, const K& k, const
   }
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

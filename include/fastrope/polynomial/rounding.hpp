@@ -4,9 +4,10 @@
 #include <cmath>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/exp_polynomial.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// sum_p |c_p| radius^p: what the terms of an entry add up to at most.
 inline double amplification(const ExpPolynomial& polynomial, double radius) {
@@ -34,4 +35,4 @@ inline double rounding_estimate(const ExpPolynomial& polynomial, double feature_
          (roundings * amplification(polynomial, feature_radius) * std::exp(-mean_entry) + logit_size);
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -13,10 +13,11 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/transpose.hpp"
 #include "fastrope/polynomial/rows.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// At least the norm of which `square` is the computed square, a sum of d squares that may each have been
 /// off by an epsilon or have underflowed; their elements too were rounded.
@@ -121,4 +122,4 @@ void RowBounds<Real>::extend(const RowSource<Real>& source) {
   });
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

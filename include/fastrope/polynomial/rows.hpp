@@ -6,8 +6,9 @@
 #include <functional>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// [n, d], a row a point, stored column by column, so that rows are vector lanes.
 template <class Real>
@@ -68,4 +69,4 @@ Rows<Real> sample(const RowSource<Real>& source, Range rows, Index count, bool t
   return some;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -11,9 +11,10 @@
 #include <limits>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/rows.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Where a shift comes from.
 enum class Centre { none, mean, ball };
@@ -51,9 +52,10 @@ Point<Real> mean(const Rows<Real>& rows) {
 /// Core sets (Badoiu & Clarkson 2003): the ball of a few rows is found, the row farthest from its centre
 /// joins them, until none is outside by more than 1 %. The ball of the few: their own algorithm, c += (p - c)
 /// / i for p the farthest, which converges as 1 / i; c = sum_i w_i p_i, and |p_i - c|^2 follows from the dot
-/// products p_i.p_j.
+/// products p_i.p_j. The square of no radius around the few, and so around all, is below sum_i w_i |p_i|^2 -
+/// |c|^2: the search ends where that shows that no ball is smaller than `enough`.
 template <class Real>
-Point<Real> ball_centre(const Rows<Real>& rows, const Point<Real>& start) {
+Point<Real> ball_centre(const Rows<Real>& rows, const Point<Real>& start, double enough) {
   constexpr Index kPasses = 16;
   constexpr int kSteps = 64;
   Rows<double> core(kPasses, rows.cols());
@@ -74,14 +76,17 @@ Point<Real> ball_centre(const Rows<Real>& rows, const Point<Real>& start) {
     products.col(pass).head(pass) = products.row(pass).head(pass).transpose();
     const auto gram = products.topLeftCorner(pass + 1, pass + 1);
     Eigen::VectorXd weights = Eigen::VectorXd::Constant(pass + 1, 1 / static_cast<double>(pass + 1));
+    Eigen::VectorXd dots = gram * weights;  // p_i.c, kept up to date
     for (int step = 1; step <= kSteps; ++step) {
-      const Eigen::VectorXd dots = gram * weights;
       Index i = 0;
       const double square = (gram.diagonal() - 2 * dots).maxCoeff(&i) + weights.dot(dots);
       core_reach = std::sqrt(std::max(0.0, square));
-      weights *= 1 - 1.0 / (step + 1);
-      weights(i) += 1.0 / (step + 1);
+      const double part = 1.0 / (step + 1);
+      weights *= 1 - part;
+      weights(i) += part;
+      dots = (1 - part) * dots + part * gram.col(i);
     }
+    if (weights.dot(gram.diagonal() - dots) >= enough * enough) break;
     centre = start + Point<Real>((weights.transpose() * few).template cast<Real>());
   }
   return best;
@@ -103,8 +108,8 @@ Shift<Real> choose_shift(const Rows<Real>& rows, bool may_move) {
   if (!may_move || rows.rows() == 0) return best;
   const Point<Real> middle = mean(rows);
   consider(Centre::mean, middle);
-  consider(Centre::ball, ball_centre(rows, middle));
+  consider(Centre::ball, ball_centre(rows, middle, kWorthwhile * best.reach));
   return best;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -14,13 +14,14 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/packing.hpp"
 #include "fastrope/exact/tile_kernel.hpp"
 #include "fastrope/polynomial/features.hpp"
 #include "fastrope/polynomial/monomials.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Features that are made at a time.
 inline constexpr Index kFeatureBlock = 2 * kRowMultiple;
@@ -231,4 +232,4 @@ void apply_state(const MonomialSet& set, Index d_v, const Real* state, const Rea
   }
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

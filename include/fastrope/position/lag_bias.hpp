@@ -12,8 +12,9 @@
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/numbers.hpp"
+#include "fastrope/core/target.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// b(lag) = table[clamp(lag)] - slope |lag|, natural-log units, added to the scaled logit.
 class LagBias {
@@ -134,4 +135,4 @@ class LagBias {
   std::vector<double> values_ = {};  // [heads, last - first + 1] or empty
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -12,9 +12,10 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/position/mask.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Positions p_i of n_q queries, t_j of n_k keys in ascending order, and the mask over the lags p_i - t_j.
 class LagGrid {
@@ -160,4 +161,4 @@ class LagGrid {
   std::vector<Index> order_;       // empty when keys already ascend
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -4,8 +4,9 @@
 #include <limits>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Keys at lags first..last, inclusive, are allowed; the others have weight zero.
 struct Mask {
@@ -30,4 +31,4 @@ struct Mask {
   friend constexpr bool operator==(const Mask&, const Mask&) = default;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -12,9 +12,10 @@
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/numbers.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/position/rope.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// W(lag)[a_s, b_s] for each support entry s = (a_s, b_s) and each lag of a range.
 class RelativeWeights {
@@ -114,4 +115,4 @@ class RelativeWeights {
   std::vector<double> values_;  // [|S|, lags]
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -14,8 +14,9 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Which two columns form pair m: (2m, 2m+1) as in the paper, llama2.c and GPT-J, or (m, m + rotary_dim/2) as
 /// in GPT-NeoX.
@@ -177,4 +178,4 @@ inline RopeFrequencies rope_frequencies(const Rope& rope, Index d) {
   return f;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -15,9 +15,10 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/position/rope.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Fills and applies the table of one RopeFrequencies.
 ///
@@ -117,4 +118,4 @@ class Rotation {
   std::shared_ptr<const std::vector<double>> low_;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

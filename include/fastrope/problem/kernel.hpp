@@ -18,8 +18,9 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/numbers.hpp"
+#include "fastrope/core/target.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// The values that a polynomial kernel may take.
 enum class KernelSign {
@@ -223,4 +224,4 @@ inline Kernel Kernel::power(int p, KernelSign sign) {
   return polynomial(c, sign);
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

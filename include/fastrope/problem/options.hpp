@@ -10,6 +10,7 @@
 #include "fastrope/core/executor.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/numbers.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/position/lag_bias.hpp"
 #include "fastrope/position/mask.hpp"
@@ -17,7 +18,7 @@
 #include "fastrope/position/rope.hpp"
 #include "fastrope/problem/kernel.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// The ways attention is computed; automatic lets the dispatcher choose for each head.
 enum class Path { automatic, exact, polynomial, toeplitz };
@@ -64,4 +65,4 @@ struct Options {
   Executor executor = Executor::serial();
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

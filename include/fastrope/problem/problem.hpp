@@ -8,12 +8,13 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/position/lag_grid.hpp"
 #include "fastrope/position/rotation.hpp"
 #include "fastrope/problem/options.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Sizes of q [heads, n_q, d], k [kv_heads, n_k, d], v [kv_heads, n_k, d_v] and out [heads, n_q, d_v].
 struct Shapes {
@@ -137,9 +138,12 @@ inline Problem::Problem(const Shapes& s, const Options& options)
                  ", n_k ", s.n_k, ", d ", s.d, ", d_v ", s.d_v);
   if (s.heads > 0 && (s.kv_heads == 0 || s.heads % s.kv_heads != 0))
     detail::fail("q has ", s.heads, " heads, which is not a multiple of k's ", s.kv_heads);
-  if (!std::isfinite(scale)) detail::fail("scale must be finite, got ", scale);
-  if (!(softcap >= 0) || !std::isfinite(softcap))
-    detail::fail("softcap must be finite and not negative, got ", softcap);
+  // In float, factors beyond this leave no room for what they multiply.
+  constexpr double kLargest = 1e30;
+  if (!(std::abs(scale) <= kLargest)) detail::fail("scale must be within +-", kLargest, ", got ", scale);
+  if (!(softcap >= 0) || !(softcap <= kLargest) || (softcap > 0 && std::abs(scale) / softcap > kLargest))
+    detail::fail("softcap must be 0 or from |scale| / ", kLargest, " to ", kLargest, ", got ", softcap,
+                 " with scale ", scale);
   if (weights && options.rope)
     detail::fail(
         "options.weights and options.rope are both set: RelativeWeights::rope() writes rope as weights");
@@ -160,6 +164,7 @@ inline Problem::Problem(const Shapes& s, const Options& options)
 }
 
 inline void Problem::require_lags() const {
+  if (bias.empty() && !weights) return;
   const LagGrid::Lags lags = grid.allowed_lags();
   bias.require_covers(shapes.heads, lags.first, lags.last);
   if (weights) weights->require_covers(shapes.d, lags.first, lags.last);
@@ -189,4 +194,4 @@ inline Problem Problem::with(Index n_q, Index n_k, std::span<const Position> que
   return other;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

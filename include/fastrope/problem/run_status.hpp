@@ -1,7 +1,9 @@
 // RunStatus: what became of running a plan, which throws nothing.
 #pragma once
 
-namespace fastrope {
+#include "fastrope/core/target.hpp"
+
+namespace fastrope::inline FASTROPE_TARGET {
 
 enum class RunStatus {
   ok,
@@ -10,4 +12,4 @@ enum class RunStatus {
   executor_failed,      ///< the caller's executor threw; out has no meaning
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/polynomial/attention.hpp"
@@ -33,7 +34,7 @@
 #include "fastrope/toeplitz/position_part.hpp"
 #include "fastrope/toeplitz/segments.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Attention by rescaled Toeplitz products for some heads over packed keys.
 template <class Real>
@@ -295,4 +296,4 @@ class ToeplitzAttention {
   WorkerScratch of_worker_;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -17,9 +17,10 @@
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/toeplitz/fftw.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// The lags row - col, first to last, outside of which a Toeplitz matrix is zero; none when first > last.
 struct LagSupport {
@@ -133,4 +134,4 @@ class CirculantEmbedding {
   std::shared_ptr<const RealFft<Real>> fft_;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -9,10 +9,11 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/toeplitz/circulant.hpp"
 #include "fastrope/toeplitz/segments.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Matrices of one number of columns and support. Real is float or double.
 ///
@@ -71,4 +72,4 @@ class DirectToeplitz {
   LagSupport support_;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -25,9 +25,10 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// Held while a plan is made or destroyed: FFTW's planner is global and not thread-safe. An application that
 /// plans with FFTW on its own, at the same time as fastrope, holds it too.
@@ -114,8 +115,8 @@ inline bool is_aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(
 }  // namespace detail
 
 /// How hard FFTW looks for a plan. `estimate` measures nothing, so that the same length gives the same
-/// arithmetic in every run (unless wisdom is loaded), and its plans allocate nothing while they run; the others
-/// time plans, for seconds a length, may round differently from run to run, and may allocate.
+/// arithmetic in every run (unless wisdom is loaded), and its plans allocate nothing while they run; the
+/// others time plans, for seconds a length, may round differently from run to run, and may allocate.
 enum class FftEffort : unsigned { estimate = FFTW_ESTIMATE, measure = FFTW_MEASURE, patient = FFTW_PATIENT };
 
 /// Adds the plans of a file to what FFTW knows for transforms of Real: they serve every length that is
@@ -207,4 +208,4 @@ std::shared_ptr<const RealFft<Real>> shared_fft(Index length, FftEffort effort =
   return plan;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

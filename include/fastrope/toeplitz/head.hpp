@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/attention.hpp"
 #include "fastrope/polynomial/monomials.hpp"
 #include "fastrope/position/relative_weights.hpp"
@@ -31,7 +32,7 @@
 #include "fastrope/toeplitz/fftw.hpp"
 #include "fastrope/toeplitz/position_part.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// T's generator for one head, divided by its largest value: [n_q + n_k - 1], index lag - offset + n_k - 1.
 inline std::vector<double> lag_generator(const Problem& problem, Index head,
@@ -152,4 +153,4 @@ std::vector<double> transform_error(const Problem& problem, std::span<const doub
   return bounds;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -13,10 +13,11 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/far_pairs.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// b(lag) = level - slope lag for all lags from the inner one to the outer one, within `miss`.
 struct LagTail {
@@ -116,4 +117,4 @@ std::vector<FarPairs> tail_chunks(const Problem& problem, const LagTails& tails,
   return chunks;
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

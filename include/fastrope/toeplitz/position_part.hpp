@@ -14,11 +14,12 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/rows.hpp"
 #include "fastrope/position/rotation.hpp"
 #include "fastrope/problem/problem.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// a, b and c for one head; the vectors' elements are numbers of the arithmetic type.
 struct PositionPart {
@@ -106,4 +107,4 @@ RowSource<Real> without_position_part(const Problem& problem, const PositionPart
   return {rows.count, 2 * rows.d, read};
 }
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

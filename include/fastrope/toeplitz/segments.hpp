@@ -10,9 +10,10 @@
 #include <cmath>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/toeplitz/circulant.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// How a product T x or T' x is done: as `count` products of the embedding, each from a window of the input
 /// to a block of the output, in [N] values at `offset`. Windows may reach beyond the input, where zeros
@@ -126,4 +127,4 @@ class ToeplitzSegments {
   SegmentedProduct transposed_;
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -20,6 +20,7 @@
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/executor.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/transpose.hpp"
 #include "fastrope/core/workspace.hpp"
@@ -27,7 +28,7 @@
 #include "fastrope/toeplitz/direct.hpp"
 #include "fastrope/toeplitz/segments.hpp"
 
-namespace fastrope {
+namespace fastrope::inline FASTROPE_TARGET {
 
 namespace detail {
 
@@ -342,4 +343,4 @@ class ToeplitzOperator {
   std::vector<Real> kept_ = {};  // [matrices, generator_size]
 };
 
-}  // namespace fastrope
+}  // namespace fastrope::inline FASTROPE_TARGET

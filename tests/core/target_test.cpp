@@ -1,0 +1,39 @@
+// Names say which vectors they are for: files with other flags do not link to each other.
+#include "fastrope/core/target.hpp"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <typeinfo>
+
+#include "fastrope/core/simd.hpp"
+
+namespace {
+
+#define FASTROPE_TEXT_OF_(x) #x
+#define FASTROPE_TEXT_OF(x) FASTROPE_TEXT_OF_(x)
+
+TEST(Target, IsInEveryName) {
+  const std::string target = FASTROPE_TEXT_OF(FASTROPE_TARGET);
+  EXPECT_NE(target, "FASTROPE_TARGET");
+  EXPECT_NE(std::string(typeid(fastrope::MatrixView<float>).name()).find(target), std::string::npos);
+}
+
+TEST(Target, HasTheVectorsOfItsName) {
+  const std::string target = FASTROPE_TEXT_OF(FASTROPE_TARGET);
+  const std::string vectors = fastrope::simd::target_name();
+  if (target.starts_with("avx512") || target.starts_with("amx")) {
+    EXPECT_EQ(vectors, "AVX3");
+  }
+  if (target == "avx2") {
+    EXPECT_EQ(vectors, "AVX2");
+  }
+  if (target == "avx" || target == "sse4") {
+    EXPECT_EQ(vectors, "SSE4");
+  }
+  if (target == "ssse3") {
+    EXPECT_EQ(vectors, "SSSE3");
+  }
+}
+
+}  // namespace
