@@ -1,0 +1,305 @@
+// Any bytes make a call of attend(): shapes, strides, options and values, with subnormal, huge and non-finite
+// ones among them. It is refused with an Error, or every output is as far from the double-precision reference
+// as the report promises, and the report keeps to the tolerance.
+//
+// libFuzzer's interface; replay.cpp runs it where there is no libFuzzer.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fastrope/fastrope.hpp>
+#include <limits>
+#include <span>
+#include <sstream>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "support/attention_case.hpp"
+#include "support/executors.hpp"
+
+namespace {
+
+using namespace fastrope;
+using namespace fastrope_test;
+
+/// Choices read from bytes; zeros past the end.
+class Bytes {
+ public:
+  explicit Bytes(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
+
+  std::uint32_t next() {
+    if (bytes_.empty()) return 0;
+    const std::uint8_t byte = bytes_.front();
+    bytes_ = bytes_.subspan(1);
+    return byte;
+  }
+  /// first .. last
+  Index integer(Index first, Index last) { return first + static_cast<Index>(next()) % (last - first + 1); }
+  bool one_in(Index n) { return integer(1, n) == n; }
+  template <class T>
+  T one_of(std::initializer_list<T> list) {
+    return list.begin()[integer(0, std::ssize(list) - 1)];
+  }
+  /// Any double at all, mostly one that makes sense.
+  double number(std::initializer_list<double> likely) {
+    if (!one_in(16)) return one_of(likely);
+    std::uint64_t bits = 0;
+    for (int i = 0; i < 8; ++i) bits = bits << 8 | next();
+    return std::bit_cast<double>(bits);
+  }
+
+ private:
+  std::span<const std::uint8_t> bytes_;
+};
+
+Rope rope_from(Bytes& bytes, Index d) {
+  Rope rope{.base = bytes.number({10000.0, 500000.0, 2.0}),
+            .pairing = bytes.one_in(2) ? RopePairing::half_split : RopePairing::interleaved};
+  if (bytes.one_in(3)) rope.rotary_dim = bytes.integer(-1, d + 1);
+  const double factor = bytes.number({1.0, 2.0, 8.0});
+  switch (bytes.integer(0, 7)) {
+    case 0:
+      rope.scaling = LinearScaling{factor};
+      break;
+    case 1:
+      rope.scaling = NtkScaling{factor};
+      break;
+    case 2:
+      rope.scaling = YarnScaling{.factor = factor, .original_context = bytes.number({4096.0, 64.0})};
+      break;
+    case 3:
+      rope.scaling = Llama3Scaling{.factor = factor, .original_context = bytes.number({8192.0, 64.0})};
+      break;
+    case 4:
+      rope.scaling = FactorScaling{
+          std::vector<double>(static_cast<std::size_t>(bytes.integer(0, d / 2 + 1)), factor), factor};
+      break;
+    default:
+      break;
+  }
+  return rope;
+}
+
+/// Returns a bound on its size.
+double add_bias(Bytes& bytes, AttentionCase& c) {
+  double largest = 0;
+  const auto number = [&](std::initializer_list<double> likely) {
+    const double x = bytes.number(likely);
+    largest = std::max(largest, std::isnan(x) ? INFINITY : std::abs(x));
+    return x;
+  };
+  const Index heads = c.shapes.heads;
+  switch (bytes.integer(0, 5)) {
+    case 0: {
+      std::vector<double> slopes;
+      for (Index h = 0; h < (bytes.one_in(2) ? 1 : heads); ++h)
+        slopes.push_back(number({0.0, 0.5, 0.01, -0.1}));
+      c.bias = alibi_formula(slopes);
+      c.base.bias = LagBias::alibi(std::move(slopes));
+      return 2000 * largest;
+    }
+    case 1: {
+      const Index lags = bytes.integer(1, 200), first = bytes.integer(-150, 20);
+      std::vector<double> values;
+      for (Index m = 0; m < lags; ++m) values.push_back(number({0.0, 0.3, -0.7, 1.5}));
+      c.bias = [values, first](Index, Position lag) {
+        return values.at(static_cast<std::size_t>(lag - first));
+      };
+      c.base.bias = LagBias::table(values, 1, first);
+      return largest;
+    }
+    default:
+      return 0;
+  }
+}
+
+void add_positions(Bytes& bytes, std::vector<Position>& positions, Index n) {
+  if (!bytes.one_in(6)) return;
+  Position p = bytes.integer(-3, 90);
+  const Index step = bytes.integer(-1, 2);
+  for (Index i = 0; i < n + (bytes.one_in(8) ? 1 : 0); ++i, p += step) positions.push_back(p);
+  if (bytes.one_in(3) && n > 1) std::swap(positions.front(), positions[1]);
+}
+
+struct FuzzCase : AttentionCase {
+  double bias_size = 0;  ///< bounds |bias|
+};
+
+FuzzCase case_from(Bytes& bytes) {
+  const Index kv_heads = bytes.integer(1, 2);
+  const Index n = bytes.one_of<Index>({0, 1, 7, 40, 130, 700});
+  FuzzCase c;
+  c.shapes = {kv_heads * bytes.integer(1, 2), kv_heads,
+              bytes.one_in(3) ? n / 3 : n,    n,
+              bytes.integer(0, 12),           bytes.integer(0, 20)};
+  c.base.mask = bytes.one_of<Mask>({Mask::full(), Mask::causal(), Mask::sliding_window(bytes.integer(0, 90)),
+                                    Mask::lags(bytes.integer(-9, 9), bytes.integer(-9, 60))});
+  if (!bytes.one_in(3)) c.base.rope = rope_from(bytes, c.shapes.d);
+  c.base.rope_already_applied = bytes.one_in(12);
+  c.bias_size = add_bias(bytes, c);
+  if (bytes.one_in(3)) c.base.scale = bytes.number({1.0, 0.1, 0.0, -0.3, 30.0});
+  if (bytes.one_in(8)) c.base.softcap = bytes.number({5.0, 50.0});
+  if (bytes.one_in(8))
+    for (Index h = 0; h < c.shapes.heads; ++h)
+      c.sinks.push_back(static_cast<float>(bytes.number({0.0, -2.0, 9.0})));
+  if (bytes.one_in(6))
+    c.base.kernel = bytes.one_of<Kernel>({Kernel::taylor(2), Kernel::power(2), Kernel::taylor(4)});
+  if (bytes.one_in(8)) {
+    c.dense.resize(static_cast<std::size_t>(c.shapes.n_k));
+    for (float& x : c.dense)
+      x = bytes.one_of<float>({0.0f, 1.0f, -3.0f, -std::numeric_limits<float>::infinity()});
+  }
+  add_positions(bytes, c.query_positions, c.shapes.n_q);
+  add_positions(bytes, c.key_positions, c.shapes.n_k);
+  c.base.tolerance = bytes.number({0.0, 1e-1, 1e-2, 1e-3, 1e-4});
+  c.base.path =
+      bytes.one_of<Path>({Path::automatic, Path::automatic, Path::exact, Path::polynomial, Path::toeplitz});
+  c.base.verify = bytes.integer(0, 3);
+  if (bytes.one_in(3)) c.base.executor = threads(3);
+  return c;
+}
+
+/// Rows of some length, a few elements replaced by what floats can be.
+template <class T>
+Tensor<T> rows_from(Bytes& bytes, Index heads, Index rows, Index cols) {
+  const double length = bytes.one_of<double>({0.5, 1.0, 0.1, 3.0, 1e-3, 0.0});
+  const double offset = bytes.one_of<double>({0.0, 0.0, 1.0});
+  Inputs random(static_cast<std::uint64_t>(bytes.next()));
+  const Index gap = bytes.integer(0, 2);  // between rows
+  Tensor<T> x(heads, rows, cols, rows * (cols + gap), cols + gap);
+  x.values.assign(static_cast<std::size_t>(heads * rows * (cols + gap)), static_cast<T>(NAN));
+  const double each = length / std::sqrt(std::max<double>(1, static_cast<double>(cols)));
+  for (Index h = 0; h < heads; ++h)
+    for (Index i = 0; i < rows; ++i)
+      for (Index c = 0; c < cols; ++c) x(h, i, c) = static_cast<T>(offset * each + each * random.normal());
+  if (!bytes.one_in(4) || heads * rows * cols == 0) return x;
+  for (Index count = bytes.integer(1, 4); count > 0; --count) {
+    const double special = bytes.one_of<double>(
+        {1e-40, -1e-42, 5e-324, 1e19, -3e38, 1e300, INFINITY, -INFINITY, NAN, 0.0, -0.0, 1e4});
+    x(bytes.integer(0, heads - 1), bytes.integer(0, rows - 1), bytes.integer(0, cols - 1)) =
+        static_cast<T>(static_cast<float>(special));
+  }
+  return x;
+}
+
+[[noreturn]] void fail(const AttentionCase& c, const std::string& what) {
+  std::ostringstream text;
+  const Options& o = c.base;
+  text << what << "\n  " << c << ", tolerance " << o.tolerance << ", path " << o.path << ", rope "
+       << (o.rope ? o.rope->base : 0) << " of scaling " << (o.rope ? o.rope->scaling.index() : 0)
+       << " on columns " << (o.rope ? o.rope->rotary_dim : 0) << ", applied " << o.rope_already_applied
+       << ", bias " << !o.bias.empty() << ", scale " << o.scale.value_or(NAN) << ", softcap " << o.softcap
+       << ", sinks " << c.sinks.size() << ", dense " << c.dense.size() << ", positions "
+       << c.query_positions.size() << " and " << c.key_positions.size();
+  if (o.rope)
+    for (const ReferenceFrequencies f = reference_frequencies(*o.rope, c.shapes.d);
+         const double theta : f.theta)
+      text << ", theta " << theta << " gain " << f.gain;
+  for (const float sink : c.sinks) text << ", sink " << sink;
+  std::fprintf(stderr, "%s\n", text.str().c_str());
+  std::abort();
+}
+
+/// The largest sum of |scale q_c k_c| over the pairs, which rounding of logits is in proportion to; infinity
+/// where float may overflow on the way.
+template <class T>
+double entry_size(const AttentionCase& c, const Tensor<T>& q, const Tensor<T>& k) {
+  double queries = 0, keys = 0;
+  for (auto [x, largest] : {std::pair{&q, &queries}, {&k, &keys}})
+    for (Index h = 0; h < x->heads; ++h)
+      for (Index i = 0; i < x->rows; ++i) {
+        double square = 0;
+        for (Index m = 0; m < x->cols; ++m)
+          square += static_cast<double>((*x)(h, i, m)) * static_cast<double>((*x)(h, i, m));
+        *largest = std::max(*largest, std::isnan(square) ? INFINITY : std::sqrt(square));
+      }
+  double gain = 1, turn = 0;  // turn: radians a position
+  if (c.base.rope) {
+    const ReferenceFrequencies f = reference_frequencies(*c.base.rope, c.shapes.d);
+    gain = std::abs(f.gain);
+    for (const double theta : f.theta) turn = std::max(turn, std::abs(theta));
+  }
+  const double scale =
+      c.base.scale.value_or(1 / std::sqrt(std::max<double>(1, static_cast<double>(c.shapes.d))));
+  if (queries > 1e18 || keys > 1e18) return INFINITY;
+  // An angle is off by its own rounding, in double.
+  constexpr double kFarthest = 2000;
+  const double phases = turn * kFarthest * 1e-16 / std::numeric_limits<ArithmeticOf<T>>::epsilon();
+  return std::abs(scale) * queries * keys * gain * gain * (1 + phases);
+}
+
+template <class T>
+void check(Bytes& bytes) {
+  using Real = ArithmeticOf<T>;
+  FuzzCase c = case_from(bytes);
+  const Shapes& s = c.shapes;
+  const Tensor<T> q = rows_from<T>(bytes, s.heads, s.n_q, s.d),
+                  k = rows_from<T>(bytes, s.kv_heads, s.n_k, s.d),
+                  v = rows_from<T>(bytes, s.kv_heads, s.n_k, s.d_v);
+  Tensor<Real> out(s.heads, s.n_q, s.d_v);
+  std::fill(out.values.begin(), out.values.end(), std::numeric_limits<Real>::quiet_NaN());
+  Report report;
+  try {
+    report = attend(q.view(), k.view(), v.view(), out.view(), c.options());
+  } catch (const Error&) {
+    return;
+  }
+
+  for (const HeadReport& head : report.heads)
+    if (head.path != Path::exact && !(head.error_bound + head.rounding <= c.base.tolerance))
+      fail(c, "the report promises more than was asked for");
+  const double size = entry_size(c, q, k) + c.bias_size;
+  // Rounding of a logit, and of the sums; 16-bit products are off by their own epsilon.
+  const double epsilon = std::is_same_v<T, bfloat16> ? 1.0 / 128 : std::numeric_limits<Real>::epsilon();
+  const double relative = 40 * epsilon * (size + 4);
+  double largest = 0;  // of the finite values
+  for (const T value : v.values)
+    if (const auto x = static_cast<double>(value); std::isfinite(x)) largest = std::max(largest, std::abs(x));
+  if (!std::isfinite(size) || !(largest < 1e30) || !(relative < 0.5) || !c.base.kernel.is_softmax())
+    return;  // nothing is promised of digits
+  if (c.query_positions.empty() && !c.key_positions.empty()) {
+    // By default queries stand where the last keys stand, which the oracle does not know.
+    c.query_positions = c.key_positions;
+    std::sort(c.query_positions.begin(), c.query_positions.end());
+    c.query_positions.erase(c.query_positions.begin(), c.query_positions.end() - s.n_q);
+  }
+  const Reference reference = reference_attention(q.view(), k.view(), v.view(), c.options(), c.bias);
+  for (Index h = 0; h < s.heads; ++h) {
+    const HeadReport& head = report.heads[static_cast<std::size_t>(h)];
+    const double promised = head.error_bound + 4 * head.rounding + 2 * std::expm1(relative);
+    for (Index i = 0; i < s.n_q; ++i)
+      for (Index m = 0; m < s.d_v; ++m) {
+        const auto x = static_cast<double>(out(h, i, m)), expected = reference.out(h, i, m);
+        // What is not finite among the values stays in the rows that attend to it.
+        if (!std::isfinite(expected) && !std::isfinite(x)) continue;
+        const double error = distance(x, expected);
+        if (!(error <= promised * largest + 1e-37))
+          fail(c, "row " + std::to_string(i) + " of head " + std::to_string(h) + " is off by " +
+                      std::to_string(error / largest) + " of max|V|, promised " + std::to_string(promised) +
+                      ": " + std::to_string(x) + ", not " + std::to_string(expected));
+      }
+  }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) try {
+  Bytes bytes({data, size});
+  switch (bytes.integer(0, 3)) {
+    case 0:
+      check<double>(bytes);
+      break;
+    case 1:
+      check<bfloat16>(bytes);
+      break;
+    default:
+      check<float>(bytes);
+  }
+  return 0;
+} catch (const Error&) {  // refused while options were made
+  return 0;
+}
