@@ -25,6 +25,20 @@ AttentionInputs<T> on_spheres(const AttentionCase& c, double radius) {
   return in;
 }
 
+/// [1, n, cols]: the rows of x over and over, after the first time with noise of 1 % of their deviation.
+inline fastrope_test::Tensor<float> repeated(fastrope::MatrixView<const float> x, Index n,
+                                             fastrope_test::Inputs& random) {
+  double squares = 0;
+  for (Index i = 0; i < x.rows; ++i)
+    for (Index c = 0; c < x.cols; ++c) squares += static_cast<double>(x(i, c)) * static_cast<double>(x(i, c));
+  const double sigma = 0.01 * std::sqrt(squares / static_cast<double>(x.rows * x.cols));
+  fastrope_test::Tensor<float> y(1, n, x.cols);
+  for (Index i = 0; i < n; ++i)
+    for (Index c = 0; c < x.cols; ++c)
+      y(0, i, c) = x(i % x.rows, c) + (i < x.rows ? 0.0f : static_cast<float>(sigma * random.normal()));
+  return y;
+}
+
 /// max |out - reference| / max|V| over `count` rows of every head, evenly spread from the first to the last.
 /// Cost: heads count n_k (d + d_v). Requires default positions, no dense bias.
 template <class T, class KV>

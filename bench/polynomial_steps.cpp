@@ -94,18 +94,6 @@ void print_steps(Data& data, double tolerance) {
   }
 }
 
-/// n rows: those of x over and over, after the first time with noise of 1 % of their deviation.
-fastrope_test::Tensor<float> repeated(const fastrope_test::Tensor<float>& x, Index n, Inputs& random) {
-  double squares = 0;
-  for (const float value : x.values) squares += static_cast<double>(value) * static_cast<double>(value);
-  const double sigma = 0.01 * std::sqrt(squares / static_cast<double>(x.values.size()));
-  fastrope_test::Tensor<float> y(1, n, x.cols);
-  for (Index i = 0; i < n; ++i)
-    for (Index c = 0; c < x.cols; ++c)
-      y(0, i, c) = x(0, i % x.rows, c) + (i < x.rows ? 0.0f : static_cast<float>(sigma * random.normal()));
-  return y;
-}
-
 Data data_of(const fastrope_test::BoundedHead& head, std::string name, Index n) {
   Inputs random(1);
   AttentionCase c{.shapes = {1, 1, n, n, head.q.cols, head.v.cols}};
@@ -113,9 +101,9 @@ Data data_of(const fastrope_test::BoundedHead& head, std::string name, Index n) 
   c.base.mask = Mask::causal();
   c.base.rope = fastrope::Rope{};
   Data data{std::move(name), c, AttentionInputs<float>(c.shapes, 1)};
-  data.in.q = repeated(head.q, n, random);
-  data.in.k = repeated(head.k, n, random);
-  data.in.v = repeated(head.v, n, random);
+  data.in.q = bench::repeated(head.q.view().head(0), n, random);
+  data.in.k = bench::repeated(head.k.view().head(0), n, random);
+  data.in.v = bench::repeated(head.v.view().head(0), n, random);
   return data;
 }
 

@@ -93,13 +93,12 @@ void print_rate(const char* phase, fastrope::Index tokens, double seconds) {
             << " tokens/s\n";
 }
 
-void print_plan(std::span<const fastrope::Report> layers) {
-  for (std::size_t layer = 0; layer < layers.size(); ++layer)
-    for (std::size_t head = 0; head < layers[layer].heads.size(); ++head) {
-      const auto& h = layers[layer].heads[head];
-      std::cout << "layer " << layer << " head " << head << ": " << h.path << ", entry bound "
-                << h.entry_bound << ", " << h.reason << '\n';
-    }
+void print_plan(std::size_t layer, const fastrope::Report& report) {
+  for (std::size_t head = 0; head < report.heads.size(); ++head) {
+    const fastrope::HeadReport& h = report.heads[head];
+    std::cout << "layer " << layer << " head " << head << ": " << h.path << ", entry bound " << h.entry_bound
+              << ", " << h.reason << '\n';
+  }
 }
 
 void run(const Arguments& arguments) {
@@ -117,10 +116,13 @@ void run(const Arguments& arguments) {
 
   const std::vector<llama2::Token> prompt = tokenizer.encode(arguments.prompt);
   const Stopwatch prefill;
-  llama2::Matrix logits =
-      model.forward(prompt, /*explain=*/arguments.plan);  // [prompt, vocab], then [1, vocab]
+  llama2::Model::Observer observe;
+  if (arguments.plan)
+    observe = [&](std::size_t layer, const auto& q, const auto& k, const auto& v) {
+      print_plan(layer, fastrope::make_plan(q, k, v, model.options()).report());
+    };
+  llama2::Matrix logits = model.forward(prompt, observe);  // [prompt, vocab], then [1, vocab]
   const double prefill_seconds = prefill.seconds();
-  if (arguments.plan) print_plan(model.reports());
 
   std::cout << tokenizer.decode(prompt) << std::flush;
   const Stopwatch decode;

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <fastrope/fastrope.hpp>
+#include <functional>
 #include <span>
 #include <string>
 #include <utility>
@@ -20,6 +21,10 @@ namespace llama2 {
 /// A checkpoint and the cache of one text.
 class Model {
  public:
+  using View = fastrope::TensorView<const float>;
+  /// Sees what a layer's attention is given, before rotation: q [heads, n, d], k and v [kv_heads, n_k, d].
+  using Observer = std::function<void(std::size_t layer, View q, View k, View v)>;
+
   /// `options` chooses tolerance, path and executor; the model sets the mask and the rotary positions.
   explicit Model(Checkpoint checkpoint, fastrope::Options options = {})
       : weights_(std::move(checkpoint)), options_(std::move(options)) {
@@ -37,22 +42,20 @@ class Model {
   /// Tokens of the text so far.
   Index length() const { return length_; }
 
-  /// What fastrope did in each layer of the last call: [layers].
-  std::span<const fastrope::Report> reports() const { return reports_; }
+  /// What attention is called with.
+  const fastrope::Options& options() const { return options_; }
 
   /// Appends n tokens to the text and returns the logits that follow each of them: [n, vocab].
-  /// `explain`: reports() bounds the entries of every head, even where attend() would not look at them.
   /// Throws Error if the context has no room or a token is not in the vocabulary; the text is then as before.
-  Matrix forward(std::span<const Token> tokens, bool explain = false) {
+  Matrix forward(std::span<const Token> tokens, const Observer& observe = {}) {
     const Index n = static_cast<Index>(tokens.size());
     if (length_ + n > config().context)
       throw Error(std::to_string(length_) + " + " + std::to_string(n) +
                   " tokens exceed the model's context of " + std::to_string(config().context));
     Matrix x = embed(tokens);  // [n, dim]
-    reports_.clear();
     for (std::size_t i = 0; i < weights_.layers.size(); ++i) {
       const Layer& layer = weights_.layers[i];
-      x += attention(rms_norm(x, layer.rms_attention), layer, cache_[i], explain);
+      x += attention(rms_norm(x, layer.rms_attention), i, observe);
       x += feed_forward(rms_norm(x, layer.rms_ffn), layer);
     }
     length_ += n;
@@ -86,7 +89,9 @@ class Model {
   }
 
   /// h: [n, dim], normalised. Appends keys and values to the cache; returns [n, dim].
-  Matrix attention(const Matrix& h, const Layer& layer, Cache& cache, bool explain) {
+  Matrix attention(const Matrix& h, std::size_t index, const Observer& observe) {
+    const Layer& layer = weights_.layers[index];
+    Cache& cache = cache_[index];
     const Index n = h.rows(), n_k = length_ + n, d = config().head_size();
     const Index heads = config().heads, kv_heads = config().kv_heads;
     const Matrix q = h * layer.wq.transpose();                                 // [n, heads, d]
@@ -94,15 +99,13 @@ class Model {
     cache.values.middleRows(length_, n).noalias() = h * layer.wv.transpose();  // [n, kv_heads, d]
 
     // A token's heads lie side by side: a head is d columns further on, a row is a whole token.
-    using View = fastrope::TensorView<const float>;
     const View queries(q.data(), heads, n, d, /*head_stride=*/d, /*row_stride=*/heads * d);
     const View keys(cache.keys.data(), kv_heads, n_k, d, d, kv_heads * d);
     const View values(cache.values.data(), kv_heads, n_k, d, d, kv_heads * d);
     Matrix mixed(n, heads * d);  // [n, heads, d]
     const fastrope::TensorView<float> out(mixed.data(), heads, n, d, d, heads * d);
-    fastrope::Report report = fastrope::attend(queries, keys, values, out, options_);
-    if (explain) report = fastrope::make_plan(queries, keys, values, options_).report();
-    reports_.push_back(std::move(report));
+    if (observe) observe(index, queries, keys, values);
+    fastrope::attend(queries, keys, values, out, options_);
     return mixed * layer.wo.transpose();
   }
 
@@ -116,9 +119,8 @@ class Model {
 
   Checkpoint weights_;
   fastrope::Options options_;
-  std::vector<Cache> cache_;               // [layers]
-  Index length_ = 0;                       // rows of the cache in use
-  std::vector<fastrope::Report> reports_;  // [layers]
+  std::vector<Cache> cache_;  // [layers]
+  Index length_ = 0;          // rows of the cache in use
 };
 
 /// The likeliest token after the last row of logits [n, vocab].

@@ -124,8 +124,28 @@ TEST(Llama2Model, LogitsMatchThePlainForwardPass) {
   Model model(llama2::load_checkpoint(file.path()));
   const Matrix expected = plain_logits(file.path(), kMadeUpText);
   EXPECT_LE(largest_difference(model.forward(kMadeUpText), expected), rounding_bound(expected));
-  EXPECT_EQ(model.reports().size(), 2);
-  EXPECT_EQ(model.reports()[0].heads.size(), 4);
+}
+
+TEST(Llama2Model, ShowsWhatAttentionIsGiven) {
+  const TemporaryFile file(made_up_checkpoint());
+  Model model(llama2::load_checkpoint(file.path()));
+  const std::span<const Token> text(kMadeUpText);
+  std::vector<std::size_t> layers;
+  Index keys = 0;
+  const auto observe = [&](std::size_t layer, const auto& q, const auto& k, const auto& v) {
+    layers.push_back(layer);
+    EXPECT_EQ(q.heads, 4);
+    EXPECT_EQ(k.heads, 2);
+    EXPECT_EQ(v.heads, 2);
+    keys = k.rows;
+    EXPECT_EQ(q.rows, keys == 4 ? 4 : std::ssize(text) - 4);
+    EXPECT_EQ(v.rows, keys);
+  };
+  model.forward(text.first(4), observe);
+  EXPECT_EQ(keys, 4);
+  model.forward(text.subspan(4), observe);
+  EXPECT_EQ(keys, std::ssize(text));
+  EXPECT_EQ(layers, (std::vector<std::size_t>{0, 1, 0, 1}));
 }
 
 TEST(Llama2Model, AnySplitOfATextGivesTheSameLogits) {
