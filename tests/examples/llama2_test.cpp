@@ -131,7 +131,7 @@ TEST(Llama2Model, ShowsWhatAttentionIsGiven) {
   Model model(llama2::load_checkpoint(file.path()));
   const std::span<const Token> text(kMadeUpText);
   std::vector<std::size_t> layers;
-  Index keys = 0;
+  fastrope::Index keys = 0;
   const auto observe = [&](std::size_t layer, const auto& q, const auto& k, const auto& v) {
     layers.push_back(layer);
     EXPECT_EQ(q.heads, 4);

@@ -99,9 +99,8 @@ class ProjectionSearch {
     if (field_.empty() || d_ == 0) return choice;
     if (!hopeful()) return std::nullopt;
 
-    const Index some = std::clamp(field_.keys.size() / 16, kFewRows, kManyRows);
-    const Rows<Real> queries = sample_queries(field_.queries, some),
-                     keys = sample(*rows_.keys, field_.keys, some);
+    const Rows<Real> queries = sample_queries(field_.queries, kManyRows),
+                     keys = sample(*rows_.keys, field_.keys, kManyRows);
     choice.keys = choose_shift(keys, request_.steps.shift);
     choice.queries = choose_shift(queries, request_.steps.shift && request_.may_weigh_keys);
     if (scale_ * static_cast<double>(choice.queries.point.norm()) * choice.keys.reach > kMaxWeightExponent)
