@@ -123,6 +123,13 @@ const Mask kMasks[] = {Mask::full(),
                        Mask::lags(-Mask::kUnlimited, 0),
                        Mask::lags(1000, 2000)};
 
+TEST(LagGrid, QueriesStandWhereTheLastKeysStandInOrderOfPosition) {
+  const std::vector<Position> keys = {5, 2, 9, 7};
+  const LagGrid grid(2, 4, {}, keys, Mask::full());
+  EXPECT_EQ(grid.query_position(0), 7);
+  EXPECT_EQ(grid.query_position(1), 9);
+}
+
 TEST(LagGrid, DefaultsPutTheQueriesAtTheEndOfTheKeys) {
   for (const Mask& mask : kMasks)
     for (const Index n_k : {0, 1, 9})
