@@ -22,9 +22,9 @@ using fastrope::RopePairing;
 /// Error allowed relative to max|V|, for logits of deviation 1. bfloat16 rounds q, k and weights to 2^-9, so
 /// that logits are off by a deviation of about 2^-9.3; this is eight of those and the weights and the output.
 template <class T>
-constexpr double kTolerance = std::is_same_v<T, fastrope::bfloat16> ? 0x1p-6
-                              : std::is_same_v<T, float>            ? 4e-6
-                                                                    : 1e-12;
+constexpr double kAttentionTolerance = std::is_same_v<T, fastrope::bfloat16> ? 0x1p-6
+                                       : std::is_same_v<T, float>            ? 4e-6
+                                                                             : 1e-12;
 
 template <class Real>
 class ExactAttentionTest : public testing::Test {
@@ -36,7 +36,7 @@ class ExactAttentionTest : public testing::Test {
     for (const fastrope::HeadReport& head : report.heads) EXPECT_EQ(head.path, fastrope::Path::exact) << c;
     const double size = max_abs(in.v.view());
     const double error = max_abs_difference(in.out.view(), in.reference(c).out.view());
-    EXPECT_LE(error, allowance * kTolerance<Real> * size) << c << ", seed " << seed;
+    EXPECT_LE(error, allowance * kAttentionTolerance<Real> * size) << c << ", seed " << seed;
   }
 };
 
@@ -177,7 +177,7 @@ TYPED_TEST(ExactAttentionTest, StridedViews) {
   attend(q.view(), k.view(), v.view(), out.view(), c.options());
   attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
   EXPECT_EQ(max_abs_difference(out.view(), in.out.view()), 0);
-  EXPECT_LE(max_abs_difference(out.view(), in.reference(c).out.view()), kTolerance<TypeParam>);
+  EXPECT_LE(max_abs_difference(out.view(), in.reference(c).out.view()), kAttentionTolerance<TypeParam>);
 }
 
 TYPED_TEST(ExactAttentionTest, ZeroStridesRepeatWhatIsOnlyRead) {
@@ -190,7 +190,7 @@ TYPED_TEST(ExactAttentionTest, ZeroStridesRepeatWhatIsOnlyRead) {
   Tensor<TypeParam> out(4, 9, 8);
   attend(q, k, v, out.view(), c.options());
   const Reference reference = reference_attention(q, k, v, c.options());
-  EXPECT_LE(max_abs_difference(out.view(), reference.out.view()), kTolerance<TypeParam>);
+  EXPECT_LE(max_abs_difference(out.view(), reference.out.view()), kAttentionTolerance<TypeParam>);
 }
 
 TYPED_TEST(ExactAttentionTest, LargeLogitsLoseDigitsInProportion) {
@@ -210,7 +210,7 @@ TYPED_TEST(ExactAttentionTest, ScalesThatCancel) {
     for (TypeParam& x : in.q.values) x *= static_cast<TypeParam>(std::pow(2.0, exponent));
     for (TypeParam& x : in.k.values) x *= static_cast<TypeParam>(std::pow(2.0, exponent));
     attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
-    EXPECT_LE(max_abs_difference(in.out.view(), in.reference(c).out.view()), kTolerance<TypeParam>);
+    EXPECT_LE(max_abs_difference(in.out.view(), in.reference(c).out.view()), kAttentionTolerance<TypeParam>);
   }
 }
 

@@ -25,7 +25,7 @@ using namespace fastrope;
 using testing::HasSubstr;
 
 template <class Real>
-constexpr double kTolerance = std::is_same_v<Real, float> ? 4e-6 : 1e-12;
+constexpr double kBatchTolerance = std::is_same_v<Real, float> ? 4e-6 : 1e-12;
 
 /// (n_q, n_k): prompts, chunks over a cache, single tokens, caches of two splits, nothing to do.
 const std::vector<std::pair<Index, Index>> kMixed = {{70, 70},   {1, 200}, {48, 300}, {0, 40},
@@ -89,7 +89,7 @@ struct Batch {
       std::fill(out.values.begin(), out.values.end(), Real(NAN));
       fastrope::attend(in.q.view(), in.k.view(), in.v.view(), out.view(), alone.options());
       EXPECT_EQ(in.out.values, out.values) << "sequence " << s << ": " << cases[s];
-      EXPECT_LE(max_abs_difference(in.out.view(), in.reference(cases[s]).out.view()), kTolerance<Real>)
+      EXPECT_LE(max_abs_difference(in.out.view(), in.reference(cases[s]).out.view()), kBatchTolerance<Real>)
           << "sequence " << s << ": " << cases[s];
     }
   }
@@ -383,7 +383,7 @@ TEST(AttendBatch, TakesRowsOfConcatenatedTokens) {
   attend_batch(batch, options);
   for (const auto& s : batch) {
     const auto reference = reference_attention(s.q, s.k, s.v, options);
-    EXPECT_LE(max_abs_difference(s.out, reference.out.view()), 4 * kTolerance<float>) << s.q.rows;
+    EXPECT_LE(max_abs_difference(s.out, reference.out.view()), 4 * kBatchTolerance<float>) << s.q.rows;
   }
 }
 

@@ -24,9 +24,9 @@ using namespace fastrope;
 /// Of a weight, relative to what its terms add up to in size. bfloat16 rounds q, k, and the weights to 2^-9,
 /// as for softmax (tests/exact/attention_test.cpp).
 template <class T>
-constexpr double kTolerance = std::is_same_v<T, bfloat16> ? 0x1p-6
-                              : std::is_same_v<T, float>  ? 4e-6
-                                                          : 1e-12;
+constexpr double kKernelTolerance = std::is_same_v<T, bfloat16> ? 0x1p-6
+                                    : std::is_same_v<T, float>  ? 4e-6
+                                                                : 1e-12;
 
 /// Runs in memory full of NaN.
 template <class T>
@@ -66,7 +66,7 @@ class KernelAttention : public testing::Test {
         const double condition = empty ? 0 : std::exp(size.lse(0, h, i) - expected.lse(0, h, i));
         for (Index col = 0; col < c.shapes.d_v; ++col)
           ASSERT_LE(distance(static_cast<double>(in.out(h, i, col)), expected.out(h, i, col)),
-                    kTolerance<T> * condition)
+                    kKernelTolerance<T> * condition)
               << c << ", head " << h << ", row " << i << ", seed " << seed;
       }
   }

@@ -20,7 +20,7 @@ using fastrope::Mask;
 using fastrope::Rope;
 
 template <class Real>
-constexpr double kTolerance = std::is_same_v<Real, float> ? 4e-6 : 1e-12;
+constexpr double kLawTolerance = std::is_same_v<Real, float> ? 4e-6 : 1e-12;
 
 template <class Real>
 Tensor<Real> run(const AttentionCase& c, const AttentionInputs<Real>& in) {
@@ -57,7 +57,8 @@ TYPED_TEST(ExactLawTest, RopeDependsOnTheLagAlone) {
       for (Position i = 30; i < 90; ++i) shifted.query_positions.push_back(i + shift);
       // An angle of size a is off by epsilon a in double.
       const double angles = 4 * std::numeric_limits<double>::epsilon() * static_cast<double>(std::abs(shift));
-      EXPECT_LE(max_abs_difference(run(shifted, in).view(), out.view()), kTolerance<TypeParam> + 8 * angles)
+      EXPECT_LE(max_abs_difference(run(shifted, in).view(), out.view()),
+                kLawTolerance<TypeParam> + 8 * angles)
           << "shift " << shift;
     }
   }
@@ -72,7 +73,7 @@ TYPED_TEST(ExactLawTest, AConstantAddedToAllKeysChangesNothing) {
   for (Index j = 0; j < 90; ++j)
     for (Index m = 0; m < 16; ++m) in.k(0, j, m) += static_cast<TypeParam>(constant(0, 0, m));
   // Logits grow from about 5 to 20, and their rounding with them.
-  EXPECT_LE(max_abs_difference(run(c, in).view(), out.view()), 4 * kTolerance<TypeParam>);
+  EXPECT_LE(max_abs_difference(run(c, in).view(), out.view()), 4 * kLawTolerance<TypeParam>);
 }
 
 TYPED_TEST(ExactLawTest, OrderOfKeysDoesNotMatterWithoutPositions) {
@@ -83,7 +84,7 @@ TYPED_TEST(ExactLawTest, OrderOfKeysDoesNotMatterWithoutPositions) {
     for (Index m = 0; m < 16; ++m) std::swap(in.k(0, j, m), in.k(0, 89 - j, m));
     for (Index m = 0; m < 8; ++m) std::swap(in.v(0, j, m), in.v(0, 89 - j, m));
   }
-  EXPECT_LE(max_abs_difference(run(c, in).view(), out.view()), kTolerance<TypeParam>);
+  EXPECT_LE(max_abs_difference(run(c, in).view(), out.view()), kLawTolerance<TypeParam>);
 }
 
 TYPED_TEST(ExactLawTest, CausalRowsDoNotChangeWhenLaterTokensDo) {
@@ -155,7 +156,7 @@ void expect_ieee(const Tensor<Real>& out, const Tensor<double>& expected, const 
     if (std::isnan(y))
       EXPECT_TRUE(std::isnan(x)) << what << ", element " << i << " is " << x;
     else
-      EXPECT_LE(distance(x, y), kTolerance<Real>) << what << ", element " << i;
+      EXPECT_LE(distance(x, y), kLawTolerance<Real>) << what << ", element " << i;
   }
 }
 

@@ -209,6 +209,43 @@ TYPED_TEST(OnlineSoftmax, WeighLeavesWeightsInPlaceOfScores) {
   EXPECT_EQ(row.state().sum(0), Real{1.25});
 }
 
+TYPED_TEST(OnlineSoftmax, AbsorbsAStateOfOtherKeys) {
+  using Real = TypeParam;
+  for (const Index split : {Index{0}, Index{17}, this->kKeys}) {
+    // Either part may have the larger maximum.
+    for (const bool first : {true, false}) {
+      Row<Real> row(this->kValues), other(this->kValues);
+      (first ? row : other).attend(this->x_, this->v_, {0, split});
+      (first ? other : row).attend(this->x_, this->v_, {split, this->kKeys});
+      row.state().absorb(0, other.state(), 0);
+      this->expect_whole(row.out(), row.lse(), softmax(this->x_, this->v_, {0, this->kKeys}), 2);
+    }
+  }
+}
+
+TYPED_TEST(OnlineSoftmax, WeighsByAPolynomialAndLeavesMaskedScoresOut) {
+  using Real = TypeParam;
+  const std::vector<double> coefficients = {2, 1, 3};  // 2 + x + 3 x^2
+  for (const Index vectors : {1, 2, 5}) {
+    const Index cols = vectors * kLanes<Real>;
+    std::vector<Real> scores(static_cast<std::size_t>(cols));
+    Real sum = 0;
+    for (Index j = 0; j < cols; ++j)
+      scores[static_cast<std::size_t>(j)] =
+          j % 3 == 1 ? -std::numeric_limits<Real>::infinity() : static_cast<Real>(j % 5 - 2);
+    const std::vector<Real> given = scores;
+    Row<Real> row(this->kValues);
+    row.state().weigh_polynomial(coefficients, 1, scores.data(), cols, cols);
+    for (Index j = 0; j < cols; ++j) {
+      const Real x = given[static_cast<std::size_t>(j)], expected = j % 3 == 1 ? 0 : 2 + x + 3 * x * x;
+      EXPECT_EQ(scores[static_cast<std::size_t>(j)], expected) << j;
+      sum += expected;
+    }
+    EXPECT_EQ(row.state().sum(0), sum);
+    EXPECT_EQ(row.state().maximum[0], 0);
+  }
+}
+
 TYPED_TEST(OnlineSoftmax, RaisingTheMaximumChangesNoResult) {
   using Real = TypeParam;
   Row<Real> row(this->kValues);

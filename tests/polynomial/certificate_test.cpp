@@ -72,8 +72,8 @@ std::vector<int> random_limits(Inputs& inputs, std::size_t variables, int degree
 
 /// Random rows whose coordinates decay, scaled to a radius; half of the pairs parallel or opposite, at
 /// x.y = +-R, and some of them parallel before a cut and opposite after it.
-std::vector<std::pair<Row, Row>> random_pairs(Inputs& inputs, std::size_t variables, double radius,
-                                              double decay) {
+std::vector<std::pair<Row, Row>> random_rows(Inputs& inputs, std::size_t variables, double radius,
+                                             double decay) {
   std::vector<std::pair<Row, Row>> pairs;
   for (int i = 0; i < 60; ++i) {
     Row x, y;
@@ -108,13 +108,50 @@ double median(std::vector<double> x) {
   return x[x.size() / 2];
 }
 
+/// [degree + 1]: P^(j)(u) / j!.
+std::vector<double> taylor_at(const ExpPolynomial& p, double u) {
+  std::vector<double> a(p.coefficients().begin(), p.coefficients().end());
+  for (std::size_t k = 0; k < a.size(); ++k)
+    for (std::size_t j = a.size() - 1; j-- > k;) a[j] += u * a[j + 1];
+  return a;
+}
+
+// The largest derivatives are at the ends of the cells that the bound divides its range into, not in their
+// middles.
+TEST(TailBound, HoldsForEveryDerivativeOnAFineGrid) {
+  constexpr int kGrid = 600;
+  std::vector<double> slack;
+  for (const double radius : {0.25, 1.0, 3.0, 6.0})
+    for (const int degree : {1, 2, 5, 9})
+      for (const double share : {0.03, 0.25, 0.5, 0.97}) {
+        const ExpPolynomial p = ExpPolynomial::minimax(radius, degree);
+        const double tau = share * radius, room = radius - tau;
+        std::vector<double> largest(static_cast<std::size_t>(degree) + 1);
+        for (int i = -kGrid; i <= kGrid; ++i) {
+          const double u = room * i / kGrid;
+          const std::vector<double> derivatives = taylor_at(p, u);
+          for (std::size_t j = 0; j < largest.size(); ++j)
+            largest[j] = std::max(largest[j], std::exp(-u) * std::abs(derivatives[j]));
+        }
+        const std::vector<double> losses = TailBound(p).losses(tau);
+        for (std::size_t h = 0; h + 1 < largest.size(); ++h) {
+          double least = 0;
+          for (std::size_t j = h + 1; j < largest.size(); ++j)
+            least += std::exp(tau) * largest[j] * std::pow(tau, static_cast<double>(j));
+          EXPECT_GE(losses[h], least * (1 - 1e-12)) << radius << ' ' << degree << ' ' << share << ' ' << h;
+          slack.push_back(losses[h] / least);
+        }
+      }
+  EXPECT_LT(median(slack), 1.5);
+}
+
 TEST(Certificate, ObservedErrorsAreWithinIt) {
   Inputs inputs(1);
   std::vector<double> slack;
   for (int trial = 0; trial < 1500; ++trial) {
     const auto variables = static_cast<std::size_t>(inputs.integer(1, 5));
     const double radius = std::exp2(inputs.uniform(-4, 2.5));
-    const auto pairs = random_pairs(inputs, variables, radius, inputs.uniform(0.2, 1));
+    const auto pairs = random_rows(inputs, variables, radius, inputs.uniform(0.2, 1));
     const std::vector<double> couplings = couplings_of(pairs);
     const ExpPolynomial p = ExpPolynomial::minimax(couplings[0], static_cast<int>(inputs.integer(1, 9)));
     const std::vector<int> limits = random_limits(inputs, variables, p.degree());

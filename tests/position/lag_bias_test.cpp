@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "support/error_of.hpp"
 #include "support/inputs.hpp"
 
 namespace {
@@ -15,6 +16,7 @@ using fastrope::Error;
 using fastrope::Index;
 using fastrope::LagBias;
 using fastrope::Position;
+using fastrope_test::error_of;
 using fastrope_test::Inputs;
 
 constexpr Position kFar = Position{1} << 41;
@@ -145,21 +147,10 @@ TEST(LagBias, TablesAreReadByHeadAndLag) {
   for (Index h = 0; h < 4; ++h) EXPECT_EQ(shared(h, 7), 2);
 }
 
-/// The message of the Error that f throws; empty if it does not.
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-    return "";
-  } catch (const Error& error) {
-    return error.what();
-  }
-}
-
 TEST(LagBiasErrors, ATableMustHoldEveryLagOfTheCall) {
   const LagBias bias = LagBias::table(std::vector<double>(9), 1, -4);
-  EXPECT_EQ(error_of([&] { bias.require_covers(2, -4, 4); }), "");
-  EXPECT_EQ(error_of([&] { bias.require_covers(2, 1, 0); }), "") << "no lags at all";
+  EXPECT_EQ(error_of([&] { bias.require_covers(2, -4, 4); }), "no Error");
+  EXPECT_EQ(error_of([&] { bias.require_covers(2, 1, 0); }), "no Error") << "no lags at all";
   for (const auto& [first, last] : {std::pair<Position, Position>{-5, 4}, {-4, 5}, {100, 200}}) {
     const std::string text = error_of([&, f = first, l = last] { bias.require_covers(2, f, l); });
     for (const Position value : {Position{-4}, Position{4}, first, last})
@@ -169,7 +160,7 @@ TEST(LagBiasErrors, ATableMustHoldEveryLagOfTheCall) {
 
 TEST(LagBiasErrors, HeadsMustBeOneOrTheCalls) {
   const LagBias two = LagBias::alibi({0.5, 0.25});
-  EXPECT_EQ(error_of([&] { two.require_covers(2, 0, 1); }), "");
+  EXPECT_EQ(error_of([&] { two.require_covers(2, 0, 1); }), "no Error");
   const std::string text = error_of([&] { two.require_covers(3, 0, 1); });
   EXPECT_NE(text.find('2'), std::string::npos) << text;
   EXPECT_NE(text.find('3'), std::string::npos) << text;

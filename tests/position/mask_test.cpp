@@ -9,13 +9,13 @@ namespace {
 using fastrope::Mask;
 using fastrope::Position;
 
-constexpr Position kFar = Position{1} << 41;  // beyond every lag of positions within 2^40
+constexpr Position kBeyond = Position{1} << 41;  // beyond every lag of positions within 2^40
 
 /// allows(lag) is `expected(lag)` near zero and far away.
 template <class Expected>
 void expect_allows(const Mask& mask, Expected&& expected) {
   for (Position lag = -20; lag <= 20; ++lag) EXPECT_EQ(mask.allows(lag), expected(lag)) << "lag " << lag;
-  for (const Position lag : {-kFar, kFar}) EXPECT_EQ(mask.allows(lag), expected(lag)) << "lag " << lag;
+  for (const Position lag : {-kBeyond, kBeyond}) EXPECT_EQ(mask.allows(lag), expected(lag)) << "lag " << lag;
 }
 
 TEST(Mask, FullAllowsEveryLag) {

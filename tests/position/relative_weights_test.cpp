@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "support/error_of.hpp"
 #include "support/inputs.hpp"
 #include "support/reference.hpp"
 
@@ -19,6 +20,7 @@ using fastrope::RelativeWeights;
 using fastrope::Rope;
 using fastrope::RopePairing;
 using fastrope::YarnScaling;
+using fastrope_test::error_of;
 using fastrope_test::Inputs;
 using fastrope_test::Tensor;
 using Entry = RelativeWeights::Entry;
@@ -86,17 +88,6 @@ TEST(RelativeWeights, RopeAsAFamilyGivesRotatedProducts) {
   }
 }
 
-/// The message of the Error that f throws; empty if it does not.
-template <class F>
-std::string error_of(F&& f) {
-  try {
-    f();
-    return "";
-  } catch (const Error& error) {
-    return error.what();
-  }
-}
-
 TEST(RelativeWeightsErrors, SizesEntriesAndValues) {
   const double kNaN = std::numeric_limits<double>::quiet_NaN();
   EXPECT_THROW(RelativeWeights({}, 0, {1, 2}), Error);
@@ -111,14 +102,14 @@ TEST(RelativeWeightsErrors, SizesEntriesAndValues) {
 
 TEST(RelativeWeightsErrors, CoverageOfColumnsAndLags) {
   const RelativeWeights weights({{0, 3}}, -2, {1, 2, 3, 4, 5});
-  EXPECT_EQ(error_of([&] { weights.require_covers(4, -2, 2); }), "");
-  EXPECT_EQ(error_of([&] { weights.require_covers(4, 1, 0); }), "") << "no lags at all";
+  EXPECT_EQ(error_of([&] { weights.require_covers(4, -2, 2); }), "no Error");
+  EXPECT_EQ(error_of([&] { weights.require_covers(4, 1, 0); }), "no Error") << "no lags at all";
   const std::string columns = error_of([&] { weights.require_covers(3, -2, 2); });
   EXPECT_NE(columns.find("(0, 3)"), std::string::npos) << columns;
-  EXPECT_NE(error_of([] { RelativeWeights({{-1, 0}}, 0, {1.0}).require_covers(3, 0, 0); }), "");
+  EXPECT_NE(error_of([] { RelativeWeights({{-1, 0}}, 0, {1.0}).require_covers(3, 0, 0); }), "no Error");
   const std::string lags = error_of([&] { weights.require_covers(4, -3, 2); });
   for (const char* value : {"-3", "-2", "2"}) EXPECT_NE(lags.find(value), std::string::npos) << lags;
-  EXPECT_NE(error_of([&] { weights.require_covers(4, -2, 3); }), "");
+  EXPECT_NE(error_of([&] { weights.require_covers(4, -2, 3); }), "no Error");
 }
 
 }  // namespace

@@ -43,6 +43,12 @@ TEST(ToeplitzSegments, NarrowBandsAreBlocksOfAFewTimesTheirWidth) {
     EXPECT_GE(p.inputs(i).end, p.outputs(i).end - support.first);
   }
   EXPECT_EQ(p.outputs(p.count() - 1).end, 100000);
+  const SegmentedProduct& q = s.transposed();
+  for (Index i = 0; i < q.count(); ++i) {
+    EXPECT_EQ(q.inputs(i).begin, q.outputs(i).begin + support.first);
+    EXPECT_GE(q.inputs(i).end, q.outputs(i).end + support.last);
+  }
+  EXPECT_EQ(q.outputs(q.count() - 1).end, 100000);
   EXPECT_LT(Segments::flops(100000, 100000, support),
             0.4 * Segments::flops(100000, 100000, LagSupport::all(100000, 100000)));
 }

@@ -88,6 +88,7 @@ class OwnThread {
   ~OwnThread() { omp_set_num_threads(threads_); }
 #else
   OwnThread() = default;
+  ~OwnThread() = default;
 #endif
   OwnThread(const OwnThread&) = delete;
   OwnThread& operator=(const OwnThread&) = delete;

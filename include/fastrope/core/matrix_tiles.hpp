@@ -30,8 +30,8 @@ class MatrixTiles {
   static constexpr Index kRows = 16;  ///< of a tile
   static constexpr Index kCols = 16;  ///< of a tile, in words of 32 bits
 
-  MatrixTiles() {
 #if FASTROPE_MATRIX_TILES
+  MatrixTiles() {
     if (!allowed()) return;
     // Static: GCC's intrinsic does not say that it reads more than the first bytes.
     static constexpr struct alignas(64) {
@@ -40,13 +40,14 @@ class MatrixTiles {
       std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } shape;
     _tile_loadconfig(&shape);
-#endif
   }
   ~MatrixTiles() {
-#if FASTROPE_MATRIX_TILES
     if (allowed()) _tile_release();
-#endif
   }
+#else
+  MatrixTiles() = default;
+  ~MatrixTiles() = default;
+#endif
   MatrixTiles(const MatrixTiles&) = delete;
   MatrixTiles& operator=(const MatrixTiles&) = delete;
 

@@ -104,8 +104,9 @@ HWY_INLINE Vec<Real> load_as(const T* p) {
 /// Asks for the cache line of p[offset], into the second level; that element need not exist.
 template <class T>
 HWY_INLINE void prefetch(const T* p, Index offset) {
+  // As an integer: p + offset may be past the end of its array, where a pointer may not point.
   const auto address = reinterpret_cast<std::uintptr_t>(p) + static_cast<std::uintptr_t>(offset) * sizeof(T);
-  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);
+  __builtin_prefetch(reinterpret_cast<const void*>(address), 0, 2);  // NOLINT(performance-no-int-to-ptr)
 }
 /// The first `count` < kLanes elements, zeros after them; nothing past them is read.
 template <class Real, class T>

@@ -40,6 +40,7 @@ class Planner {
         planning_(problem, tolerance, forced, cost),
         polynomial_(planning_),
         toeplitz_(planning_, polynomial_.refusal().empty()) {}
+  ~Planner() = default;
   Planner(const Planner&) = delete;
   Planner& operator=(const Planner&) = delete;
 

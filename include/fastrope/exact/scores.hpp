@@ -7,6 +7,7 @@
 #pragma once
 
 #include <limits>
+#include <type_traits>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
@@ -158,13 +159,14 @@ class Scores {
                         Range keys, const Real* panel, Real* scores, Index stride, Real* scratch) const {
     constexpr int kTogether = simd::kRegisters >= 32 ? 4 : 2;
     Index i = rows.begin;
-    const auto some = [&]<int kRows>() {
+    const auto some = [&](auto count) {
+      constexpr int kRows = count;
       for (; i + kRows <= rows.end; i += kRows)
         weighted_rows<kRows>(problem, queries + (i - rows.begin), panel_width, i, keys, panel,
                              scores + (i - rows.begin) * stride, stride, scratch);
     };
-    if (problem.grid.consecutive()) some.template operator()<kTogether>();  // lines need no scratch
-    some.template operator()<1>();
+    if (problem.grid.consecutive()) some(std::integral_constant<int, kTogether>{});  // lines need no scratch
+    some(std::integral_constant<int, 1>{});
   }
 
   template <int kRows>

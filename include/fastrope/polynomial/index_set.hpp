@@ -54,7 +54,8 @@ inline std::vector<int> choose_limits(std::span<const std::vector<double>> losse
     (improve(detail::limits_within(losses, std::exp2(middle))) ? low : high) = middle;
   }
   for (int step = 0; step < kSteps; ++step) {
-    const std::vector<int> start = best;
+    // A copy, as improve() writes to best.
+    const std::vector<int> start = best;  // NOLINT(performance-unnecessary-copy-initialization)
     const double start_rank = best_rank;
     for (std::size_t l = 0; l < start.size(); ++l) {
       if (start[l] == 0) break;

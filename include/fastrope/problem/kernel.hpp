@@ -200,7 +200,7 @@ inline Kernel Kernel::polynomial(Numbers coefficients, KernelSign sign) {
 
   using enum detail::SignProof::Verdict;
   const auto [verdict, x] = detail::prove_sign(c);
-  const Kernel kernel(std::move(c), verdict == nonnegative);
+  Kernel kernel(std::move(c), verdict == nonnegative);
   if (sign == KernelSign::any || kernel.nonnegative()) return kernel;
   constexpr const char* kAdvice = ": a denominator could be 0 or negative (KernelSign::any allows it)";
   if (verdict == negative)

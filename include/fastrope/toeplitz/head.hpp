@@ -101,6 +101,7 @@ struct ToeplitzHead {
       group.terms.push_back({static_cast<Index>(m), coefficient});
     }
     std::vector<SharedGenerator> list;
+    list.reserve(groups.size());
     for (auto& [factors, group] : groups) list.push_back(std::move(group));
     return list;
   }
