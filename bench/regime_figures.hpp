@@ -8,10 +8,15 @@
 #include <utility>
 #include <vector>
 
+#include "../examples/figures/svg.hpp"
 #include "path_times.hpp"
-#include "svg.hpp"
 
 namespace bench {
+
+using figures::ColourScale;
+using figures::LogAxis;
+using figures::Spot;
+using figures::Svg;
 
 inline const std::vector<Index> kLengths = {1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144};
 inline const std::vector<double> kRadii = {0.25, 0.5, 1, 2, 4, 8};

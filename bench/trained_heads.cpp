@@ -88,12 +88,7 @@ double largest_entry(const AttentionCase& c, const AttentionInputs<float>& in) {
 std::vector<TrainedHead> trained_heads(const std::string& checkpoint, const std::string& vocabulary) {
   llama2::Model writer(llama2::load_checkpoint(checkpoint));
   const llama2::Tokenizer tokenizer(vocabulary);
-  std::vector<llama2::Token> text = tokenizer.encode("Once upon a time");
-  llama2::Matrix logits = writer.forward(text);
-  while (writer.length() < writer.config().context) {
-    text.push_back(llama2::likeliest(logits));
-    logits = writer.forward({&text.back(), 1});
-  }
+  const std::vector<llama2::Token> text = llama2::written_on(writer, tokenizer.encode("Once upon a time"));
   std::printf("the model writes %zu tokens: %.60s..\n", text.size(), tokenizer.decode(text).c_str());
 
   std::vector<TrainedHead> heads;

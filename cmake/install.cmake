@@ -6,6 +6,9 @@ set(package_dir "${CMAKE_INSTALL_DATADIR}/cmake/fastrope")
 set(pkgconfig_dir "${CMAKE_INSTALL_DATADIR}/pkgconfig")
 
 install(TARGETS fastrope_core fastrope EXPORT fastrope FILE_SET HEADERS)
+if(TARGET fastrope_spectral)
+  install(TARGETS fastrope_spectral EXPORT fastrope FILE_SET HEADERS)
+endif()
 install(EXPORT fastrope FILE fastrope-targets.cmake NAMESPACE fastrope:: DESTINATION "${package_dir}")
 
 configure_package_config_file(cmake/fastrope-config.cmake.in fastrope-config.cmake

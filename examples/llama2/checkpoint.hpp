@@ -115,4 +115,17 @@ inline Checkpoint load_checkpoint(const std::string& path) {
   return c;
 }
 
+/// Makes a query head of a layer add nothing: its columns of Wo become 0, as if all its values were. Throws
+/// Error if there is no such head.
+inline void silence_head(Checkpoint& checkpoint, Index layer, Index head) {
+  const Config& c = checkpoint.config;
+  if (layer < 0 || layer >= c.layers || head < 0 || head >= c.heads)
+    throw Error("there is no head " + std::to_string(head) + " in a layer " + std::to_string(layer) +
+                ": the model has " + std::to_string(c.layers) + " layers of " + std::to_string(c.heads) +
+                " heads");
+  checkpoint.layers[static_cast<std::size_t>(layer)]
+      .wo.middleCols(head * c.head_size(), c.head_size())
+      .setZero();
+}
+
 }  // namespace llama2

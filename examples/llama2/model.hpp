@@ -6,6 +6,7 @@
 // and logits = rms(x) Wcls^T. Any number of new tokens goes through in one call: a prompt, or one token.
 #pragma once
 
+#include <cmath>
 #include <fastrope/fastrope.hpp>
 #include <functional>
 #include <span>
@@ -128,6 +129,30 @@ inline Token likeliest(const Matrix& logits) {
   Index token = 0;
   logits.row(logits.rows() - 1).maxCoeff(&token);
   return static_cast<Token>(token);
+}
+
+/// The text as an empty model goes on with it, likeliest token after likeliest token, until its context is
+/// full.
+inline std::vector<Token> written_on(Model& model, std::vector<Token> text) {
+  Matrix logits = model.forward(text);
+  while (model.length() < model.config().context) {
+    text.push_back(likeliest(logits));
+    logits = model.forward({&text.back(), 1});
+  }
+  return text;
+}
+
+/// The model's loss on a text that it has read: the mean of -log p(token after) over all tokens but the last,
+/// natural logarithm. logits: [tokens, vocab]. Throws Error for fewer than two tokens.
+inline double mean_loss(const Matrix& logits, std::span<const Token> text) {
+  if (text.size() < 2) throw Error("a text of " + std::to_string(text.size()) + " tokens has no loss");
+  double sum = 0;
+  for (std::size_t i = 0; i + 1 < text.size(); ++i) {
+    const Eigen::RowVectorXd row = logits.row(static_cast<Index>(i)).cast<double>();
+    const double top = row.maxCoeff();
+    sum += top + std::log((row.array() - top).exp().sum()) - row(text[i + 1]);
+  }
+  return sum / static_cast<double>(text.size() - 1);
 }
 
 }  // namespace llama2

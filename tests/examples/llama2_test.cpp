@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
@@ -159,6 +160,48 @@ TEST(Llama2Model, AnySplitOfATextGivesTheSameLogits) {
   chunked.forward(text.first(4));
   const Matrix rest = chunked.forward(text.subspan(4));
   EXPECT_LE(largest_difference(rest, expected.bottomRows(rest.rows())), rounding_bound(expected));
+}
+
+// Both query heads of a key head silent, or its values zero: the same.
+TEST(Llama2Model, ASilentHeadIsOneWhoseValuesAreZero) {
+  const TemporaryFile file(made_up_checkpoint());
+  const llama2::Checkpoint whole = llama2::load_checkpoint(file.path());
+  llama2::Checkpoint silent = whole, without_values = whole, half = whole;
+  llama2::silence_head(silent, 1, 2);
+  half = silent;
+  llama2::silence_head(silent, 1, 3);
+  without_values.layers[1].wv.bottomRows(6).setZero();  // key head 1, which heads 2 and 3 read
+  const Matrix expected = Model(without_values).forward(kMadeUpText);
+  EXPECT_LE(largest_difference(Model(silent).forward(kMadeUpText), expected), rounding_bound(expected));
+  EXPECT_GT(largest_difference(Model(half).forward(kMadeUpText), expected), 1e-2f);
+  EXPECT_GT(largest_difference(Model(whole).forward(kMadeUpText), expected), 1e-2f);
+  EXPECT_THROW(llama2::silence_head(silent, 2, 0), llama2::Error);
+  EXPECT_THROW(llama2::silence_head(silent, 0, 4), llama2::Error);
+}
+
+TEST(Llama2Model, LossIsTheMeanOfWhatTheNextTokensSurprise) {
+  const TemporaryFile file(made_up_checkpoint());
+  const Matrix logits = Model(llama2::load_checkpoint(file.path())).forward(kMadeUpText);
+  double sum = 0;
+  for (std::size_t i = 0; i + 1 < kMadeUpText.size(); ++i) {
+    double total = 0;
+    for (Eigen::Index t = 0; t < logits.cols(); ++t)
+      total += std::exp(static_cast<double>(logits(static_cast<Eigen::Index>(i), t)));
+    sum -= std::log(std::exp(static_cast<double>(logits(static_cast<Eigen::Index>(i), kMadeUpText[i + 1]))) /
+                    total);
+  }
+  EXPECT_NEAR(llama2::mean_loss(logits, kMadeUpText), sum / static_cast<double>(kMadeUpText.size() - 1),
+              1e-12);
+  EXPECT_THROW(llama2::mean_loss(logits, std::span(kMadeUpText).first(1)), llama2::Error);
+}
+
+TEST(Llama2Model, WritesUntilItsContextIsFull) {
+  const TemporaryFile file(made_up_checkpoint());
+  Model model(llama2::load_checkpoint(file.path()));
+  const std::vector<Token> text = llama2::written_on(model, {1, 5, 36});
+  EXPECT_EQ(std::ssize(text), model.config().context);
+  const std::vector<Token> rest = PlainLlama(file.path()).greedy({1, 5, 36}, text.size() - 3);
+  EXPECT_EQ(std::vector<Token>(text.begin() + 3, text.end()), rest);
 }
 
 TEST(Llama2Model, RefusesWhatItCannotHold) {

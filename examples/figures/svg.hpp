@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-namespace bench {
+namespace figures {
 
 /// At most one decimal, so that files stay small.
 inline std::string short_number(double x) {
@@ -135,4 +135,4 @@ struct ColourScale {
   }
 };
 
-}  // namespace bench
+}  // namespace figures
