@@ -67,7 +67,8 @@ std::vector<MadeHead> heads() {
 
 /// Seconds of planning one head that a sample shows to be hopeless.
 double look_seconds() {
-  const auto c = MadeHead{512, 32, 30, 1e-2, false}.attention_case();
+  const MadeHead head{512, 32, 30, 1e-2, false};
+  const auto c = head.attention_case();
   const auto in = bench::on_spheres<float>(c, 30);
   return bench::median_seconds(
       21, [&] { fastrope::make_plan(in.q.view(), in.k.view(), in.v.view(), c.options()); });

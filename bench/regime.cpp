@@ -170,7 +170,8 @@ std::vector<Series> times_by_length(std::vector<Observed>& observed) {
   for (const Index n : kLengths) {
     if (n > kLongest) break;
     for (const Bias bias : {Bias::none, Bias::table}) {
-      const auto c = MadeHead{n, 8, 0.5, 1e-2, true, bias}.attention_case();
+      const MadeHead head{n, 8, 0.5, 1e-2, true, bias};
+      const auto c = head.attention_case();
       auto in = bench::on_spheres<float>(c, 0.5);
       for (const bench::PathTime& t : bench::path_times(c, in, 3, 100)) {
         Series* series = t.path == Path::exact ? bias == Bias::none ? &exact : &exact_bias

@@ -164,8 +164,7 @@ void print_tempered(const std::vector<TrainedHead>& heads, std::optional<double>
     faster.push_back(ratio);
   }
   const std::string label = bound ? "tempered to " + std::to_string(*bound).substr(0, 4) : "as trained";
-  std::printf("  %-16s %6td of %td %10.0f %11.2fx %13.1e %18.2f\n", label.c_str(), approximate,
-              std::ssize(heads),
+  std::printf("  %-16s %6td of %zu %10.0f %11.2fx %13.1e %18.2f\n", label.c_str(), approximate, heads.size(),
               approximate > 0 ? static_cast<double>(rank_total) / static_cast<double>(approximate) : 0.0,
               median_of(faster), worst_error, worst_share);
   std::fflush(stdout);

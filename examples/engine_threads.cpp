@@ -74,7 +74,6 @@ class ThreadPool {
   void operation(Index ith, Call&& call) {
     if (ith == 0) {
       call();
-      task_ = nullptr;
       return wait();
     }
     for (wait(); task_ != nullptr; wait()) take_tasks(ith);
@@ -87,6 +86,7 @@ class ThreadPool {
               next_ = 0;
               wait();
               take_tasks(0);
+              task_ = nullptr;
             }};
   }
 

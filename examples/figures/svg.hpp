@@ -37,10 +37,10 @@ struct Type {
 /// A figure, drawn from back to front.
 class Svg {
  public:
-  Svg(double width, double height) {
-    text_ = "<svg xmlns=\"http://www.w3.org/2000/svg\"" + number("width", width) + number("height", height) +
-            " viewBox=\"0 0 " + short_number(width) + ' ' + short_number(height) +
-            "\" font-family=\"Arial, Helvetica, Liberation Sans, sans-serif\">\n";
+  Svg(double width, double height)
+      : text_("<svg xmlns=\"http://www.w3.org/2000/svg\"" + number("width", width) +
+              number("height", height) + " viewBox=\"0 0 " + short_number(width) + ' ' +
+              short_number(height) + "\" font-family=\"Arial, Helvetica, Liberation Sans, sans-serif\">\n") {
     rect({0, 0}, width, height, "#fff");
   }
 

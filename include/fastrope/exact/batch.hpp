@@ -86,8 +86,9 @@ class BatchPlan {
         problems_.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, at.queries, at.keys));
       });
     number_tasks();
-    workspace_bytes_ = most_of_operands<Real>(
-        [&]<class T>() { return Workspace::bytes_of([&](Workspace& w) { make_calls<T>(w); }); });
+    workspace_bytes_ = most_of_operands<Real>([&](auto operand) {
+      return Workspace::bytes_of([&](Workspace& w) { make_calls<typename decltype(operand)::type>(w); });
+    });
   }
 
   /// Scratch memory that run needs.
@@ -106,7 +107,8 @@ class BatchPlan {
     if (views.empty()) return RunStatus::ok;
     try {
       const auto& first = views.front();
-      with_operand(problems_.front(), first.q, as_rows(first.k), as_rows(first.v), [&]<class T>() {
+      with_operand(problems_.front(), first.q, as_rows(first.k), as_rows(first.v), [&](auto operand) {
+        using T = typename decltype(operand)::type;
         Workspace memory(workspace);
         const std::span<ExactCall<T>> calls = make_calls<T>(memory);
         for (const Stage stage : kStages) run_stage(stage, calls, views);
@@ -153,7 +155,8 @@ class BatchPlan {
       Workspace counting;
       const ExactCall<Real> call(problems_[s], WorkerScratch{}, counting);
       worker_bytes_ =
-          std::max(worker_bytes_, most_of_operands<Real>([&]<class T>() {
+          std::max(worker_bytes_, most_of_operands<Real>([&](auto operand) {
+                     using T = typename decltype(operand)::type;
                      return ExactCall<T>(problems_[s], WorkerScratch{}, counting).worker_bytes(problems_[s]);
                    }));
       for (const Stage stage : kStages) {

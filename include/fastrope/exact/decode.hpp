@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <type_traits>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
@@ -259,22 +260,23 @@ class DecodeAttention {
                 Real* scores) const {
     const Real* queries = queries_ + kv * rows_ * key_stride_;
     for (Index j = 0; j < count; j += 4)
-      for_query_tiles([&]<int kQueries>(Index r) {
+      for_query_tiles([&](auto together, Index r) {
+        constexpr int kQueries = together;
         detail::dot_block<Real, kQueries, 4>(problem.shapes.d, queries + r * key_stride_, key_stride_,
                                              keys + j, values + j, scores + r * kBlock + j, kBlock);
       });
   }
 
-  /// tile.template operator()<n>(r) for consecutive tiles of n = 4, 2 or 1 query rows from r on.
+  /// tile(std::integral_constant<int, n>{}, r) for consecutive tiles of n = 4, 2 or 1 query rows from r on.
   template <class Tile>
   void for_query_tiles(Tile&& tile) const {
     Index r = 0;
-    for (; r + 4 <= rows_; r += 4) tile.template operator()<4>(r);
+    for (; r + 4 <= rows_; r += 4) tile(std::integral_constant<int, 4>{}, r);
     if (r + 2 <= rows_) {
-      tile.template operator()<2>(r);
+      tile(std::integral_constant<int, 2>{}, r);
       r += 2;
     }
-    if (r < rows_) tile.template operator()<1>(r);
+    if (r < rows_) tile(std::integral_constant<int, 1>{}, r);
   }
 
   /// output += weights [rows, block] values [block, d_v], while the next keys are fetched.
@@ -287,13 +289,15 @@ class DecodeAttention {
     std::fill_n(b.output, rows_ * width_, Real{0});
     for (Index c = 0; c < d_v;) {
       const bool wide = c + kVecs * kStep <= d_v;
-      for_query_tiles([&]<int kQueries>(Index r) {
-        const auto add = [&]<Index kWide>() {
+      for_query_tiles([&](auto together, Index r) {
+        constexpr int kQueries = together;
+        const auto add = [&](auto vectors) {
+          constexpr Index kWide = vectors;
           detail::add_weighted_rows<Real, kQueries, kWide>(
               b.scores + r * kBlock, kBlock, values, next_keys, block.size(), c,
               std::max<Index>(0, kWide == 1 && c + kStep > d_v ? d_v - c : 0), b.output + r * width_, width_);
         };
-        wide ? add.template operator()<kVecs>() : add.template operator()<1>();
+        wide ? add(std::integral_constant<Index, kVecs>{}) : add(std::integral_constant<Index, 1>{});
       });
       c += wide ? kVecs * kStep : kStep;
     }

@@ -128,41 +128,46 @@ class ExactCall {
   Way way_;
 };
 
-/// f.operator()<T>() for the operand type that suits these tensors: pairs of bfloat16 where q, k and v are
-/// stored so and the hardware multiplies them, their arithmetic type elsewhere. Products of pairs round q and
-/// k (after rotation and scaling) and the weights to 2^-9 relative, beside what storage has rounded.
+/// f(std::type_identity<T>{}) for the operand type T that suits these tensors: pairs of bfloat16 where q, k
+/// and v are stored so and the hardware multiplies them, their arithmetic type elsewhere. Products of pairs
+/// round q and k (after rotation and scaling) and the weights to 2^-9 relative, beside what storage has
+/// rounded.
 template <class Q, class K, class V, class F>
 void with_operand(const Problem& problem, const TensorView<const Q>&, const K&, const V&, F&& f) {
-  const auto is_bfloat16 = []<class X>(const X*) { return std::is_same_v<std::remove_const_t<X>, bfloat16>; };
-  if constexpr (simd::kBfloat16Products && is_bfloat16(static_cast<Q*>(nullptr)) &&
-                is_bfloat16(decltype(K::data){}) && is_bfloat16(decltype(V::data){}))
-    if (!problem.weights) return f.template operator()<bfloat16>();
-  f.template operator()<ArithmeticOf<Q>>();
+  constexpr bool all_bfloat16 = std::is_same_v<const Q, const bfloat16> &&
+                                std::is_convertible_v<decltype(K::data), const bfloat16*> &&
+                                std::is_convertible_v<decltype(V::data), const bfloat16*>;
+  if constexpr (simd::kBfloat16Products && all_bfloat16)
+    if (!problem.weights) return f(std::type_identity<bfloat16>{});
+  f(std::type_identity<ArithmeticOf<Q>>{});
 }
 
-/// The most of bytes.operator()<T>() over the operand types that tensors of arithmetic in Real can have.
+/// The most of bytes(std::type_identity<T>{}) over the operand types T that tensors of arithmetic in Real can
+/// have.
 template <class Real, class Bytes>
 std::size_t most_of_operands(Bytes&& bytes) {
-  const std::size_t real = bytes.template operator()<Real>();
+  const std::size_t real = bytes(std::type_identity<Real>{});
   if constexpr (std::is_same_v<Real, float> && simd::kBfloat16Products)
-    return std::max(real, bytes.template operator()<bfloat16>());
+    return std::max(real, bytes(std::type_identity<bfloat16>{}));
   return real;
 }
 
 /// Workspace for an exact call with tensors of any storage.
 template <class Real>
 std::size_t exact_workspace_bytes(const Problem& problem) {
-  return most_of_operands<Real>(
-      [&]<class T>() { return Workspace::bytes_of([&](Workspace& w) { ExactCall<T>(problem, w); }); });
+  return most_of_operands<Real>([&](auto operand) {
+    return Workspace::bytes_of(
+        [&](Workspace& w) { ExactCall<typename decltype(operand)::type>(problem, w); });
+  });
 }
 
 /// Attends with exact_workspace_bytes of memory.
 template <class Q, class K, class V, class Out>
 void run_exact(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
                MatrixView<ArithmeticOf<Q>> lse, std::span<std::byte> memory) {
-  with_operand(problem, q, k, v, [&]<class T>() {
+  with_operand(problem, q, k, v, [&](auto operand) {
     Workspace workspace(memory);
-    ExactCall<T>(problem, workspace).run(problem, q, k, v, out, lse);
+    ExactCall<typename decltype(operand)::type>(problem, workspace).run(problem, q, k, v, out, lse);
   });
 }
 

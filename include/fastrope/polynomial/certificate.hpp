@@ -47,7 +47,7 @@ class TailBound {
  private:
   static constexpr int kRings = 64;
 
-  double radius_;
+  double radius_ = 0;
   /// [ring][j]: at least e^-u |P^(j)(u)| / j! for all |u| <= R (1 - ring / kRings).
   std::array<std::vector<double>, kRings> rings_;
 };

@@ -133,9 +133,10 @@ std::vector<double> transform_error(const Problem& problem, std::span<const doub
                                     double delta, double amplification) {
   const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
   std::vector<double> prefix{0};
-  double energy = 0;
+  double total = 0, energy = 0;
   for (double t : generator) {
-    prefix.push_back(prefix.back() + t);
+    total += t;
+    prefix.push_back(total);
     energy += t * t;
   }
   const double length = static_cast<double>(fft_length(std::max<Index>(1, n_q + n_k - 1)));
