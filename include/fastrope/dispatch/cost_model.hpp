@@ -23,7 +23,7 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// vectors are taken to be slower than AVX2 in proportion.
 struct CostModel {
   double tile = kWide ? 1.1e11 : kVector * 7.1e10;   ///< flops in the tile kernels
-  double weigh = kWide ? 5.0e9 : kVector * 1.1e9;    ///< scores turned into weights
+  double weigh = kWide ? 5.0e9 : kVector * 1.2e9;    ///< scores turned into weights
   double feature = kWide ? 1.4e10 : kVector * 4e9;   ///< monomials
   double transform = 2.2e10;                         ///< flops in Fourier transforms
   double element = kWide ? 1.0e9 : kVector * 1.4e8;  ///< elements outside of the kernels
