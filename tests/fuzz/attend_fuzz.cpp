@@ -99,7 +99,7 @@ double add_bias(Bytes& bytes, AttentionCase& c) {
       for (Index h = 0; h < (bytes.one_in(2) ? 1 : heads); ++h)
         slopes.push_back(number({0.0, 0.5, 0.01, -0.1}));
       c.bias = alibi_formula(slopes);
-      c.base.bias = LagBias::alibi(std::move(slopes));
+      c.base.bias = LagBias::alibi(slopes);
       return 2000 * largest;
     }
     case 1: {

@@ -147,6 +147,23 @@ TEST(LagBias, TablesAreReadByHeadAndLag) {
   for (Index h = 0; h < 4; ++h) EXPECT_EQ(shared(h, 7), 2);
 }
 
+TEST(LagBias, MirroredIsThatOfTheOppositeLag) {
+  const LagBias t5 = LagBias::t5({1, 2, 3, 4, 5, 6, 7, 8}, 1, /*bidirectional=*/true, 9),
+                table = LagBias::table({1, 2, 3, 10, 20, 30}, 2, -1), alibi = LagBias::alibi({0.5, 2});
+  for (Position lag = -20; lag <= 20; ++lag) {
+    EXPECT_EQ(t5.mirrored()(0, lag), t5(0, -lag)) << lag;
+    for (const Index head : {0, 1}) {
+      EXPECT_EQ(alibi.mirrored()(head, lag), alibi(head, lag)) << lag;
+      if (std::abs(lag) <= 1) {
+        EXPECT_EQ(table.mirrored()(head, lag), table(head, -lag)) << lag;
+      }
+    }
+  }
+  EXPECT_NO_THROW(LagBias::table({1, 2, 3}, 1, 0).mirrored().require_covers(1, -2, 0));
+  EXPECT_THROW(LagBias::table({1, 2, 3}, 1, 0).mirrored().require_covers(1, 0, 1), Error);
+  EXPECT_TRUE(LagBias::none().mirrored().empty());
+}
+
 TEST(LagBiasErrors, ATableMustHoldEveryLagOfTheCall) {
   const LagBias bias = LagBias::table(std::vector<double>(9), 1, -4);
   EXPECT_EQ(error_of([&] { bias.require_covers(2, -4, 4); }), "no Error");

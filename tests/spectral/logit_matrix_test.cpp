@@ -82,11 +82,27 @@ TEST(LogitMatrix, IsTheSumOfItsFrequencies) {
   Inputs inputs(5);
   const auto q = inputs.gaussian<double>(1, 50, 6), k = inputs.gaussian<double>(1, 70, 6);
   for (const auto pairing : {fastrope::RopePairing::interleaved, fastrope::RopePairing::half_split}) {
-    const Scheme scheme{"rope", {.rope = Rope{.base = 50, .pairing = pairing}}};
+    const Scheme scheme{
+        "rope",
+        {.rope = Rope{.base = 50,
+                      .pairing = pairing,
+                      .scaling = fastrope::YarnScaling{.factor = 4, .original_context = 64}}}};
     Eigen::MatrixXd sum = Eigen::MatrixXd::Zero(50, 70);
     for (Index m = 0; m < 3; ++m) {
+      // Alone, a pair is a head of two columns, whose frequency is that of its linear scaling.
       const HadamardSum part = fastrope::frequency_matrix(head_of(q), head_of(k), scheme.options, m);
-      expect_is(part, fastrope::dense(part), "frequency");
+      const ReferenceFrequencies f = reference_frequencies(*scheme.options.rope, 6);
+      Tensor<double> q_pair(1, 50, 2), k_pair(1, 70, 2);
+      const bool interleaved = pairing == fastrope::RopePairing::interleaved;
+      for (const auto& [from, to] : {std::pair{&q, &q_pair}, {&k, &k_pair}})
+        for (Index i = 0; i < to->rows; ++i)
+          for (Index c = 0; c < 2; ++c)
+            (*to)(0, i, c) = f.gain * (*from)(0, i, interleaved ? 2 * m + c : m + 3 * c);
+      const Scheme alone{
+          "pair",
+          {.rope = Rope{.scaling = fastrope::LinearScaling{1 / f.theta[static_cast<std::size_t>(m)]}},
+           .scale = 1 / std::sqrt(6.0)}};
+      expect_is(part, written_logits(q_pair, k_pair, alone), "frequency");
       sum += fastrope::dense(part);
     }
     EXPECT_LE((sum - written_logits(q, k, scheme)).norm(), kTiny * sum.norm());
@@ -115,12 +131,27 @@ TEST(LogitMatrix, OfOneComplexFrequencyHasTheSingularValuesOfItsContent) {
   const auto twice = [&](const Eigen::MatrixXd& re, const Eigen::MatrixXd& im) {
     Eigen::MatrixXd m(2 * kRows, 2 * kRows);
     m << re, -im, im, re;
-    return Eigen::BDCSVD<Eigen::MatrixXd>(m).singularValues().eval();
+    return Eigen::JacobiSVD<Eigen::MatrixXd>(m).singularValues().eval();
   };
   const Eigen::VectorXd before = twice(real, imaginary),
                         after = twice(product(cosine, real) - product(sine, imaginary),
                                       product(sine, real) + product(cosine, imaginary));
   EXPECT_LE((before - after).cwiseAbs().maxCoeff(), 1e-12 * before(0));
+}
+
+TEST(LogitMatrix, TakesRowsThatArriveRotated) {
+  Inputs inputs(9);
+  const auto q = inputs.gaussian<double>(1, 20, 6), k = inputs.gaussian<double>(1, 30, 6);
+  const Scheme scheme{"rope", {.rope = Rope{}, .mask = Mask::causal()}};
+  Tensor<double> rotated_q = q, rotated_k = k;
+  reference_rotate(
+      Rope{}, [](Index i) { return 10 + i; }, rotated_q);
+  reference_rotate(
+      Rope{}, [](Index j) { return j; }, rotated_k);
+  Options options = scheme.options;
+  options.rope_already_applied = true;
+  expect_is(fastrope::logit_matrix(head_of(rotated_q), head_of(rotated_k), options),
+            written_logits(q, k, scheme), "rotated");
 }
 
 // Ones within a band are summed over a window, other factors are transformed: as if neither knew of the
@@ -164,6 +195,25 @@ TEST(LogitMatrix, RefusesWhatItCannotSay) {
   EXPECT_THAT(with({.dense_bias = fastrope::contiguous(dense.data(), 1, 5, 5)}), error("dense"));
   const std::vector<Position> gaps = {0, 1, 2, 3, 9};
   EXPECT_THAT(with({.mask = Mask::causal(), .key_positions = gaps}), error("consecutive"));
+  // Consecutive, but the keys are not in order: no Toeplitz matrix either.
+  const std::vector<Position> shuffled = {3, 0, 2, 1, 4};
+  Options out_of_order{.rope = Rope{}, .key_positions = shuffled};
+  EXPECT_NO_THROW(with(out_of_order)());
+  EXPECT_THAT([&] { fastrope::frequency_matrix(head_of(q), head_of(k), out_of_order, 0); },
+              error("in their order"));
+  out_of_order.mask = Mask::causal();
+  EXPECT_THAT(with(out_of_order), error("in their order"));
+  EXPECT_THAT(with({.bias = LagBias::alibi(std::vector{0.1}), .key_positions = shuffled}),
+              error("in their order"));
+  EXPECT_THAT(
+      [&] {
+        fastrope::frequency_matrix(head_of(q), head_of(k), {.rope = Rope{}, .rope_already_applied = true}, 0);
+      },
+      error("arrive rotated"));
+  EXPECT_THAT([&] { fastrope::logit_matrix(head_of(q), head_of(k), {}).apply(Eigen::VectorXd(4)); },
+              error("not 4"));
+  EXPECT_THAT([&] { fastrope::logit_matrix(head_of(q), head_of(k), {}).apply_transpose(Eigen::VectorXd(6)); },
+              error("not 6"));
   EXPECT_THAT(with({.bias = LagBias::alibi(std::vector{0.1, 0.2})}), error("2 heads"));
   EXPECT_THAT(
       [&] {

@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <limits>
+
 #include "support/spectral_heads.hpp"
 
 namespace fastrope_test {
@@ -105,6 +107,23 @@ TEST(LogitVariance, HasItsExtremes) {
   const VarianceShares none = logit_variance(head_of(same), head_of(same), {});
   EXPECT_EQ(none.variance, 0);
   EXPECT_EQ(none.content, 0);
+}
+
+TEST(LogitVariance, KeepsItsDigitsBesideALargeMean) {
+  Inputs inputs(5);
+  auto q = inputs.gaussian<double>(1, 40, 4);
+  const auto k = inputs.gaussian<double>(1, 40, 4);
+  std::vector<double> small, large;
+  for (int lag = -39; lag < 40; ++lag) small.push_back(0.01 * lag), large.push_back(1e7 + 0.01 * lag);
+  const VarianceShares one = logit_variance(head_of(q), head_of(k),
+                                            {.bias = fastrope::LagBias::table(small, 1, -39)}),
+                       other = logit_variance(head_of(q), head_of(k),
+                                              {.bias = fastrope::LagBias::table(large, 1, -39)});
+  EXPECT_GT(one.position, 0.001);
+  EXPECT_NEAR(other.variance, one.variance, 1e-7 * one.variance);
+  EXPECT_NEAR(other.position, one.position, 1e-7);
+  q(0, 7, 2) = std::numeric_limits<double>::quiet_NaN();
+  EXPECT_THROW(logit_variance(head_of(q), head_of(k), {}), fastrope::Error);
 }
 
 TEST(LogitVariance, RefusesWhatHasNoLags) {

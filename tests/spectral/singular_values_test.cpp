@@ -47,7 +47,8 @@ TEST(SingularValues, AreThoseOfTheDenseMatrixForEverySchemeAndMask) {
         if (scheme.name != "table") scheme.options.mask = mask;
         const HadamardSum logits = fastrope::logit_matrix(head_of(q), head_of(k), scheme.options);
         expect_extremes(fastrope::singular_values(logits, 8),
-                        Eigen::BDCSVD<Eigen::MatrixXd>(written_logits(q, k, scheme)).singularValues(), 1e-11);
+                        Eigen::JacobiSVD<Eigen::MatrixXd>(written_logits(q, k, scheme)).singularValues(),
+                        1e-11);
         const fastrope::WeightMatrix weights(head_of(q), head_of(k), scheme.options);
         expect_extremes(fastrope::singular_values(weights, 8), fastrope::all_singular_values(weights), 1e-11);
       }
@@ -81,12 +82,42 @@ TEST(SingularValues, BeyondTheRankAreZeroToLastDigitsOfTheFirst) {
   EXPECT_EQ(fastrope::singular_values(zero, 3).values, Eigen::VectorXd::Zero(3));
 }
 
+// Where one search finds one copy of each.
+TEST(SingularValues, AreFoundAsOftenAsTheyAreRepeated) {
+  constexpr Index kRows = 60;
+  const RowMatrix identity = RowMatrix::Identity(kRows, kRows);
+  Eigen::VectorXd values(kRows);
+  for (Index i = 0; i < kRows; ++i) values(i) = i < 6 ? 5 : i < 9 ? 4.5 : 4 - 0.03 * static_cast<double>(i);
+  const HadamardSum m(kRows, kRows, {{values.asDiagonal() * identity, identity, {}}});
+  expect_extremes(fastrope::singular_values(m, 12), values, 1e-11);
+  expect_extremes(fastrope::largest_eigenvalues(m, 12), values, 1e-11);
+  // Weights that are nearly 0 and 1: singular values are the roots of how often a key is chosen.
+  Inputs inputs(7);
+  const auto q = inputs.gaussian<double>(1, 100, 6), k = inputs.gaussian<double>(1, 100, 6);
+  const fastrope::WeightMatrix choice(head_of(q), head_of(k), {.scale = 1e5});
+  Eigen::VectorXd counts = fastrope::dense(choice).colwise().sum().transpose();
+  std::sort(counts.begin(), counts.end(), std::greater<>());
+  // Logits of this size leave weights 1e-10 of digits.
+  EXPECT_LE(
+      (fastrope::singular_values(choice, 30).values - counts.cwiseSqrt().head(30)).cwiseAbs().maxCoeff(),
+      1e-6);
+  EXPECT_LE((fastrope::all_singular_values(choice) - counts.cwiseSqrt()).cwiseAbs().maxCoeff(), 1e-6);
+}
+
 TEST(SingularValues, DoNotDependOnTheSizeOfTheMatrix) {
   Inputs inputs(3);
   const auto q = inputs.gaussian<double>(1, 64, 8);
   const Extremes one =
       fastrope::singular_values(fastrope::logit_matrix(head_of(q), head_of(q), {.scale = 1.0}), 4);
-  for (const double scale : {1e-25, 1e25}) {
+  const auto largest_of = [&](double scale) {
+    const HadamardSum gram = fastrope::logit_matrix(head_of(q), head_of(q), {.scale = scale});
+    return std::pair{fastrope::eigenvalues(gram, 3), fastrope::largest_eigenvalues(gram, 3)};
+  };
+  for (const double scale : {1e-170, 1e-25, 1e25}) {
+    const auto [general, symmetric] = largest_of(scale);
+    EXPECT_LE((general.values / scale - one.values.head(3)).norm(), 1e-10 * one.values(0));
+    EXPECT_LE((symmetric.values / scale - one.values.head(3)).norm(), 1e-10 * one.values(0));
+
     const Extremes other =
         fastrope::singular_values(fastrope::logit_matrix(head_of(q), head_of(q), {.scale = scale}), 4);
     EXPECT_LE((other.values / scale - one.values).norm(), 1e-12 * one.values(0));
@@ -113,7 +144,7 @@ TEST(SingularValues, OfLongSequencesAreThoseOfTheFactors) {
                                .triangularView<Eigen::Upper>());
   };
   const Eigen::MatrixXd r_q = factor(turned_q), r_k = factor(turned_k);
-  expect_extremes(found, Eigen::BDCSVD<Eigen::MatrixXd>(r_q * r_k.transpose()).singularValues(), 1e-9);
+  expect_extremes(found, Eigen::JacobiSVD<Eigen::MatrixXd>(r_q * r_k.transpose()).singularValues(), 1e-9);
 }
 
 TEST(Eigenvalues, OfSymmetricMatricesAreThoseOfTheDenseMatrix) {
@@ -134,8 +165,9 @@ TEST(Eigenvalues, OfSoftmaxWeightsBeginWithOne) {
   Inputs inputs(6);
   const auto q = inputs.gaussian<double>(1, 150, 8), k = inputs.gaussian<double>(1, 150, 8);
   const fastrope::WeightMatrix p(head_of(q), head_of(k), {.rope = fastrope::Rope{}});
-  const Eigen::VectorXcd found = fastrope::eigenvalues(p, 4);
+  const auto [found, residuals] = fastrope::eigenvalues(p, 4);
   EXPECT_NEAR(std::abs(found(0) - 1.0), 0, 1e-12);
+  EXPECT_LE(residuals.maxCoeff(), 1e-10);
   Eigen::VectorXd sizes = Eigen::EigenSolver<Eigen::MatrixXd>(fastrope::dense(p)).eigenvalues().cwiseAbs();
   std::sort(sizes.begin(), sizes.end(), std::greater<>());
   for (Index i = 0; i < 4; ++i) EXPECT_NEAR(std::abs(found(i)), sizes(i), 1e-10);
@@ -156,6 +188,10 @@ TEST(SingularValues, RefuseWhatIsNotThere) {
   const double infinite = std::numeric_limits<double>::infinity();
   const HadamardSum bad(3, 3, {{RowMatrix::Constant(3, 1, infinite), RowMatrix::Ones(3, 1), {}}});
   EXPECT_THAT([&] { fastrope::singular_values(bad, 1); }, error("not finite"));
+  EXPECT_THAT([&] { fastrope::eigenvalues(bad, 1); }, error("not finite"));
+  EXPECT_THAT([&] { fastrope::all_singular_values(bad); }, error("not finite"));
+  const HadamardSum zero(4, 4, {{RowMatrix::Zero(4, 1), RowMatrix::Ones(4, 1), {}}});
+  EXPECT_EQ(fastrope::eigenvalues(zero, 2).values, Eigen::VectorXcd::Zero(2));
   EXPECT_THAT([&] { fastrope::all_singular_values(toeplitz(600, 600, std::vector<double>(1199, 1.0))); },
               error("600 x 600"));
 }

@@ -73,6 +73,20 @@ TEST(WeightMatrix, TakesKeysInAnyOrder) {
   EXPECT_LE((shuffled.apply_transpose(x) - found.transpose() * x).norm(), 1e-13);
 }
 
+// A bias is mirrored, not written out for every lag between the positions.
+TEST(WeightMatrix, TakesPositionsThatAreFarApart) {
+  Inputs inputs(4);
+  const auto q = inputs.gaussian<double>(1, 2, 4);
+  const std::vector<Position> at = {0, Position{1} << 40};
+  const WeightMatrix p(
+      head_of(q), head_of(q),
+      {.bias = fastrope::LagBias::alibi(std::vector{1e-12}), .query_positions = at, .key_positions = at});
+  const Eigen::MatrixXd entries = fastrope::dense(p);
+  const Eigen::VectorXd x = random_vector(inputs, 2);
+  EXPECT_NEAR(entries.row(0).sum(), 1, 1e-14);
+  EXPECT_LE((p.apply_transpose(x) - entries.transpose() * x).norm(), 1e-14 * x.norm());
+}
+
 TEST(WeightMatrix, RefusesWhatIsNoSoftmaxOfFactors) {
   Inputs inputs(3);
   const auto q = inputs.gaussian<double>(1, 5, 4);

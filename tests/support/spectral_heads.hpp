@@ -34,6 +34,16 @@ inline std::vector<Scheme> schemes(Index d) {
       {"alibi",
        {.bias = LagBias::alibi(std::vector{0.3})},
        [](Index, Position lag) { return -0.3 * static_cast<double>(std::abs(lag)); }},
+      {"t5",
+       {.rope = Rope{},
+        .bias = LagBias::t5(std::vector{0.5, -1.0, 2.0, 0.1, 0.7, -0.3, 1.5, -2.0}, 1, /*bidirectional=*/true,
+                            9)},
+       [](Index, Position lag) {
+         const double buckets[] = {0.5, -1.0, 2.0, 0.1, 0.7, -0.3, 1.5, -2.0};
+         const Position distance =
+             std::abs(lag);  // 2 + 2 log(distance / 2) / log(9 / 2) from 2 on, at most 3
+         return buckets[(lag < 0 ? 4 : 0) + (distance < 2 ? distance : distance * distance < 18 ? 2 : 3)];
+       }},
       {"table",
        {.rope = Rope{}, .bias = LagBias::table(std::vector{-1.0, 0.5, 2.0}, 1, -1)},
        [](Index, Position lag) { return lag == -1  ? -1.0

@@ -236,8 +236,8 @@ TEST(ToeplitzAttention, EqualsDenseEvaluationForPrimesAndPowersOfTwo) {
             .chunks = {}};
         const std::vector<ToeplitzHead> heads{ToeplitzHead(problem, unit)};
         const Tensor<double> out = run_path(problem, heads, in);
-        const auto of_lag = [&](Index i, Index j) {
-          return heads[0].generator[static_cast<std::size_t>(i - j + n_k - 1)];
+        const auto of_lag = [&, corner = n_k - 1](Index i, Index j) {
+          return heads[0].generator[static_cast<std::size_t>(i - j + corner)];
         };
         const Tensor<double> dense =
             general ? reference_attention(in.q.view(), in.k.view(), in.v.view(), c.options(), {},

@@ -266,8 +266,8 @@ TEST(StateOfTails, EqualsDenseEvaluation) {
             if (const Position lag = n_k - n_q + i - j; c.base.mask.allows(lag))
               largest[static_cast<std::size_t>(i)] =
                   std::max(largest[static_cast<std::size_t>(i)], bias(lag));
-        const auto pair = [&](Index i, Index j) -> DensePair {
-          const Position lag = n_k - n_q + i - j;
+        const auto pair = [&, offset = n_k - n_q](Index i, Index j) -> DensePair {
+          const Position lag = offset + i - j;
           if (!c.base.mask.allows(lag)) return {0};
           return {std::exp(bias(lag) - largest[static_cast<std::size_t>(i)]), !is_far(unit.chunks, i, j)};
         };

@@ -5,7 +5,9 @@
 // see.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <utility>
 #include <vector>
 
@@ -77,6 +79,17 @@ class LagBias {
   }
 
   bool empty() const { return heads_ == 0; }
+
+  /// b(-lag): what keys see that attend to queries.
+  LagBias mirrored() const {
+    LagBias bias = *this;
+    bias.first_ = -last_;
+    bias.last_ = -first_;
+    const auto lags = static_cast<std::ptrdiff_t>(last_ - first_ + 1);
+    for (auto row = bias.values_.begin(); row != bias.values_.end(); row += lags)
+      std::reverse(row, row + lags);
+    return bias;
+  }
 
   /// b(lag) of a query head. Requires: not empty, covers({lag, lag}).
   double operator()(Index head, Position lag) const {

@@ -39,6 +39,7 @@ class HadamardSum {
   HadamardSum(Index n_rows, Index n_cols, std::vector<HadamardTerm> terms)
       : n_rows_(n_rows), n_cols_(n_cols) {
     if (n_rows < 1 || n_cols < 1) detail::fail("a HadamardSum cannot be ", n_rows, " x ", n_cols);
+    terms_.reserve(terms.size());
     for (HadamardTerm& term : terms) {
       if (term.u.rows() != n_rows || term.v.rows() != n_cols || term.u.cols() != term.v.cols())
         detail::fail("a term of a ", n_rows, " x ", n_cols, " HadamardSum has U [", term.u.rows(), ", ",
@@ -56,6 +57,7 @@ class HadamardSum {
   /// M x.  x: [n_cols]. Cost: O(n r) a term without T or with one of ones within a band of lags, as masks
   /// are; 2 r transforms a term with another T.
   Eigen::VectorXd apply(const Eigen::VectorXd& x) const {
+    require_size(x, n_cols_);
     Eigen::VectorXd y = Eigen::VectorXd::Zero(n_rows_);
     for (const Kept& t : terms_) t.factor.add(t.term.u, t.term.v, x, y);
     return y;
@@ -63,6 +65,7 @@ class HadamardSum {
 
   /// M' x.  x: [n_rows]. Cost: as apply().
   Eigen::VectorXd apply_transpose(const Eigen::VectorXd& x) const {
+    require_size(x, n_rows_);
     Eigen::VectorXd y = Eigen::VectorXd::Zero(n_cols_);
     for (const Kept& t : terms_) t.transposed.add(t.term.v, t.term.u, x, y);
     return y;
@@ -84,6 +87,12 @@ class HadamardSum {
   }
 
  private:
+  void require_size(const Eigen::VectorXd& x, Index size) const {
+    if (x.size() != size)
+      detail::fail("a ", n_rows_, " x ", n_cols_, " matrix is multiplied by ", size, " values, not ",
+                   x.size());
+  }
+
   /// T of a term, ready to be multiplied.
   class Factor {
    public:

@@ -41,55 +41,59 @@ inline Problem one_head(MatrixView<const double> q, MatrixView<const double> k, 
   return problem;
 }
 
-/// x_i turned by the angles of position_of(i), times `factor`; [n, d].
-template <class PositionOf>
-RowMatrix turned_rows(const Rotation& rotation, MatrixView<const double> x, double factor,
-                      PositionOf&& position_of) {
-  RowMatrix rows(x.rows, x.cols);
-  std::vector<double> table(static_cast<std::size_t>(rotation.row_size()));
-  for (Index i = 0; i < x.rows; ++i) {
-    rows.row(i) = Eigen::Map<const Eigen::RowVectorXd>(x.row(i), x.cols);
-    if (rotation.pairs() > 0) {
-      rotation.fill({i, i + 1}, position_of, table.data());
-      rotation.apply(table.data(), rows.row(i).data());
-    }
-  }
-  return factor * rows;
-}
-
-/// Queries, with the scale, and keys as dot products take them. Key j is row j of k, whatever its position.
-struct TurnedHead {
+/// Rows of one head as dot products take them, rotated, queries times the scale; and where they stand. Key j
+/// is row j of k, whatever its position.
+struct RotatedHead {
+  std::vector<Position> query_positions, key_positions;
   RowMatrix queries;  ///< [n_q, d]
   RowMatrix keys;     ///< [n_k, d]
 
-  TurnedHead(const Problem& problem, MatrixView<const double> q, MatrixView<const double> k)
-      : queries(turned_rows(problem.rotation, q, problem.scale,
-                            [&](Index i) { return problem.grid.query_position(i); })),
-        keys(k.rows, k.cols) {
-    const RowMatrix sorted = [&] {
-      RowMatrix rows(k.rows, k.cols);
-      for (Index j = 0; j < k.rows; ++j)
-        rows.row(j) = Eigen::Map<const Eigen::RowVectorXd>(k.row(problem.grid.source(j)), k.cols);
-      return turned_rows(problem.rotation, rows, 1, [&](Index j) { return problem.grid.key_position(j); });
-    }();
-    for (Index j = 0; j < k.rows; ++j) keys.row(problem.grid.source(j)) = sorted.row(j);
+  RotatedHead(const Problem& problem, MatrixView<const double> q, MatrixView<const double> k) {
+    const LagGrid& grid = problem.grid;
+    for (Index i = 0; i < q.rows; ++i) query_positions.push_back(grid.query_position(i));
+    key_positions.resize(static_cast<std::size_t>(k.rows));
+    for (Index j = 0; j < k.rows; ++j)
+      key_positions[static_cast<std::size_t>(grid.source(j))] = grid.key_position(j);
+    queries = problem.scale * rotated(problem.rotation, q, query_positions);
+    keys = rotated(problem.rotation, k, key_positions);
+  }
+
+ private:
+  static RowMatrix rotated(const Rotation& rotation, MatrixView<const double> x,
+                           const std::vector<Position>& positions) {
+    RowMatrix rows = Eigen::Map<const RowMatrix, 0, Eigen::OuterStride<>>(x.data, x.rows, x.cols,
+                                                                          Eigen::OuterStride<>(x.row_stride));
+    std::vector<double> table(static_cast<std::size_t>(rotation.row_size()));
+    for (Index i = 0; rotation.pairs() > 0 && i < x.rows; ++i) {
+      rotation.fill(
+          {i, i + 1}, [&](Index m) { return positions[static_cast<std::size_t>(m)]; }, table.data());
+      rotation.apply(table.data(), rows.row(i).data());
+    }
+    return rows;
   }
 };
+
+/// Throws Error unless rows and columns of the matrix are in the order of consecutive positions, as what is a
+/// function of row - column needs them.
+inline void require_row_order(const char* name, const LagGrid& grid) {
+  if (!grid.consecutive() || !grid.in_order())
+    fail(name, ": positions must be consecutive, and keys in their order");
+}
 
 }  // namespace detail
 
 /// The logits of one head.  q: [n_q, d], k: [n_k, d]; of the options rope, weights, mask, bias (of one head),
 /// scale and positions count. Throws Error, naming the values, for softcap, sinks and dense options, and for
-/// positions that are not consecutive beside a mask, bias or weights. Cost: O(n d), and two transforms for
-/// each term with a Toeplitz factor; memory 16 n d bytes.
+/// positions that are not consecutive and in order beside a mask, bias or weights. Cost: O(n d) time and 16 n
+/// d bytes; for a bias, and for each entry of the support of weights, four transforms and about 100 n bytes.
 inline HadamardSum logit_matrix(MatrixView<const double> q, MatrixView<const double> k,
                                 const Options& options) {
   const Problem problem = detail::one_head(q, k, options);
   const LagGrid& grid = problem.grid;
   const Index n_q = q.rows, n_k = k.rows;
   const bool masked = grid.allowed_pairs() < static_cast<double>(n_q) * static_cast<double>(n_k);
-  if (!grid.consecutive() && (masked || !problem.bias.empty() || problem.weights))
-    detail::fail("logit_matrix: with a mask, a bias or weights positions must be consecutive");
+  if (masked || !problem.bias.empty() || problem.weights)
+    detail::require_row_order("logit_matrix with a mask, a bias or weights", grid);
 
   // T(row - column) = value(lag) where the mask allows the lag.
   const auto generator = [&](auto&& value) {
@@ -114,7 +118,7 @@ inline HadamardSum logit_matrix(MatrixView<const double> q, MatrixView<const dou
                        generator([&](Position lag) { return (*problem.weights)(lag, s); })});
     }
   } else {
-    detail::TurnedHead head(problem, q, k);
+    detail::RotatedHead head(problem, q, k);
     terms.push_back({std::move(head.queries), std::move(head.keys)});
     if (masked) terms.back().generator = generator([](Position) { return 1.0; });
   }
@@ -133,9 +137,11 @@ inline HadamardSum frequency_matrix(MatrixView<const double> q, MatrixView<const
                                     const Options& options, Index m) {
   const Problem problem = detail::one_head(q, k, options);
   const RopeFrequencies& f = problem.rotation.frequencies();
+  if (options.rope_already_applied)
+    detail::fail("frequency_matrix: rows that arrive rotated have no pairs that are not");
   if (m < 0 || m >= f.pairs())
     detail::fail("frequency_matrix: rope turns ", f.pairs(), " pairs, there is no pair ", m);
-  if (!problem.grid.consecutive()) detail::fail("frequency_matrix: positions must be consecutive");
+  detail::require_row_order("frequency_matrix", problem.grid);
   const Index n_q = q.rows, n_k = k.rows;
   if (problem.grid.allowed_pairs() < static_cast<double>(n_q) * static_cast<double>(n_k))
     detail::fail("frequency_matrix: the mask leaves out ",

@@ -26,9 +26,10 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// Shares of the variance of logits; they add up to 1, or are 0 where nothing varies.
+/// Shares of the variance of logits; they add up to 1, or are 0 where nothing varies. Codes that the caller
+/// has added to rows count as content.
 struct VarianceShares {
-  double variance = 0;  ///< of all logits
+  double variance = 0;  ///< of logits as they are drawn above; the matrix's own entries may differ in it
   double position = 0;  ///< of E[x | lag]
   double content = 0;   ///< of E[x | q, k]
   double mixed = 0;     ///< of the rest
@@ -75,70 +76,68 @@ inline std::vector<LagFunction> lag_functions(const Problem& problem) {
   return functions;
 }
 
-/// First and second moments of some functions.
+/// Of some functions.
 struct Moments {
   Eigen::VectorXd mean;
-  Eigen::MatrixXd second;
-
-  Eigen::MatrixXd covariance() const { return second - mean * mean.transpose(); }
+  Eigen::MatrixXd covariance;
 };
 
-/// Over the lags of all allowed pairs.
+/// Of functions of the lag, over the lags of all allowed pairs.
 inline Moments moments_over_lags(const LagGrid& grid, std::span<const LagFunction> functions) {
   constexpr Index kBlock = 1024;
   const Index n_q = grid.n_q(), n_k = grid.n_k(), count = std::ssize(functions);
-  Moments m{Eigen::VectorXd::Zero(count), Eigen::MatrixXd::Zero(count, count)};
-  for (Index begin = -(n_k - 1); begin < n_q; begin += kBlock) {
-    const Index size = std::min(kBlock, n_q - begin);
-    Eigen::MatrixXd phi(count, size);
-    Eigen::VectorXd weight(size);
-    for (Index i = 0; i < size; ++i) {
-      const Index diagonal = begin + i;  // row - column
-      const Position lag = diagonal + grid.offset();
-      const bool allowed = grid.mask().allows(lag);
-      const Index pairs = std::min(n_q, n_k + diagonal) - std::max<Index>(0, diagonal);
-      weight(i) = allowed ? static_cast<double>(pairs) / grid.allowed_pairs() : 0;
-      for (Index r = 0; r < count; ++r)
-        phi(r, i) = allowed ? functions[static_cast<std::size_t>(r)].phi(lag) : 0;
+  // visit(phi [count, size], weight [size]) for blocks of lags.
+  const auto for_each_block = [&](auto&& visit) {
+    for (Index begin = -(n_k - 1); begin < n_q; begin += kBlock) {
+      const Index size = std::min(kBlock, n_q - begin);
+      Eigen::MatrixXd phi = Eigen::MatrixXd::Zero(count, size);
+      Eigen::VectorXd weight = Eigen::VectorXd::Zero(size);
+      for (Index i = 0; i < size; ++i) {
+        const Index diagonal = begin + i;  // row - column
+        const Position lag = diagonal + grid.offset();
+        if (!grid.mask().allows(lag)) continue;
+        const Index pairs = std::min(n_q, n_k + diagonal) - std::max<Index>(0, diagonal);
+        weight(i) = static_cast<double>(pairs) / grid.allowed_pairs();
+        for (Index r = 0; r < count; ++r) phi(r, i) = functions[static_cast<std::size_t>(r)].phi(lag);
+      }
+      visit(phi, weight);
     }
-    m.mean += phi * weight;
-    m.second.noalias() += phi * weight.asDiagonal() * phi.transpose();
-  }
+  };
+  Moments m{Eigen::VectorXd::Zero(count), Eigen::MatrixXd::Zero(count, count)};
+  for_each_block([&](const auto& phi, const auto& weight) { m.mean += phi * weight; });
+  for_each_block([&](auto& phi, const auto& weight) {
+    phi.colwise() -= m.mean;
+    m.covariance.noalias() += phi * weight.asDiagonal() * phi.transpose();
+  });
   return m;
 }
 
-/// Over the pairs of any row of q with any row of k.
+/// Of g, over the pairs of any row of q with any row of k. With means a and covariances C of both sides, and
+/// q_i k_j q_l k_m's mean the product of those of q_i q_l and of k_j k_m,
+///     Cov(q_i k_j, q_l k_m) = C_il C_jm + C_il a_j a_m + a_i a_l C_jm.
 inline Moments moments_over_rows(MatrixView<const double> q, MatrixView<const double> k,
                                  std::span<const LagFunction> functions) {
   const auto moments = [](MatrixView<const double> x) {
-    Moments m{Eigen::VectorXd::Zero(x.cols), Eigen::MatrixXd::Zero(x.cols, x.cols)};
-    for (Index i = 0; i < x.rows; ++i) {
-      const Eigen::Map<const Eigen::VectorXd> row(x.row(i), x.cols);
-      m.mean += row / static_cast<double>(x.rows);
-      m.second.noalias() += row * row.transpose() / static_cast<double>(x.rows);
-    }
-    return m;
+    RowMatrix rows = Eigen::Map<const RowMatrix, 0, Eigen::OuterStride<>>(x.data, x.rows, x.cols,
+                                                                          Eigen::OuterStride<>(x.row_stride));
+    const Eigen::RowVectorXd mean = rows.colwise().mean();
+    rows.rowwise() -= mean;
+    return Moments{mean.transpose(), rows.transpose() * rows / static_cast<double>(x.rows)};
   };
   const Moments of_q = moments(q), of_k = moments(k);
   const Index count = std::ssize(functions);
-  // No entries: the constant 1, which is 1 in the place of q_a and of k_b.
-  const auto mean = [&](const LagFunction& g) {
-    double sum = g.entries.empty() ? 1 : 0;
-    for (const auto& [a, b, factor] : g.entries) sum += factor * of_q.mean(a) * of_k.mean(b);
-    return sum;
-  };
-  Moments m{Eigen::VectorXd(count), Eigen::MatrixXd(count, count)};
+  Moments m{Eigen::VectorXd(count), Eigen::MatrixXd::Zero(count, count)};
   for (Index r = 0; r < count; ++r) {
     const LagFunction& g = functions[static_cast<std::size_t>(r)];
-    m.mean(r) = mean(g);
-    for (Index s = 0; s < count; ++s) {
-      const LagFunction& h = functions[static_cast<std::size_t>(s)];
-      double sum = g.entries.empty() ? mean(h) : h.entries.empty() ? mean(g) : 0;
+    m.mean(r) = g.entries.empty() ? 1 : 0;
+    for (const auto& [a, b, factor] : g.entries) m.mean(r) += factor * of_q.mean(a) * of_k.mean(b);
+    for (Index s = 0; s < count; ++s)
       for (const auto& [a, b, factor] : g.entries)
-        for (const auto& [c, d, other] : h.entries)
-          sum += factor * other * of_q.second(a, c) * of_k.second(b, d);
-      m.second(r, s) = sum;
-    }
+        for (const auto& [c, d, other] : functions[static_cast<std::size_t>(s)].entries)
+          m.covariance(r, s) +=
+              factor * other *
+              (of_q.covariance(a, c) * (of_k.covariance(b, d) + of_k.mean(b) * of_k.mean(d)) +
+               of_q.mean(a) * of_q.mean(c) * of_k.covariance(b, d));
   }
   return m;
 }
@@ -147,7 +146,8 @@ inline Moments moments_over_rows(MatrixView<const double> q, MatrixView<const do
 
 /// q: [n_q, d], k: [n_k, d], not rotated; of the options rope, weights, mask, bias (of one head) and scale
 /// count. Throws Error, naming the values, as logit_matrix(), for positions that are not consecutive, and for
-/// a mask that leaves nothing. Cost: O(n (d^2 + R^2)) for R functions of the lag, d + 1 for RoPE.
+/// a mask that leaves nothing. Cost: O(n (d^2 + R^2)) for R functions of the lag: up to d + 2 for RoPE, the
+/// support's size for weights.
 inline VarianceShares logit_variance(MatrixView<const double> q, MatrixView<const double> k,
                                      const Options& options) {
   const Problem problem = detail::one_head(q, k, options);
@@ -159,12 +159,19 @@ inline VarianceShares logit_variance(MatrixView<const double> q, MatrixView<cons
   const std::vector<detail::LagFunction> functions = detail::lag_functions(problem);
   const detail::Moments lags = detail::moments_over_lags(problem.grid, functions),
                         rows = detail::moments_over_rows(q, k, functions);
-  const Eigen::MatrixXd of_lags = lags.covariance(), of_rows = rows.covariance();
-  const double position = rows.mean.dot(of_lags * rows.mean), content = lags.mean.dot(of_rows * lags.mean),
-               mixed = of_lags.cwiseProduct(of_rows).sum();
+  double position = rows.mean.dot(lags.covariance * rows.mean),
+         content = lags.mean.dot(rows.covariance * lags.mean),
+         mixed = lags.covariance.cwiseProduct(rows.covariance).sum();
+  if (!std::isfinite(position + content + mixed))
+    detail::fail("logit_variance: the logits' variance is ", position + content + mixed,
+                 ": a row of q or k is not finite");
+  for (double* part : {&position, &content, &mixed})
+    *part = std::max(0.0, *part);  // but for rounding they are
   const double variance = position + content + mixed;
-  constexpr double kRounding = 1e-13;
-  if (!(variance > kRounding * lags.second.cwiseProduct(rows.second).sum())) return {};
+  // What rounding leaves of rows and lags that are all the same.
+  const double size = lags.mean.cwiseAbs().dot(rows.mean.cwiseAbs());
+  constexpr double kRounding = 1e-12;
+  if (variance <= kRounding * size * (kRounding * size)) return {};
   return {variance, position / variance, content / variance, mixed / variance};
 }
 

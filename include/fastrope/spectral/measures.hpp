@@ -22,14 +22,21 @@ struct SpectralMeasures {
   double entropy_rank = 0;  ///< exp of the entropy of sigma_i / sum sigma (Roy and Vetterli 2007)
 };
 
+namespace detail {
+
+inline void require_singular_values(const char* name, const Eigen::VectorXd& values) {
+  for (const double sigma : values)
+    if (!(sigma >= 0) || !std::isfinite(sigma)) fail(name, ": ", sigma, " is no singular value");
+}
+
+}  // namespace detail
+
 /// From all singular values that are not zero, in any order, of an n_rows x n_cols matrix. Throws Error for
 /// values that are negative or not finite.
 inline SpectralMeasures measures(const Eigen::VectorXd& singular_values, Index n_rows, Index n_cols) {
   SpectralMeasures m;
-  for (const double sigma : singular_values) {
-    if (!(sigma >= 0) || !std::isfinite(sigma)) detail::fail("measures: ", sigma, " is no singular value");
-    m.sigma_1 = std::max(m.sigma_1, sigma);
-  }
+  detail::require_singular_values("measures", singular_values);
+  m.sigma_1 = singular_values.size() > 0 ? singular_values.maxCoeff() : 0;
   if (m.sigma_1 == 0) return m;
   const double least =
       static_cast<double>(std::max(n_rows, n_cols)) * std::numeric_limits<double>::epsilon() * m.sigma_1;
@@ -54,8 +61,11 @@ inline double contraction(const SpectralMeasures& positioned, const SpectralMeas
 }
 
 /// Majorisation test: the largest sum of the k largest of x, minus that of the k largest of y, over all k. At
-/// most 0 where y weakly majorises x. Missing values count as 0. Requires x and y to be nonnegative.
+/// most 0 where y weakly majorises x. Missing values count as 0. Throws Error for values that are negative or
+/// not finite.
 inline double majorisation_excess(Eigen::VectorXd x, Eigen::VectorXd y) {
+  detail::require_singular_values("majorisation_excess", x);
+  detail::require_singular_values("majorisation_excess", y);
   std::sort(x.begin(), x.end(), std::greater<>());
   std::sort(y.begin(), y.end(), std::greater<>());
   double sum = 0, largest = -std::numeric_limits<double>::infinity();

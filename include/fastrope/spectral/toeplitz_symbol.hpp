@@ -66,9 +66,10 @@ class ToeplitzSymbol {
   }
 
   /// Szego's estimate of all singular values of a square T, the largest first: |f| at pi j / (n + 1), j = 1
-  /// .. n. For a band of width b no more than 2 b values are out of place. Throws Error, naming the values,
-  /// for other shapes and where the outer half of the lags holds more than a hundredth of sum |t|: then the
-  /// symbol is not resolved by n lags, or is no function at all. Cost: O(n log n).
+  /// .. n. For bands of b diagonals beside the main one, a value lies between the estimates 2 b places before
+  /// and after it. Throws Error, naming the values, for other shapes and where the outer half of the lags
+  /// holds more than a hundredth of sum |t|: then n lags do not resolve the symbol, or it is no function at
+  /// all. Cost: O(n log n).
   Eigen::VectorXd szego_singular_values() const {
     Eigen::VectorXd sizes = interior().cwiseAbs();
     std::sort(sizes.begin(), sizes.end(), std::greater<>());

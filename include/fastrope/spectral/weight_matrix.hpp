@@ -9,6 +9,7 @@
 
 #include <Eigen/Core>
 #include <cmath>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -28,23 +29,20 @@ class WeightMatrix {
  public:
   /// q: [n_q, d], k: [n_k, d]; of the options rope, mask, bias (of one head), scale, positions and executor
   /// count. Throws Error, naming the values, for softcap, sinks, dense options, weights and other kernels.
-  /// Cost: 4 n_q n_k d flops.
+  /// Cost: 2 n_q n_k (d + 2) flops.
   WeightMatrix(MatrixView<const double> q, MatrixView<const double> k, const Options& options)
       : problem_(detail::one_head(q, k, options)) {
     if (problem_.weights)
       detail::fail("WeightMatrix: general weights W(lag) do not factor into rows of q and k");
     if (!problem_.kernel.is_softmax())
       detail::fail("WeightMatrix: the kernel is a polynomial of degree ", problem_.kernel.degree());
-    detail::TurnedHead head(problem_, q, k);
+    detail::RotatedHead head(problem_, q, k);
     queries_.setZero(q.rows, q.cols + 1);
     queries_.leftCols(q.cols) = head.queries;
     keys_.setOnes(k.rows, k.cols + 1);
     keys_.leftCols(k.cols) = head.keys;
-    const LagGrid& grid = problem_.grid;
-    for (Index i = 0; i < q.rows; ++i) query_positions_.push_back(grid.query_position(i));
-    key_positions_.resize(static_cast<std::size_t>(k.rows));
-    for (Index j = 0; j < k.rows; ++j)
-      key_positions_[static_cast<std::size_t>(grid.source(j))] = grid.key_position(j);
+    query_positions_ = std::move(head.query_positions);
+    key_positions_ = std::move(head.key_positions);
     // Whatever the values, their weights' sums.
     const Eigen::VectorXd lse = attend(queries_, keys_, forward(), Eigen::VectorXd::Zero(k.rows)).lse;
     for (Index i = 0; i < q.rows; ++i) queries_(i, q.cols) = std::isfinite(lse(i)) ? -lse(i) : 0;
@@ -93,37 +91,28 @@ class WeightMatrix {
   }
 
   Options forward() const {
-    Options options = common();
-    options.mask = problem_.grid.mask();
-    options.bias = problem_.bias;
-    options.query_positions = query_positions_;
-    options.key_positions = key_positions_;
-    return options;
+    const Mask mask = problem_.grid.mask();
+    return options(mask, problem_.bias, query_positions_, key_positions_);
   }
   /// Of keys that attend to queries: every lag changes its sign.
   Options backward() const {
-    Options options = common();
-    options.mask = Mask::lags(-problem_.grid.mask().last, -problem_.grid.mask().first);
-    const LagGrid::Lags lags = problem_.grid.allowed_lags();
-    if (!problem_.bias.empty() && lags.first <= lags.last) {
-      std::vector<double> table;
-      for (Position lag = lags.last; lag >= lags.first; --lag) table.push_back(problem_.bias(0, lag));
-      options.bias = LagBias::table(table, 1, -lags.last);
-    }
-    options.query_positions = key_positions_;
-    options.key_positions = query_positions_;
-    return options;
+    const Mask mask = problem_.grid.mask();
+    return options(Mask::lags(-mask.last, -mask.first), problem_.bias.mirrored(), key_positions_,
+                   query_positions_);
   }
-  Options common() const {
-    Options options;
-    options.scale = 1;  // queries_ have it
-    options.executor = problem_.executor;
-    return options;
+  Options options(Mask mask, LagBias bias, std::span<const Position> queries,
+                  std::span<const Position> keys) const {
+    return {.mask = mask,
+            .bias = std::move(bias),
+            .scale = 1.0,  // queries_ have it
+            .query_positions = queries,
+            .key_positions = keys,
+            .executor = problem_.executor};
   }
 
   Problem problem_;
-  RowMatrix queries_;  // [n_q, d + 1]: turned, times the scale; -lse
-  RowMatrix keys_;     // [n_k, d + 1]: turned; 1
+  RowMatrix queries_;  // [n_q, d + 1]: rotated, times the scale; -lse
+  RowMatrix keys_;     // [n_k, d + 1]: rotated; 1
   std::vector<Position> query_positions_ = {}, key_positions_ = {};
 };
 
