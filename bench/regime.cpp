@@ -196,7 +196,7 @@ std::vector<Series> times_by_length(std::vector<Observed>& observed) {
   return all;
 }
 
-std::vector<Figure> figures() {
+std::vector<Figure> maps() {
   const std::vector<Index> dims = {4, 8, 16, 32, 64, 128};
   std::vector<Row> rows;
   for (const int exponent : {1, 2, 3, 4})
@@ -222,7 +222,7 @@ int main(int argc, char** argv) {
       folder = argv[i];
   std::filesystem::create_directories(folder);
   std::vector<Observed> observed;
-  std::vector<Figure> all = figures();
+  std::vector<Figure> all = maps();
   for (Figure& figure : all) {
     sweep(figure);
     print_shares(figure);
