@@ -80,7 +80,6 @@ int main() {
   std::vector<std::array<double, kKinds>> work;
   std::vector<double> measured, predicted;
   std::vector<std::string> names;
-  const fastrope::CostModel defaults;
   const std::vector<MadeHead> all = heads();
   for (std::size_t i = 0; i < all.size(); ++i) {
     const MadeHead& head = all[i];
@@ -92,7 +91,7 @@ int main() {
       char name[128];
       std::snprintf(name, sizeof(name), "%-10s %-6s n %6td d %4td rank %6td, %s", name_of(head.bias),
                     head.causal ? "causal" : "full", head.n, head.d, t.candidate.rank, to_string(t.path));
-      names.push_back(name);
+      names.emplace_back(name);
       work.push_back(counts(t.candidate.work));
       measured.push_back(t.seconds);
       predicted.push_back(t.candidate.seconds);

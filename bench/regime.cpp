@@ -123,10 +123,10 @@ void measure(Figure& figure, std::vector<Observed>& observed) {
   for (std::size_t i = 0; i < figure.cells.size(); ++i) {
     Cell& cell = figure.cells[i];
     if (cell.head.n > kLongest || cell.exact > kLongestRun) continue;
-    if (cell.path != Path::exact && cell.speed_up <= 50) won.push_back({&cell, cell.speed_up});
+    if (cell.path != Path::exact && cell.speed_up <= 50) won.emplace_back(&cell, cell.speed_up);
     if (cell.path == Path::exact && figure.cells[i + 1].path != Path::exact) {
       const double speed_up = forced_speed_up(cell.head, path);
-      if (speed_up >= 0.5) lost.push_back({&cell, speed_up});
+      if (speed_up >= 0.5) lost.emplace_back(&cell, speed_up);
     }
   }
   std::printf("\n%s: speed-up over the exact path\n%-11s %6s %4s %7s %9s  %-10s %9s %9s  %-10s %9s %9s\n",
@@ -179,12 +179,12 @@ std::vector<Series> times_by_length(std::vector<Observed>& observed) {
                          : t.path == Path::toeplitz && bias == Bias::table  ? &toeplitz
                                                                             : nullptr;
         if (!series) continue;
-        series->seconds.push_back({n, t.seconds});
+        series->seconds.emplace_back(n, t.seconds);
         if (t.path != Path::exact)
           observed.push_back({t.path, t.candidate.error_bound + t.candidate.rounding, t.error});
       }
       if (bias == Bias::none && n <= kLongestNaive)
-        naive.seconds.push_back({n, bench::median_seconds(3, [&] { bench::naive(c, in); })});
+        naive.seconds.emplace_back(n, bench::median_seconds(3, [&] { bench::naive(c, in); }));
     }
   }
   std::vector<Series> all = {naive, exact, exact_bias, polynomial, toeplitz};

@@ -226,7 +226,7 @@ inline void draw_times(const std::vector<Series>& all, const std::string& folder
       spots.push_back({x(static_cast<double>(point.first)), y(point.second)});
     svg.lines(spots, series.stroke, 2, series.dashes);
     for (const Spot& spot : spots) svg.circle(spot, 3, series.stroke);
-    labels.push_back({spots.back().y, &series});
+    labels.emplace_back(spots.back().y, &series);
   }
   std::sort(labels.begin(), labels.end());
   double lowest = 0;

@@ -4,7 +4,7 @@
 //
 // For every layer and head of a llama2.c checkpoint: the change in the model's loss on a text when that one
 // head's values are zero. Without a file the text is the model's own, likeliest token after likeliest token
-// from "Once upon a time" until its context is full, on which its loss is as low as it gets. Writes
+// from "Once upon a time" until its context is full, on which its loss is low. Writes
 // head_ablation.svg to the folder.
 #include <cstdio>
 #include <cstdlib>

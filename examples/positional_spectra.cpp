@@ -10,6 +10,9 @@
 // RoPE logit matrix that is too large to be formed. --figures writes spectra.svg and, with a checkpoint,
 // head_contraction.svg.
 //
+// Above n = 512 the values of a matrix of full rank are too many to find: "-" stands for what needs them all.
+// Absolute codes are part of the rows, so the shares count them as content.
+//
 // Made content, q and k of deviation 1 and apart from each other: independent; a common mean of length
 // sqrt(10) that both share; slowly varying, neighbours correlated by 0.97. The scale is 1, as in the paper's
 // tables.
@@ -75,7 +78,9 @@ std::optional<Arguments> parsed(int count, char** words) {
     else
       a.model.push_back(word);
   }
-  const bool fits = a.n >= 2 && a.d >= 4 && a.d % 4 == 0 && (a.model.empty() || a.model.size() == 2);
+  const bool fits = a.n >= (a.long_run ? 11 : 2) && a.d >= 4 && a.d % 4 == 0 &&
+                    (a.model.empty() || a.model.size() == 2) &&
+                    !(a.long_run && (a.weights || a.figures || !a.model.empty()));
   return fits ? std::optional(a) : std::nullopt;
 }
 
@@ -129,6 +134,7 @@ std::vector<Head> heads_of(Content content, const Arguments& a) {
   const RowMatrix codes = absolute_codes(a.n, a.d);
   // As trained T5 heads have it, near lags count more, keys after the query less.
   std::vector<double> buckets;
+  buckets.reserve(32);
   for (int bucket = 0; bucket < 32; ++bucket)
     buckets.push_back(4 - 0.4 * (bucket % 16) - (bucket < 16 ? 0.0 : 1.0));
   std::vector<Head> heads = {
@@ -147,20 +153,34 @@ std::vector<Head> heads_of(Content content, const Arguments& a) {
   return heads;
 }
 
-/// All singular values where the matrix is small, else as many of the largest as a low rank may have.
+/// A matrix's largest singular values, all of them where it is small, and what can be said of them.
+struct Spectrum {
+  Eigen::VectorXd values;
+  SpectralMeasures measures;
+  bool whole;  // else sigma_1 and the stable rank alone are known
+};
+
 template <class M>
-Eigen::VectorXd spectrum(const M& m, Index rank) {
-  constexpr Index kDense = 512;
+Spectrum spectrum_of(const M& m) {
+  constexpr Index kDense = 512, kLargest = 11;
   const Index size = std::min(m.n_rows(), m.n_cols());
-  if (size <= kDense) return fastrope::all_singular_values(m);
-  return fastrope::singular_values(m, std::min(rank, size)).values;
+  if (size <= kDense) {
+    const Eigen::VectorXd values = fastrope::all_singular_values(m);
+    return {values, fastrope::measures(values, m.n_rows(), m.n_cols()), true};
+  }
+  const Eigen::VectorXd values = fastrope::singular_values(m, kLargest).values;
+  const double ratio = fastrope::frobenius_norm(m) / values(0);
+  return {values, {.sigma_1 = values(0), .stable_rank = ratio * ratio}, false};
 }
 
-void print_line(const std::string& name, const SpectralMeasures& m, double contraction,
-                const VarianceShares& v) {
-  std::printf("  %-10s %9.1f %7.3f %6td %9.2g %8.2f %8.2f %9.0f%% %7.0f%% %6.0f%%\n", name.c_str(), m.sigma_1,
-              contraction, m.rank, m.condition, m.stable_rank, m.entropy_rank, 100 * v.position,
-              100 * v.content, 100 * v.mixed);
+void print_line(const std::string& name, const Spectrum& s, double contraction, const VarianceShares& v) {
+  const SpectralMeasures& m = s.measures;
+  std::printf("  %-10s %9.1f %7.3f ", name.c_str(), m.sigma_1, contraction);
+  if (s.whole)
+    std::printf("%6td %9.2g %8.2f %8.2f", m.rank, m.condition, m.stable_rank, m.entropy_rank);
+  else
+    std::printf("%6s %9s %8.2f %8s", "-", "-", m.stable_rank, "-");
+  std::printf(" %9.0f%% %7.0f%% %6.0f%%\n", 100 * v.position, 100 * v.content, 100 * v.mixed);
   std::fflush(stdout);
 }
 
@@ -178,18 +198,14 @@ void print_schemes(const Arguments& a) {
     figures::SpectraPanel panel{name, {}};
     const std::vector<Head> heads = heads_of(content, a);
     for (const Head& head : heads) {
-      const Index rank = head.q.cols() + 1;
-      const Eigen::VectorXd values = spectrum(fastrope::logit_matrix(head.q, head.k, head.options), rank);
       Options plain = head.options;
       plain.rope = {};
       plain.bias = LagBias::none();
-      const SpectralMeasures m = fastrope::measures(values, a.n, a.n),
-                             content_alone = fastrope::measures(
-                                 spectrum(fastrope::logit_matrix(head.plain_q, head.plain_k, plain), rank),
-                                 a.n, a.n);
-      print_line(head.scheme, m, fastrope::contraction(m, content_alone),
+      const Spectrum s = spectrum_of(fastrope::logit_matrix(head.q, head.k, head.options)),
+                     content_alone = spectrum_of(fastrope::logit_matrix(head.plain_q, head.plain_k, plain));
+      print_line(head.scheme, s, fastrope::contraction(s.measures, content_alone.measures),
                  fastrope::logit_variance(head.q, head.k, head.options));
-      panel.lines.push_back({head.scheme, values});
+      panel.lines.push_back({head.scheme, s.values});
     }
     panels.push_back(std::move(panel));
     if (!a.weights) continue;
@@ -198,9 +214,14 @@ void print_schemes(const Arguments& a) {
     for (Head head : heads) {
       head.options.scale = {};
       const fastrope::WeightMatrix weights(head.q, head.k, head.options);
-      const SpectralMeasures m = fastrope::measures(spectrum(weights, 16), a.n, a.n);
-      std::printf("  %-10s %9.3f %6td %8.2f %8.2f\n", head.scheme.c_str(), m.sigma_1, m.rank, m.stable_rank,
-                  m.entropy_rank);
+      const Spectrum s = spectrum_of(weights);
+      const SpectralMeasures& m = s.measures;
+      std::printf("  %-10s %9.3f ", head.scheme.c_str(), m.sigma_1);
+      if (s.whole)
+        std::printf("%6td %8.2f %8.2f\n", m.rank, m.stable_rank, m.entropy_rank);
+      else
+        std::printf("%6s %8.2f %8s\n", "-", m.stable_rank, "-");
+      std::fflush(stdout);
     }
   }
   if (a.figures)
@@ -230,15 +251,14 @@ void print_model(const Arguments& a) {
         return x;
       };
       const RowMatrix queries = rows(q, h), keys = rows(k, h * k.heads / q.heads);
-      Options options = reader.options(), plain = options;
+      const Options& options = reader.options();
+      Options plain = options;
       plain.rope = {};
-      const auto measured = [&](const Options& o) {
-        return fastrope::measures(spectrum(fastrope::logit_matrix(queries, keys, o), q.cols), q.rows, k.rows);
-      };
-      const SpectralMeasures m = measured(options);
-      const double contraction = fastrope::contraction(m, measured(plain));
+      const Spectrum s = spectrum_of(fastrope::logit_matrix(queries, keys, options));
+      const double contraction = fastrope::contraction(
+          s.measures, spectrum_of(fastrope::logit_matrix(queries, keys, plain)).measures);
       ratios(static_cast<Index>(layer), h) = contraction;
-      print_line(std::to_string(layer) + "     " + std::to_string(h), m, contraction,
+      print_line(std::to_string(layer) + "     " + std::to_string(h), s, contraction,
                  fastrope::logit_variance(queries, keys, options));
     }
   });
@@ -294,7 +314,7 @@ int main(int count, char** words) try {
         stderr,
         "usage: %s [--n N] [--d D] [--causal] [--weights] [--figures FOLDER] [CHECKPOINT TOKENIZER]\n"
         "       %s --long N [--d D] [--causal]\n"
-        "N >= 2, D a multiple of 4\n",
+        "N >= 2, with --long 11, D a multiple of 4\n",
         words[0], words[0]);
     return EXIT_FAILURE;
   }

@@ -106,7 +106,8 @@ struct LogAxis {
   /// low, low factor, .. up to high.
   std::vector<double> ticks(double factor) const {
     std::vector<double> values;
-    for (double value = low; value < high * (1 + 1e-9); value *= factor) values.push_back(value);
+    const auto count = static_cast<int>(std::floor(std::log(high / low) / std::log(factor) + 1e-9));
+    for (int i = 0; i <= count; ++i) values.push_back(low * std::pow(factor, i));
     return values;
   }
 };
@@ -117,8 +118,8 @@ struct Colour {
 
   std::string hex() const {
     char text[8];
-    std::snprintf(text, sizeof text, "#%02x%02x%02x", static_cast<unsigned>(red + 0.5) & 255U,
-                  static_cast<unsigned>(green + 0.5) & 255U, static_cast<unsigned>(blue + 0.5) & 255U);
+    const auto level = [](double x) { return static_cast<unsigned>(std::lround(x)) & 255U; };
+    std::snprintf(text, sizeof text, "#%02x%02x%02x", level(red), level(green), level(blue));
     return text;
   }
 };

@@ -34,7 +34,7 @@ inline Problem one_head(MatrixView<const double> q, MatrixView<const double> k, 
   const auto tensor = [](MatrixView<const double> x) {
     return TensorView<const double>(x.data, 1, x.rows, x.cols, 0, x.row_stride);
   };
-  const Problem problem(shapes_of(tensor(q), tensor(k), tensor(k)), options);
+  Problem problem(shapes_of(tensor(q), tensor(k), tensor(k)), options);
   if (problem.softcap > 0) fail("softcap ", problem.softcap, ": capped logits are not linear in q and k");
   if (!problem.sinks.empty()) fail("a sink, ", problem.sinks[0], ", is no entry of the matrix");
   if (problem.is_dense()) fail("a dense bias or mask does not depend on the lag alone");
