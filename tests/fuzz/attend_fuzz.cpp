@@ -316,6 +316,7 @@ void check(Bytes& bytes) {
               ? 2 * std::expm1(relative)
               : polynomial_rounding(c.base.kernel, size, relative, std::exp(reference.lse(0, h, i)), s.n_k);
       const double promised = head.error_bound + 4 * head.rounding + rounding;
+      if (std::isinf(promised)) continue;
       for (Index m = 0; m < s.d_v; ++m) {
         const auto x = static_cast<double>(out(h, i, m)), expected = reference.out(h, i, m);
         // What is not finite among the values stays in the rows that attend to it.
