@@ -6,7 +6,7 @@ export PKG_CONFIG_PATH="$PREFIX/share/pkgconfig${PKG_CONFIG_PATH:+:$PKG_CONFIG_P
 consumer=$(dirname "$0")/consumer
 
 # shellcheck disable=SC2046  # a list of flags
-$CXX -std=c++20 -O1 "$consumer/main.cpp" "$consumer/second_unit.cpp" \
+$CXX -std=c++20 -O0 "$consumer/main.cpp" "$consumer/second_unit.cpp" \
   $($PKG_CONFIG --cflags --libs fastrope) -o "$PROGRAM"
 
 printed=$("$PROGRAM")

@@ -49,22 +49,7 @@ template <class Real>
 class Plan {
  public:
   /// What make_plan found, a group for each key head.
-  Plan(Problem problem, double tolerance, std::vector<GroupPlan> groups) : problem_(std::move(problem)) {
-    report_ = {.shapes = problem_.shapes, .tolerance = tolerance};
-    const auto append = [](auto& all, auto& some) {
-      all.insert(all.end(), std::make_move_iterator(some.begin()), std::make_move_iterator(some.end()));
-    };
-    for (GroupPlan& group : groups) {
-      append(units_, group.polynomial);
-      append(toeplitz_heads_, group.toeplitz);
-      append(exact_rows_, group.exact_rows);
-      append(report_.heads, group.reports);
-    }
-    if (!toeplitz_heads_.empty())
-      segments_.emplace(problem_.shapes.n_q, problem_.shapes.n_k, allowed_support(problem_));
-    report_.workspace_bytes = all_exact() ? exact_workspace_bytes<Real>(problem_)
-                                          : Workspace::bytes_of([&](Workspace& w) { Mixture(*this, w); });
-  }
+  Plan(Problem problem, double tolerance, std::vector<GroupPlan> groups);
 
   /// Path, bounds, cost and reason of every head.
   const Report& report() const { return report_; }
@@ -142,22 +127,7 @@ class Plan {
 
   template <class Q, class K, class V, class Out>
   RunStatus run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-                      std::span<std::byte> memory) const noexcept {
-    if (!fits(problem_.shapes, q, k, v, out)) return RunStatus::shape_mismatch;
-    if (memory.size() < workspace_bytes()) return RunStatus::workspace_too_small;
-    if (problem_.shapes.empty()) return RunStatus::ok;
-    try {
-      if (all_exact()) {
-        run_exact(problem_, q, k, v, out, MatrixView<Real>{}, memory);
-      } else {
-        Workspace workspace(memory);
-        Mixture(*this, workspace).run(*this, q, k, v, out);
-      }
-    } catch (...) {
-      return RunStatus::executor_failed;
-    }
-    return RunStatus::ok;
-  }
+                      std::span<std::byte> memory) const noexcept;
 
   Problem problem_;
   Report report_;
@@ -166,6 +136,45 @@ class Plan {
   std::vector<RowTask> exact_rows_ = {};
   std::optional<ToeplitzSegments<Real>> segments_ = {};
 };
+
+template <class Real>
+Plan<Real>::Plan(Problem problem, double tolerance, std::vector<GroupPlan> groups)
+    : problem_(std::move(problem)) {
+  report_ = {.shapes = problem_.shapes, .tolerance = tolerance};
+  const auto append = [](auto& all, auto& some) {
+    all.insert(all.end(), std::make_move_iterator(some.begin()), std::make_move_iterator(some.end()));
+  };
+  for (GroupPlan& group : groups) {
+    append(units_, group.polynomial);
+    append(toeplitz_heads_, group.toeplitz);
+    append(exact_rows_, group.exact_rows);
+    append(report_.heads, group.reports);
+  }
+  if (!toeplitz_heads_.empty())
+    segments_.emplace(problem_.shapes.n_q, problem_.shapes.n_k, allowed_support(problem_));
+  report_.workspace_bytes = all_exact() ? exact_workspace_bytes<Real>(problem_)
+                                        : Workspace::bytes_of([&](Workspace& w) { Mixture(*this, w); });
+}
+
+template <class Real>
+template <class Q, class K, class V, class Out>
+RunStatus Plan<Real>::run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+                                std::span<std::byte> memory) const noexcept {
+  if (!fits(problem_.shapes, q, k, v, out)) return RunStatus::shape_mismatch;
+  if (memory.size() < workspace_bytes()) return RunStatus::workspace_too_small;
+  if (problem_.shapes.empty()) return RunStatus::ok;
+  try {
+    if (all_exact()) {
+      run_exact(problem_, q, k, v, out, MatrixView<Real>{}, memory);
+    } else {
+      Workspace workspace(memory);
+      Mixture(*this, workspace).run(*this, q, k, v, out);
+    }
+  } catch (...) {
+    return RunStatus::executor_failed;
+  }
+  return RunStatus::ok;
+}
 
 namespace detail {
 

@@ -46,50 +46,14 @@ class Planner {
 
   /// The cheapest candidates that meet the tolerance, or the forced ones, for the rows of key head kv.
   /// Throws Error when the forced path cannot be run or cannot meet the tolerance.
-  GroupPlan plan(Index kv, GroupLook<Real>& look) {
-    [[maybe_unused]] const OwnThread own_thread;
-    std::vector<Draft> drafts;
-    for (Index h = 0; h < problem_.group(); ++h) {
-      Draft& d = drafts.emplace_back(kv * problem_.group() + h);
-      draft(look, h, d);
-    }
-    share_features(look, drafts);
-    return finish(drafts);
-  }
+  GroupPlan plan(Index kv, GroupLook<Real>& look);
 
   /// The exact path without a look at the data.
-  GroupPlan plan_exact(Index kv, const std::string& reason) const {
-    std::vector<Draft> drafts;
-    for (Index h = 0; h < problem_.group(); ++h) {
-      Draft& d = drafts.emplace_back(kv * problem_.group() + h);
-      d.report.entry_bound = std::numeric_limits<double>::quiet_NaN();
-      d.report.candidates = {planning_.exact()};
-      d.report.candidates[0].reason = reason;
-      take(d, 0, reason);
-    }
-    return finish(drafts);
-  }
+  GroupPlan plan_exact(Index kv, const std::string& reason) const;
 
   /// With a polynomial kernel the exact path and features are both exact: whichever is cheaper.
   /// Throws Error when a forced path cannot be run.
-  GroupPlan plan_kernel(Index kv) {
-    const Index group = problem_.group();
-    if (group == 0) return {};
-    auto [features, unit] = polynomial_.kernel({kv * group, (kv + 1) * group});
-    share(features, static_cast<std::size_t>(group));
-    std::vector<Draft> drafts;
-    for (Index h = 0; h < group; ++h) {
-      Draft& d = drafts.emplace_back(kv * group + h);
-      d.report.entry_bound = std::numeric_limits<double>::quiet_NaN();
-      d.report.candidates = {planning_.exact(), features,
-                             Candidate{.path = Path::toeplitz,
-                                       .feasible = false,
-                                       .reason = "transforms are for an exponential kernel"}};
-      choose(d);
-    }
-    if (drafts.front().report.path == Path::polynomial) drafts.front().polynomial = std::move(unit);
-    return finish(drafts);
-  }
+  GroupPlan plan_kernel(Index kv);
 
  private:
   /// One head while it is planned.
@@ -242,5 +206,50 @@ class Planner {
   PolynomialCandidates<Real> polynomial_;
   ToeplitzCandidates<Real> toeplitz_;
 };
+
+template <class Real>
+GroupPlan Planner<Real>::plan(Index kv, GroupLook<Real>& look) {
+  [[maybe_unused]] const OwnThread own_thread;
+  std::vector<Draft> drafts;
+  for (Index h = 0; h < problem_.group(); ++h) {
+    Draft& d = drafts.emplace_back(kv * problem_.group() + h);
+    draft(look, h, d);
+  }
+  share_features(look, drafts);
+  return finish(drafts);
+}
+
+template <class Real>
+GroupPlan Planner<Real>::plan_exact(Index kv, const std::string& reason) const {
+  std::vector<Draft> drafts;
+  for (Index h = 0; h < problem_.group(); ++h) {
+    Draft& d = drafts.emplace_back(kv * problem_.group() + h);
+    d.report.entry_bound = std::numeric_limits<double>::quiet_NaN();
+    d.report.candidates = {planning_.exact()};
+    d.report.candidates[0].reason = reason;
+    take(d, 0, reason);
+  }
+  return finish(drafts);
+}
+
+template <class Real>
+GroupPlan Planner<Real>::plan_kernel(Index kv) {
+  const Index group = problem_.group();
+  if (group == 0) return {};
+  auto [features, unit] = polynomial_.kernel({kv * group, (kv + 1) * group});
+  share(features, static_cast<std::size_t>(group));
+  std::vector<Draft> drafts;
+  for (Index h = 0; h < group; ++h) {
+    Draft& d = drafts.emplace_back(kv * group + h);
+    d.report.entry_bound = std::numeric_limits<double>::quiet_NaN();
+    d.report.candidates = {
+        planning_.exact(), features,
+        Candidate{
+            .path = Path::toeplitz, .feasible = false, .reason = "transforms are for an exponential kernel"}};
+    choose(d);
+  }
+  if (drafts.front().report.path == Path::polynomial) drafts.front().polynomial = std::move(unit);
+  return finish(drafts);
+}
 
 }  // namespace fastrope::inline FASTROPE_TARGET

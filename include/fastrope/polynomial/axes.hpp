@@ -34,10 +34,13 @@ inline Axes identity_axes(Eigen::Index d) {
   return {Eigen::MatrixXd::Identity(d, d), Eigen::MatrixXd::Identity(d, d)};
 }
 
+// Moments: Eigen::MatrixXd. Templates, so that only files that choose axes compile the eigenvalue solver.
+
 namespace detail {
 
 /// Eigenvectors as rows, that of the largest eigenvalue first.
-inline Eigen::MatrixXd eigenvector_rows(const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>& m) {
+template <class Moments>
+Moments eigenvector_rows(const Eigen::SelfAdjointEigenSolver<Moments>& m) {
   return m.eigenvectors().rowwise().reverse().transpose();
 }
 
@@ -45,11 +48,12 @@ inline Eigen::MatrixXd eigenvector_rows(const Eigen::SelfAdjointEigenSolver<Eige
 
 /// Orthogonal axes, B = C, along which both sides, made equally large, have their largest moments first.
 /// Norms stay what they are.
-inline Axes principal_axes(const Eigen::MatrixXd& query_moments, const Eigen::MatrixXd& key_moments) {
-  Eigen::MatrixXd sum = Eigen::MatrixXd::Zero(query_moments.rows(), query_moments.cols());
-  for (const Eigen::MatrixXd* m : {&query_moments, &key_moments})
+template <class Moments>
+Axes principal_axes(const Moments& query_moments, const Moments& key_moments) {
+  Moments sum = Moments::Zero(query_moments.rows(), query_moments.cols());
+  for (const Moments* m : {&query_moments, &key_moments})
     if (m->trace() > 0) sum += *m / m->trace();
-  const Eigen::MatrixXd axes = detail::eigenvector_rows(Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>(sum));
+  const Moments axes = detail::eigenvector_rows(Eigen::SelfAdjointEigenSolver<Moments>(sum));
   return {axes, axes};
 }
 
@@ -57,18 +61,19 @@ inline Axes principal_axes(const Eigen::MatrixXd& query_moments, const Eigen::Ma
 ///     M_q = L L^T,   L^T M_k L = V S^2 V^T,   C = S^-1/2 V^T L^T,   B = C^-T = S^-1 C M_k,
 /// so that B M_q B^T = C M_k C^T = S. A small multiple of I is added to the moments, which may be singular.
 /// Norms change, and with them the radius, either way.
-inline Axes balanced_axes(Eigen::MatrixXd query_moments, Eigen::MatrixXd key_moments) {
+template <class Moments>
+Axes balanced_axes(Moments query_moments, Moments key_moments) {
   constexpr double kRidge = 1e-3;
-  for (Eigen::MatrixXd* m : {&query_moments, &key_moments}) {
+  for (Moments* m : {&query_moments, &key_moments}) {
     const double size = m->trace() / static_cast<double>(m->rows());
     m->diagonal().array() += size > 0 ? kRidge * size : 1;
   }
-  const Eigen::MatrixXd root = Eigen::LLT<Eigen::MatrixXd>(query_moments).matrixL();
-  const Eigen::MatrixXd half = root.transpose() * key_moments;
-  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(half * root);
+  const Moments root = Eigen::LLT<Moments>(query_moments).matrixL();
+  const Moments half = root.transpose() * key_moments;
+  const Eigen::SelfAdjointEigenSolver<Moments> solver(half * root);
   const Eigen::VectorXd s = solver.eigenvalues().reverse().array().sqrt();
-  const Eigen::MatrixXd vectors = detail::eigenvector_rows(solver);
-  const Eigen::MatrixXd b = vectors * half, c = vectors * root.transpose();
+  const Moments vectors = detail::eigenvector_rows(solver);
+  const Moments b = vectors * half, c = vectors * root.transpose();
   return {s.array().pow(-1.5).matrix().asDiagonal() * b, s.array().pow(-0.5).matrix().asDiagonal() * c};
 }
 
