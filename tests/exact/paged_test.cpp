@@ -25,7 +25,8 @@ struct Pool {
 
   Pool(Inputs& random, Index heads, Index n, Index cols, double sigma)
       : memory(random.gaussian<T>(kPages * heads, kPageRows, cols, sigma).values), rows(heads, n, cols) {
-    for (std::int32_t p = 0; p < ceil_div(n, kPageRows); ++p) pages.push_back((7 * p + 3) % kPages);
+    for (Index p = 0; p < ceil_div(n, kPageRows); ++p)
+      pages.push_back(static_cast<std::int32_t>((7 * p + 3) % kPages));
     view = {memory.data(),    heads, n, cols, kPageRows, pages, heads * kPageRows * cols,
             kPageRows * cols, cols};
     for (Index h = 0; h < heads; ++h)

@@ -20,6 +20,7 @@
 
 #include "support/attention_case.hpp"
 #include "support/executors.hpp"
+#include "support/instances.hpp"
 
 namespace {
 
