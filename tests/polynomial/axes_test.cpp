@@ -38,6 +38,9 @@ TYPED_TEST(SecondMoments, AreThoseOfAllRows) {
               50 * static_cast<double>(std::numeric_limits<Real>::epsilon()) * size)
         << n << " rows";
   }
+  const Rows<Real> many = Rows<Real>::Random(500, 64);
+  const MatrixXd symmetric = fastrope::second_moments(many, Point<Real>(Point<Real>::Zero(64)));
+  EXPECT_EQ(symmetric, symmetric.transpose());
   EXPECT_EQ(fastrope::second_moments(Rows<Real>(0, 3), Point<Real>(Point<Real>::Ones(3))),
             MatrixXd::Zero(3, 3));
 }

@@ -175,7 +175,7 @@ TYPED_TEST(LowRankTest, EntriesAreWithinTheCertificate) {
     const double observed = observed_error(c, *fit, inputs);
     // Observed in double, of axes rounded to Real.
     ASSERT_LE(observed, fit->certificate.relative_error + 1e-11) << "trial " << trial;
-    slack += std::log(fit->certificate.relative_error / std::max(observed, 1e-12));
+    slack += std::log(std::max(fit->certificate.relative_error, 1e-12) / std::max(observed, 1e-12));
   }
   EXPECT_GT(fits, 100);
   EXPECT_GT(smaller, fits / 4);

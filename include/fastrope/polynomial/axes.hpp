@@ -15,12 +15,14 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// sum_i (x_i - centre)^T (x_i - centre) / n, [d, d]; 0 for no rows.
+/// sum_i (x_i - centre)^T (x_i - centre) / n, [d, d], symmetric to the last bit, which a matrix product need
+/// not be; 0 for no rows.
 template <class Real>
 Eigen::MatrixXd second_moments(const Rows<Real>& rows, const Point<Real>& centre) {
   const Rows<Real> centred = rows.rowwise() - centre;
-  const Rows<Real> sum = centred.transpose() * centred;
-  return sum.template cast<double>() / static_cast<double>(std::max<Eigen::Index>(1, rows.rows()));
+  const Rows<Real> product = centred.transpose() * centred;
+  const Eigen::MatrixXd sum = product.template cast<double>();
+  return (sum + sum.transpose()) / static_cast<double>(2 * std::max<Eigen::Index>(1, rows.rows()));
 }
 
 /// x = B q and y = C k: [d, d] each, B^T C = I up to rounding.
