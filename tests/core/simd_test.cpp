@@ -161,18 +161,20 @@ TYPED_TEST(SimdLanes, Comparisons) {
   }
 }
 
-TYPED_TEST(SimdLanes, TransposeBlock) {
+TYPED_TEST(SimdLanes, TransposeStrip) {
   using Real = TypeParam;
   constexpr Index kRows = simd::kBlockRows<Real>;
-  const Index from_stride = this->kLanes + 3, to_stride = kRows + 5;
-  const auto from = this->inputs_.template gaussian<Real>(1, kRows, from_stride).values;
-  std::vector<Real> to(static_cast<std::size_t>(this->kLanes * to_stride), Real{7});
-  simd::transpose_block(from.data(), from_stride, to.data(), to_stride);
-  for (Index l = 0; l < this->kLanes; ++l)
-    for (Index r = 0; r < to_stride; ++r)
-      EXPECT_EQ(to[static_cast<std::size_t>(l * to_stride + r)],
-                r < kRows ? from[static_cast<std::size_t>(r * from_stride + l)] : Real{7})
-          << l << ", " << r;
+  for (Index cols = 0; cols <= 3 * this->kLanes; ++cols) {
+    const Index from_stride = cols + 3, to_stride = kRows + 5, to_rows = cols + 1;
+    const auto from = this->inputs_.template gaussian<Real>(1, kRows, from_stride).values;
+    std::vector<Real> to(static_cast<std::size_t>(to_rows * to_stride), Real{7});
+    simd::transpose_strip(from.data(), from_stride, cols, to.data(), to_stride);
+    for (Index l = 0; l < to_rows; ++l)
+      for (Index r = 0; r < to_stride; ++r)
+        ASSERT_EQ(to[static_cast<std::size_t>(l * to_stride + r)],
+                  l < cols && r < kRows ? from[static_cast<std::size_t>(r * from_stride + l)] : Real{7})
+            << cols << " columns: " << l << ", " << r;
+  }
 }
 
 TYPED_TEST(SimdLanes, FractionIsTheDistanceFromTheFloor) {

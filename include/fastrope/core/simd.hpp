@@ -256,22 +256,23 @@ HWY_INLINE void store_blocks(D tag, V x, Real* p, Index stride) {
   }
 }
 #endif
-/// to[l * to_stride + r] = from[r * from_stride + l] for r < kBlockRows and l < kLanes.
-template <class Real>
+/// to[l * to_stride + r] = from[r * from_stride + l] for r < kBlockRows and l < kCols, a power of two from
+/// kBlockRows to kLanes.
+template <class Real, Index kCols = kLanes<Real>>
 HWY_INLINE void transpose_block(const Real* from, [[maybe_unused]] Index from_stride, Real* to,
                                 [[maybe_unused]] Index to_stride) {
 #if HWY_TARGET == HWY_SCALAR
   *to = *from;
 #else
-  const Tag<Real> tag;
+  const hn::CappedTag<Real, static_cast<std::size_t>(kCols)> tag;
   const Index step = kBlockRows<Real> * to_stride;
-  const Vec<Real> a = load(from), b = load(from + from_stride);
+  const auto a = hn::LoadU(tag, from), b = hn::LoadU(tag, from + from_stride);
   if constexpr (sizeof(Real) == 8) {
     store_blocks(tag, hn::InterleaveLower(tag, a, b), to, step);
     store_blocks(tag, hn::InterleaveUpper(tag, a, b), to + to_stride, step);
   } else {
-    const Vec<Real> c = load(from + 2 * from_stride), d = load(from + 3 * from_stride);
-    const hn::Repartition<double, Tag<Real>> wide;
+    const auto c = hn::LoadU(tag, from + 2 * from_stride), d = hn::LoadU(tag, from + 3 * from_stride);
+    const hn::Repartition<double, decltype(tag)> wide;
     const auto ab = hn::BitCast(wide, hn::InterleaveLower(tag, a, b)),
                ab2 = hn::BitCast(wide, hn::InterleaveUpper(tag, a, b));
     const auto cd = hn::BitCast(wide, hn::InterleaveLower(tag, c, d)),
@@ -282,6 +283,19 @@ HWY_INLINE void transpose_block(const Real* from, [[maybe_unused]] Index from_st
     store_blocks(tag, hn::BitCast(tag, hn::InterleaveUpper(wide, ab2, cd2)), to + 3 * to_stride, step);
   }
 #endif
+}
+/// The same for l < cols, in blocks as wide as there is room for.
+template <class Real, Index kCols = kLanes<Real>>
+HWY_INLINE void transpose_strip(const Real* from, Index from_stride, Index cols, Real* to, Index to_stride) {
+  Index l = 0;
+  for (; l + kCols <= cols; l += kCols)
+    transpose_block<Real, kCols>(from + l, from_stride, to + l * to_stride, to_stride);
+  if constexpr (kCols > kBlockRows<Real>) {
+    transpose_strip<Real, kCols / 2>(from + l, from_stride, cols - l, to + l * to_stride, to_stride);
+  } else {
+    for (; l < cols; ++l)
+      for (Index r = 0; r < kBlockRows<Real>; ++r) to[l * to_stride + r] = from[r * from_stride + l];
+  }
 }
 /// The sums of four vectors, to sums[0..3].
 template <class Real>

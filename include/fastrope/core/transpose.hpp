@@ -16,10 +16,6 @@ void transpose(const Real* from, Index rows, Index cols, Index from_stride, Real
   constexpr Index kAhead = 48;
   constexpr Index kWide = simd::kLanes<Real>, kHigh = simd::kBlockRows<Real>;
   const Index whole_rows = round_down(rows, kHigh), whole_cols = round_down(cols, kWide);
-  const auto one_by_one = [&](Range r, Range c) {
-    for (Index i = r.begin; i < r.end; ++i)
-      for (Index j = c.begin; j < c.end; ++j) to[j * to_stride + i] = from[i * from_stride + j];
-  };
   // Squares, whose cache lines are read and written whole.
   for (Index i = 0; i < whole_rows; i += kWide)
     for (Index j = 0; j < whole_cols; j += kWide) {
@@ -33,8 +29,11 @@ void transpose(const Real* from, Index rows, Index cols, Index from_stride, Real
       for (Index r = i; r < std::min(i + kWide, whole_rows); r += kHigh)
         simd::transpose_block(from + r * from_stride + j, from_stride, to + j * to_stride + r, to_stride);
     }
-  one_by_one({0, whole_rows}, {whole_cols, cols});
-  one_by_one({whole_rows, rows}, {0, cols});
+  for (Index i = 0; i < whole_rows; i += kHigh)
+    simd::transpose_strip(from + i * from_stride + whole_cols, from_stride, cols - whole_cols,
+                          to + whole_cols * to_stride + i, to_stride);
+  for (Index i = whole_rows; i < rows; ++i)
+    for (Index j = 0; j < cols; ++j) to[j * to_stride + i] = from[i * from_stride + j];
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

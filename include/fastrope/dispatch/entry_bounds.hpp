@@ -83,6 +83,19 @@ class ValueBounds {
   Real zeros_ = 0;  // or NaN, if a value is not finite
 };
 
+/// row_of(i), [d] each, for i in rows, converted to `to`, [rows.size(), d]. Rows that follow each other in
+/// memory are converted together: a row may be shorter than a vector.
+template <class Real, class RowOf>
+void convert_rows(Range rows, Index d, const RowOf& row_of, Real* to) {
+  for (Index i = rows.begin; i < rows.end;) {
+    const auto* first = row_of(i);
+    Index end = i + 1;
+    while (end < rows.end && row_of(end) == first + (end - i) * d) ++end;
+    simd::convert(first, (end - i) * d, to + (i - rows.begin) * d);
+    i = end;
+  }
+}
+
 /// Rows row_of(i), i < count, turned by the angles of position_of(i). What they refer to must outlive it.
 template <class Real, class RowOf, class PositionOf>
 RowSource<Real> rotated_rows(const Rotation& rotation, Index count, Index d, RowOf row_of,
@@ -90,13 +103,13 @@ RowSource<Real> rotated_rows(const Rotation& rotation, Index count, Index d, Row
   std::vector<Real> table(static_cast<std::size_t>(kRowBlock * rotation.row_size()));
   return {count, d, [&rotation, d, row_of, position_of, table](Range rows, bool turned, Real* to) mutable {
             turned = rotation.pairs() > 0 && (turned || rotation.frequencies().attention_factor != 1);
+            convert_rows(rows, d, row_of, to);
+            if (!turned) return;
             for (Index begin = rows.begin; begin < rows.end; begin += kRowBlock) {
               const Range block{begin, std::min(begin + kRowBlock, rows.end)};
-              if (turned) rotation.fill(block, position_of, table.data());
-              for (Index i = block.begin; i < block.end; ++i, to += d) {
-                simd::convert(row_of(i), d, to);
-                if (turned) rotation.apply(table.data() + (i - begin) * rotation.row_size(), to);
-              }
+              rotation.fill(block, position_of, table.data());
+              for (Index i = block.begin; i < block.end; ++i, to += d)
+                rotation.apply(table.data() + (i - begin) * rotation.row_size(), to);
             }
           }};
 }
@@ -251,8 +264,8 @@ GroupLook<Real> group_look(const Problem& problem, Index kv, TensorView<const Q>
       problem.rotation, s.n_k, s.d, [&grid, head = k.head(kv)](Index j) { return head.row(grid.source(j)); },
       [&grid](Index j) { return grid.key_position(j); });
   RowSource<Real> values{s.n_k, s.d_v, [&grid, head = v.head(kv), d_v = s.d_v](Range rows, bool, Real* to) {
-                           for (Index j = rows.begin; j < rows.end; ++j, to += d_v)
-                             simd::convert(head.row(grid.source(j)), d_v, to);
+                           convert_rows(
+                               rows, d_v, [&](Index j) { return head.row(grid.source(j)); }, to);
                          }};
   return {std::move(queries), std::move(keys), std::move(values), std::move(memory)};
 }

@@ -35,11 +35,7 @@ void pack_columns(Index count, Index width, Index words, Real* panel, Real* scra
       else
         std::fill_n(scratch + r * row_size, words, Real{0});
     }
-    Index c = 0;
-    for (; c + kLanes<Real> <= words; c += kLanes<Real>)
-      transpose_block(scratch + c, row_size, panel + c * width + i, width);
-    for (; c < words; ++c)
-      for (Index r = 0; r < kBlockRows<Real>; ++r) panel[c * width + i + r] = scratch[r * row_size + c];
+    transpose_strip(scratch, row_size, words, panel + i, width);
   }
 }
 

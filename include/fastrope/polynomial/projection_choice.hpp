@@ -99,8 +99,9 @@ class ProjectionSearch {
     if (field_.empty() || d_ == 0) return choice;
     if (!hopeful()) return std::nullopt;
 
-    const Rows<Real> queries = sample_queries(field_.queries, kManyRows),
-                     keys = sample(*rows_.keys, field_.keys, kManyRows);
+    const auto many = [](Range rows) { return std::clamp(rows.size() / kShare, kFewRows, kManyRows); };
+    const Rows<Real> queries = sample_queries(field_.queries, many(field_.queries)),
+                     keys = sample(*rows_.keys, field_.keys, many(field_.keys));
     choice.keys = choose_shift(keys, request_.steps.shift);
     choice.queries = choose_shift(queries, request_.steps.shift && request_.may_weigh_keys);
     if (scale_ * static_cast<double>(choice.queries.point.norm()) * choice.keys.reach > kMaxWeightExponent)
@@ -115,7 +116,7 @@ class ProjectionSearch {
 
  private:
   static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
-  static constexpr Index kFewRows = 128, kManyRows = 512;
+  static constexpr Index kFewRows = 128, kManyRows = 512, kShare = 16;  // 1 of 16, within these
   /// Logits or moments that spread over this share of the directions that they could leave no axes that are
   /// worth an eigenvalue problem.
   static constexpr double kFilled = 0.7;
@@ -212,15 +213,15 @@ class ProjectionSearch {
   /// pessimistic.
   double longest_mean(const Rows<Real>& keys, const ProjectionChoice<Real>& choice) const {
     constexpr Index kLeast = 4;
-    const Point<double> slope = request_.scale * choice.queries.point.template cast<double>();
-    Point<double> sum = Point<double>::Zero(d_);
+    const Eigen::MatrixXd y = (keys.rowwise() - choice.keys.point).transpose().template cast<double>();
+    const Eigen::VectorXd slope = request_.scale * choice.queries.point.transpose().template cast<double>();
+    const Eigen::ArrayXd weights = ((y.transpose() * slope).array() - kMaxWeightExponent).exp();
+    Eigen::VectorXd sum = Eigen::VectorXd::Zero(d_);
     double total = 0, longest = 0;
-    for (Index j = 0; j < keys.rows(); ++j) {
-      const Point<double> y = (keys.row(j) - choice.keys.point).template cast<double>();
-      const double weight = std::exp(slope.dot(y) - kMaxWeightExponent);
-      sum += weight * y;
-      total += weight;
-      if (j + 1 == keys.rows() || (rows_.far.size() > 1 && j + 1 >= kLeast))
+    for (Index j = 0; j < y.cols(); ++j) {
+      sum += weights(j) * y.col(j);
+      total += weights(j);
+      if (j + 1 == y.cols() || (rows_.far.size() > 1 && j + 1 >= kLeast))
         longest = std::max(longest, sum.norm() / total);
     }
     return longest;
