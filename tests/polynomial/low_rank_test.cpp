@@ -24,20 +24,24 @@ struct Case {
   std::vector<FarPairs> far;
   LowRankRequest request{.tolerance = 1e-2};
 
-  std::optional<ProjectionChoice<Real>> choose() {
+  std::vector<RowSource<Real>> query_sources() const {
     std::vector<RowSource<Real>> sources;
     for (const Rows<Real>& q : queries) sources.push_back(source_of(q));
+    return sources;
+  }
+  std::optional<ProjectionChoice<Real>> choose() {
+    const auto sources = query_sources();
     const RowSource<Real> key_source = source_of(keys);
     return choose_projection<Real>({sources, &key_source, far}, request, reason);
   }
   std::optional<LowRankFit> fit(LowRankSteps steps = {}) {
     request.steps = steps;
-    const auto choice = choose();
+    auto choice = choose();
     if (!choice) return std::nullopt;
-    std::vector<RowBounds<Real>> of_queries(queries.size(), RowBounds<Real>(choice->of_queries()));
-    for (std::size_t h = 0; h < queries.size(); ++h) of_queries[h].extend(source_of(queries[h]));
+    const auto sources = query_sources();
+    const RowSource<Real> key_source = source_of(keys);
     RowBounds<Real> of_keys(choice->of_keys());
-    of_keys.extend(source_of(keys));
+    const auto of_queries = measure_rows<Real>({sources, &key_source, far}, request.scale, *choice, of_keys);
     return fit_low_rank<Real>(*choice, {of_queries, &of_keys}, far, request, reason);
   }
   std::string reason = {};
@@ -343,8 +347,9 @@ TYPED_TEST(LowRankTest, AShiftThatMissedRowsMakeWorseIsNotTaken) {
 }
 
 TYPED_TEST(LowRankTest, RoundingIsThatOfTheShiftsThatAreTaken) {
-  // Shifts would make the entries tiny, but a key that no row approximates would weigh e^40: without them all
-  // entries are about -R, and a row's denominator is lost in terms that are e^2R times as large.
+  // Shifts would make the entries tiny, but with them a key that no row approximates is farther out and would
+  // weigh e^50: without them all entries are about -R, and a row's denominator is lost in terms that are e^2R
+  // times as large.
   using Real = TypeParam;
   const double length = std::is_same_v<Real, float> ? 10 : 16;
   Inputs inputs(13);
@@ -358,9 +363,43 @@ TYPED_TEST(LowRankTest, RoundingIsThatOfTheShiftsThatAreTaken) {
   const auto shifted = c.fit();
   ASSERT_TRUE(shifted) << c.reason;
   EXPECT_LT(shifted->radius, 0.1);
-  c.keys(1997, 0) += 4;
+  c.keys(1997, 0) -= 6;
   EXPECT_FALSE(c.fit());
   EXPECT_NE(c.reason.find("rounding"), std::string::npos) << c.reason;
+}
+
+TYPED_TEST(LowRankTest, AShiftThatFailsTakesNeitherTheOtherNorTheAxesWithIt) {
+  // Along one of 16 axes both sides are long, along all others short, and off their means by 1; a key that no
+  // sample meets lies as far on the other side.
+  using Real = TypeParam;
+  Inputs inputs(18);
+  Case<Real> c;
+  const auto rows = [&] {
+    Rows<Real> x = gaussian<Real>(inputs, 4000, 16, 1e-3);
+    x.col(3) = gaussian<Real>(inputs, 4000, 1, 0.1);
+    x.col(3).array() += 1;
+    return x;
+  };
+  c.queries = {rows()};
+  c.keys = rows();
+  c.far = full(4000, 4000);
+  const auto both = c.fit();
+  ASSERT_TRUE(both) << c.reason;
+  EXPECT_NE(both->key_shift, Centre::none);
+  EXPECT_NE(both->query_shift, Centre::none);
+  c.keys.row(2001) = -1.5 * c.keys.row(2001);
+  const auto one = c.fit();
+  ASSERT_TRUE(one) << c.reason;
+  EXPECT_EQ(one->key_shift, Centre::none);
+  EXPECT_NE(one->query_shift, Centre::none);
+  EXPECT_LT(one->radius, 0.8);
+  EXPECT_LT(one->rank, 20);
+  EXPECT_LE(observed_error(c, *one, inputs, {2001}), one->certificate.relative_error + 1e-11);
+  c.queries[0].row(2001) = -1.5 * c.queries[0].row(2001);
+  const auto none = c.fit();
+  ASSERT_TRUE(none) << c.reason;
+  EXPECT_EQ(none->query_shift, Centre::none);
+  EXPECT_LT(none->rank, none->simplex_rank / 20);
 }
 
 TYPED_TEST(LowRankTest, NothingFarNeedsNoRank) {

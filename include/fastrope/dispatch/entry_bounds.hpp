@@ -201,14 +201,12 @@ class GroupLook {
       }
       measured = {*choice, RowBounds<Real>(choice->of_keys()), keys_.count, far.size() > 1};
     }
-    measured.keys.extend(keys_);
+    const auto queries =
+        measure_rows<Real>({some, &keys_, far}, request.scale, measured.choice, measured.keys);
     key_norm_ = largest(measured.keys.norms());
-    std::vector<RowBounds<Real>> queries;
-    for (Index h = heads.begin; h < heads.end; ++h) {
-      queries.emplace_back(measured.choice.of_queries());
-      queries.back().extend(this->queries(h));
-      query_norms_[static_cast<std::size_t>(h)] = largest(queries.back().norms());
-    }
+    for (Index h = heads.begin; h < heads.end; ++h)
+      query_norms_[static_cast<std::size_t>(h)] =
+          largest(queries[static_cast<std::size_t>(h - heads.begin)].norms());
     request.value_spread = value_bounds().spread();
     for (Index h = heads.begin; h < heads.end; ++h)
       if (reason = not_finite(h); !reason.empty()) return std::nullopt;
@@ -218,10 +216,6 @@ class GroupLook {
   }
 
  private:
-  static double largest(std::span<const double> x) {
-    return x.empty() ? 0.0 : *std::max_element(x.begin(), x.end());
-  }
-
   /// A mean of keys, of which those that came after the choice may lie as far out as any.
   double mean_key(const typename KeyMemory<Real>::Measured& measured, bool prefixes) const {
     const double known = static_cast<double>(measured.chosen_at) / static_cast<double>(keys_.count);

@@ -51,15 +51,29 @@ struct LowRankBounds {
   const RowBounds<Real>* keys;
 };
 
-/// Fits features to rows with these bounds, all finite. Ensures certificate.error_bound + rounding <=
-/// tolerance and rank <= kMaxRank; without a fit, `reason` says why, with figures.
-/// Cost: a few polynomials.
+/// Bounds of each head's queries and, in `keys`, which may know some of them already, of the keys, measured
+/// as the choice says. A shift that the whole of its side does not bear out, as a sample may have missed the
+/// longest rows, is taken out of the choice, and its side measured again.
+template <class Real>
+std::vector<RowBounds<Real>> measure_rows(const LowRankRows<Real>& rows, double scale,
+                                          ProjectionChoice<Real>& choice, RowBounds<Real>& keys);
+
+/// Fits features to rows with these bounds, of measure_rows, all finite. Ensures certificate.error_bound +
+/// rounding <= tolerance and rank <= kMaxRank; without a fit, `reason` says why, with figures. Cost: a few
+/// polynomials.
 template <class Real>
 std::optional<LowRankFit> fit_low_rank(const ProjectionChoice<Real>& choice,
                                        const LowRankBounds<Real>& bounds, std::span<const FarPairs> far,
                                        const LowRankRequest& request, std::string& reason);
 
 namespace detail {
+
+/// At least max |s nu.(k - mu)| of keys that reach so far.
+template <class Real>
+double largest_weight(const ProjectionChoice<Real>& choice, double scale, double key_reach) {
+  return std::abs(scale) * static_cast<double>(choice.queries.point.norm()) * key_reach *
+         (1 + 8 * static_cast<double>(std::numeric_limits<Real>::epsilon()));
+}
 
 /// The search for the fit with the smallest rank, in the chosen axes and in the rows' own.
 template <class Real>
@@ -74,9 +88,6 @@ class LowRankSearch {
         choice_(choice),
         far_(far.begin(), far.end()) {
     if (!request.steps.near_field) far_ = {{{0, bounds.queries.front().rows()}, keys_}};
-    const auto largest = [](std::span<const double> x) {
-      return x.empty() ? 0.0 : *std::max_element(x.begin(), x.end());
-    };
     // Of all query heads: the longest of each block.
     std::vector<double> norms, distances, reaches;
     for (const RowBounds<Real>& head : bounds.queries) {
@@ -97,18 +108,7 @@ class LowRankSearch {
 
   /// Without a fit, reason() says why.
   std::optional<LowRankFit> fit() {
-    weight_max_ =
-        scale_ * static_cast<double>(choice_.queries.point.norm()) * key_reach_ * (1 + 8 * kEpsilon);
-    // A sample may have missed the rows for which a shift is no good.
-    const double least = projected_.empty() ? shifted_ : std::min(shifted_, projected_.front());
-    if (!(least <= unshifted_) || !(weight_max_ <= kMaxWeightExponent)) {
-      choice_.queries = choice_.keys = {Centre::none, Point<Real>::Zero(d_), 0};
-      weight_max_ = 0;
-      query_reach_ = query_norm_;
-      key_reach_ = choice_.mean_key = key_norm_;
-      shifted_ = unshifted_;
-      projected_.clear();
-    }
+    weight_max_ = largest_weight<Real>(choice_, scale_, key_reach_);
     const double radius = with_allowance(shifted_, 1);
     axes_radius_ = radius;
     mean_entry_ = -std::min(radius, scale_ * query_reach_ * choice_.mean_key);
@@ -274,6 +274,42 @@ class LowRankSearch {
 };
 
 }  // namespace detail
+
+template <class Real>
+std::vector<RowBounds<Real>> measure_rows(const LowRankRows<Real>& rows, double scale,
+                                          ProjectionChoice<Real>& choice, RowBounds<Real>& keys) {
+  bool given_up = false;
+  const auto give_up = [&](Shift<Real>& shift) {
+    shift = {Centre::none, Point<Real>::Zero(rows.keys->d), 0};
+    given_up = true;
+  };
+  keys.extend(*rows.keys);
+  if (largest(keys.distances()) > largest(keys.norms())) {
+    give_up(choice.keys);
+    keys = RowBounds<Real>(choice.of_keys());
+    keys.extend(*rows.keys);
+  }
+  if (!(detail::largest_weight<Real>(choice, scale, largest(keys.distances())) <= kMaxWeightExponent))
+    give_up(choice.queries);
+  std::vector<RowBounds<Real>> queries;
+  const auto measure_queries = [&] {
+    queries.assign(rows.queries.size(), RowBounds<Real>(choice.of_queries()));
+    for (std::size_t h = 0; h < queries.size(); ++h) queries[h].extend(rows.queries[h]);
+  };
+  measure_queries();
+  double norm = 0, distance = 0;
+  for (const RowBounds<Real>& head : queries) {
+    norm = std::max(norm, largest(head.norms()));
+    distance = std::max(distance, largest(head.distances()));
+  }
+  if (distance > norm) {
+    give_up(choice.queries);
+    measure_queries();
+  }
+  // The mean of these keys, with these weights, is not known.
+  if (given_up) choice.mean_key = largest(keys.distances());
+  return queries;
+}
 
 template <class Real>
 std::optional<LowRankFit> fit_low_rank(const ProjectionChoice<Real>& choice,

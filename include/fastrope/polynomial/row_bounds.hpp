@@ -28,6 +28,11 @@ double outward_norm(double square, Index d) {
          (1 + size * static_cast<double>(std::numeric_limits<Real>::epsilon()));
 }
 
+/// Of bounds of blocks: that of all rows; 0 without any.
+inline double largest(std::span<const double> bounds) {
+  return bounds.empty() ? 0.0 : *std::max_element(bounds.begin(), bounds.end());
+}
+
 /// From where, and along which axes, rows are measured.
 template <class Real>
 struct Measure {
