@@ -393,8 +393,8 @@ TEST(ToeplitzAttention, FewerMonomialsInOtherAxesEqualDenseEvaluation) {
       c.base.scale = 0.5;
       set_t5(c, random, true);
       AttentionInputs<double> in(c.shapes, random);
-      in.q = random.common_mean<double>(4, 120, 6, 1.0, 0.6);
-      in.k = random.common_mean<double>(2, 150, 6, 2.0, 0.6);
+      in.q = random.common_mean<double>(4, 120, 6, 2.0, 0.6);
+      in.k = random.common_mean<double>(2, 150, 6, 4.0, 0.6);
       for (auto* x : {&in.q, &in.k})
         for (Index h = 0; h < x->heads; ++h)
           for (Index i = 0; i < x->rows; ++i)

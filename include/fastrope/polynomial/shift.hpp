@@ -97,19 +97,19 @@ Point<Real> ball_centre(const Rows<Real>& rows, const Point<Real>& start, double
 /// centre of a ball.
 template <class Real>
 Shift<Real> choose_shift(const Rows<Real>& rows, bool may_move) {
-  // A shift must bring a sample nearer by more than its mean is off: it may take other rows farther away.
-  const double worthwhile = 1 - 1 / std::sqrt(static_cast<double>(std::max<Index>(1, rows.rows())));
+  // A shift must bring the rows this much nearer to be worth its rounding, and more than a sample's accident.
+  constexpr double kWorthwhile = 0.9;
   Index farthest_row = 0;
   Shift<Real> best{Centre::none, Point<Real>::Zero(rows.cols()), 0};
   best.reach = farthest(rows, best.point, farthest_row);
   const auto consider = [&](Centre centre, const Point<Real>& point) {
     const double reach = farthest(rows, point, farthest_row);
-    if (reach < worthwhile * best.reach) best = {centre, point, reach};
+    if (reach < kWorthwhile * best.reach) best = {centre, point, reach};
   };
   if (!may_move || rows.rows() == 0) return best;
   const Point<Real> middle = mean(rows);
   consider(Centre::mean, middle);
-  consider(Centre::ball, ball_centre(rows, middle, worthwhile * best.reach));
+  consider(Centre::ball, ball_centre(rows, middle, kWorthwhile * best.reach));
   return best;
 }
 
