@@ -18,17 +18,18 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// Work per second of one core in float; double takes twice the time. The defaults for AVX2 are what
-/// bench/calibrate gave on Zen 3, those for AVX-512 were set by hand to fit benchmarks on Zen 4; narrower
-/// vectors are taken to be slower than AVX2 in proportion.
+/// Work per second of one core in float; double takes twice the time. The defaults are what bench/calibrate
+/// gave, medians of several runs: for AVX2 on Zen 3, but for `element`, which lies between its 1.4e8 and the
+/// 2.4e8 of Emerald Rapids; for AVX-512 on Emerald Rapids, but for `tile`, between its 1.9e11 and the 1.1e11
+/// of Zen 4. Narrower vectors are taken to be slower than AVX2 in proportion.
 struct CostModel {
-  double tile = kWide ? 1.1e11 : kVector * 7.1e10;   ///< flops in the tile kernels
-  double weigh = kWide ? 5.0e9 : kVector * 1.2e9;    ///< scores turned into weights
-  double feature = kWide ? 1.4e10 : kVector * 4e9;   ///< monomials
-  double transform = 2.2e10;                         ///< flops in Fourier transforms
-  double element = kWide ? 1.0e9 : kVector * 1.4e8;  ///< elements outside of the kernels
+  double tile = kWide ? 1.5e11 : kVector * 7.1e10;   ///< flops in the tile kernels
+  double weigh = kWide ? 3.7e9 : kVector * 1.2e9;    ///< scores turned into weights
+  double feature = kWide ? 1.0e10 : kVector * 4e9;   ///< monomials
+  double transform = kWide ? 2.4e10 : 2.2e10;        ///< flops in Fourier transforms
+  double element = kWide ? 2.3e8 : kVector * 1.9e8;  ///< elements outside of the kernels
   double round = 2.5e5;                              ///< rounds of tasks
-  double look = 6.0e3;                               ///< heads sampled and fitted
+  double look = kWide ? 1.4e4 : 8.0e3;               ///< heads sampled and fitted
 
   template <class Real>
   double seconds(const Work& w) const {
