@@ -113,7 +113,8 @@ inline double allowed_relative_error(double error, double value_spread) {
 /// value_spread = half of the largest range of a column of V, over max|V|. Keys that are attended to exactly
 /// (f_j = 0) are no worse than others.
 ///
-/// limits: [variables], of all variables, 0 where one is left out altogether. losses: tail_losses of the
+/// limits: [variables], of all variables, 0 where one is left out altogether; none where no monomial of the
+/// polynomial's degree is left out. losses: tail_losses of the
 /// polynomial and the couplings, for as many variables or more. Requires couplings[0] <= polynomial.radius(),
 /// limits and couplings nonincreasing, 0 <= value_spread <= 1, axes_error >= 0.
 /// Rounding: exact arithmetic of the given numbers is bounded outward; rounding of the attention itself is

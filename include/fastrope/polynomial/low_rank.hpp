@@ -112,8 +112,7 @@ class LowRankSearch {
     const double radius = with_allowance(shifted_, 1);
     axes_radius_ = radius;
     mean_entry_ = -std::min(radius, scale_ * query_reach_ * choice_.mean_key);
-    // In the rows' own axes nothing is known of later variables: all couplings are the radius.
-    try_axes(identity_axes(d_), std::vector<double>(static_cast<std::size_t>(d_), radius));
+    try_axes(identity_axes(d_), {});
     if (!projected_.empty()) {
       const double stretch = choice_.axes.queries.norm() * choice_.axes.keys.norm();
       for (double& product : projected_) product = with_allowance(product, stretch);
@@ -144,7 +143,8 @@ class LowRankSearch {
   static constexpr double kBudgetShare = 1 - 1e-6;
 
   /// The candidates with these axes: degrees from the lowest whose polynomial is good enough on, until two
-  /// have been feasible, as a higher degree leaves more of the tolerance to the tail.
+  /// have been feasible, as a higher degree leaves more of the tolerance to the tail. In the rows' own axes
+  /// nothing is known of later variables: no couplings, no tail.
   void try_axes(const Axes& exact, std::span<const double> couplings) {
     const Axes axes = balanced_in_size(exact);
     const Eigen::MatrixXd &b = axes.queries, &c = axes.keys;
@@ -152,7 +152,8 @@ class LowRankSearch {
     const double axes_error =
         axes_radius_ * (missed.norm() + static_cast<double>(d_ + 2) * kDouble * b.norm() * c.norm());
 
-    const double tolerance = request_.tolerance, radius = couplings.empty() ? 0 : couplings.front();
+    const double tolerance = request_.tolerance,
+                 radius = couplings.empty() ? axes_radius_ : couplings.front();
     std::optional<ExpPolynomial> polynomial;
     try {
       polynomial = ExpPolynomial::fit(radius, allowed_relative_error(tolerance, request_.value_spread));
@@ -161,7 +162,8 @@ class LowRankSearch {
       return;
     }
     const int lowest = polynomial->degree(), highest = std::min(lowest + 3, ExpPolynomial::kMaxDegree);
-    for (int feasible = 0, degree = lowest; degree <= highest && feasible < 2; ++degree) {
+    const int enough = couplings.empty() ? 1 : 2;
+    for (int feasible = 0, degree = lowest; degree <= highest && feasible < enough; ++degree) {
       if (degree > lowest) polynomial = ExpPolynomial::minimax(radius, degree);
       const double rounding =
           rounding_estimate(*polynomial, radius, mean_entry_, plain_radius_, keys_, kEpsilon);
@@ -197,9 +199,12 @@ class LowRankSearch {
                 double axes_error, double tail_budget, double rounding) {
     const std::vector<int> simplex = simplex_limits(d_, polynomial.degree());
     if (simplex_rank_ == 0) simplex_rank_ = rank_of(simplex);
-    const std::vector<std::vector<double>> losses =
-        tail_losses(TailBound(polynomial), couplings, simplex.size());
-    std::vector<int> limits = request_.steps.axes ? choose_limits(losses, tail_budget) : simplex;
+    std::vector<std::vector<double>> losses;
+    std::vector<int> limits = simplex;
+    if (!couplings.empty()) {
+      losses = tail_losses(TailBound(polynomial), couplings, simplex.size());
+      limits = choose_limits(losses, tail_budget);
+    }
     const double rank = rank_of(limits);
     if (best_ && rank >= best_->rank) return;
     const Index variables = std::count_if(limits.begin(), limits.end(), [](int limit) { return limit > 0; });
@@ -211,7 +216,8 @@ class LowRankSearch {
                         rank * static_cast<double>(request_.d_v + 1) * sizeof(Real), " bytes");
       return;
     }
-    const Certificate certificate = certify(polynomial, limits, losses, axes_error, request_.value_spread);
+    const std::span<const int> cut = couplings.empty() ? std::span<const int>() : limits;
+    const Certificate certificate = certify(polynomial, cut, losses, axes_error, request_.value_spread);
     if (!(certificate.error_bound + rounding <= request_.tolerance)) {
       refuse(message("the certified error ", certificate.error_bound, " and rounding, about ", rounding,
                      ", exceed the tolerance at degree ", polynomial.degree()));

@@ -7,6 +7,7 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
+#include "fastrope/core/transpose.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
@@ -59,13 +60,13 @@ Rows<Real> sample(const RowSource<Real>& source, Range rows, Index count, bool t
   constexpr Index kRun = 4;  // neighbours share most of what their angles cost
   const bool all = rows.size() <= std::max(count, kRun);
   const Index runs = all ? 1 : std::max<Index>(1, count / kRun), run = all ? rows.size() : kRun;
-  Rows<Real> some(runs * run, source.d);
-  Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> few(run, source.d);
+  Eigen::Matrix<Real, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> read(runs * run, source.d);
   for (Index r = 0; r < runs; ++r) {
     const Index begin = rows.begin + r * (rows.size() - run) / std::max<Index>(1, runs - 1);
-    source.read({begin, begin + run}, turned, few.data());
-    some.middleRows(r * run, run) = few;
+    source.read({begin, begin + run}, turned, read.data() + r * run * source.d);
   }
+  Rows<Real> some(read.rows(), source.d);
+  transpose(read.data(), read.rows(), source.d, source.d, some.data(), read.rows());
   return some;
 }
 
