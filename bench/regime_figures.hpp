@@ -133,7 +133,7 @@ inline void draw_regime(const Figure& figure, const std::string& folder) {
       std::string("predicted time of the chosen path: float, one core, CostModel's default rates for ") +
           std::to_string(32 * fastrope::simd::kLanes<float>) + "-bit vectors.");
 
-  bool any_measured = false;
+  std::vector<std::pair<Spot, bool>> marks;  // drawn when no cell can cover them any more
   for (std::size_t r = 0; r < figure.rows.size(); ++r) {
     const double top = kTop + static_cast<double>(r) * (panel_height + kRowGap);
     svg.words({right + 4, top + panel_height / 2}, figure.rows[r].label,
@@ -159,8 +159,7 @@ inline void draw_regime(const Figure& figure, const std::string& folder) {
               svg.words({corner.x + cell_width / 2, corner.y + 10.5}, text_of_speed_up(cell.speed_up),
                         {.size = 9, .anchor = "middle", .fill = t > 0.45 ? "#fff" : "#000"});
           }
-          if (cell.measured) draw_mark(svg, {corner.x + cell_width - 1.5, corner.y + 1.5}, cell.agrees);
-          any_measured |= cell.measured;
+          if (cell.measured) marks.push_back({{corner.x + cell_width - 1.5, corner.y + 1.5}, cell.agrees});
         }
       if (r + 1 < figure.rows.size()) continue;
       for (std::size_t i = 0; i < kLengths.size(); i += 2)
@@ -168,6 +167,7 @@ inline void draw_regime(const Figure& figure, const std::string& folder) {
                   text_of_length(kLengths[i]), {.size = 10, .anchor = "middle"});
     }
   }
+  for (const auto& [at, agrees] : marks) draw_mark(svg, at, agrees);
   svg.words({(kLeft + right) / 2, bottom + 14}, "n, tokens (1k = 1024)", {.anchor = "middle"});
   svg.words({22, (kTop + bottom) / 2}, "radius: the bound on the logits |x|",
             {.anchor = "middle", .turned = -90});
@@ -176,7 +176,7 @@ inline void draw_regime(const Figure& figure, const std::string& folder) {
   svg.rect({kLeft, y}, 16, 10, kExactFill);
   svg.words({kLeft + 21, y + 9}, "exact");
   double x = draw_scale(svg, {kLeft + 76, y}, figure.approximate());
-  if (any_measured)
+  if (!marks.empty())
     for (const bool agrees : {true, false}) {
       draw_mark(svg, {x, y + 5}, agrees);
       const std::string words = agrees ? "measured: fastest as predicted" : "measured: another is fastest";
