@@ -18,6 +18,9 @@
 
 #include "fastrope/fastrope.hpp"
 
+// The macros' arguments are keywords and types, which take no parentheses.
+// NOLINTBEGIN(bugprone-macro-parentheses)
+
 /// What all plans with arithmetic in Real, float or double, have in common. prefix: extern or nothing.
 #define FASTROPE_PLANS(prefix, Real)                                                                       \
   prefix template fastrope::Plan<Real>::Plan(fastrope::Problem, double, std::vector<fastrope::GroupPlan>); \
@@ -52,3 +55,5 @@
   prefix template std::vector<double> fastrope::observed_errors(                                         \
       const fastrope::Problem&, fastrope::TensorView<const Q>, const Rows&, const Rows&,                 \
       fastrope::TensorView<Out>, fastrope::Index)
+
+// NOLINTEND(bugprone-macro-parentheses)

@@ -21,8 +21,8 @@ template <class Real>
 Eigen::MatrixXd second_moments(const Rows<Real>& rows, const Point<Real>& centre) {
   const Rows<Real> centred = rows.rowwise() - centre;
   const Rows<Real> product = centred.transpose() * centred;
-  const Eigen::MatrixXd sum = product.template cast<double>();
-  return (sum + sum.transpose()) / static_cast<double>(2 * std::max<Eigen::Index>(1, rows.rows()));
+  const Rows<Real> sum = product + product.transpose();
+  return sum.template cast<double>() / static_cast<double>(2 * std::max<Eigen::Index>(1, rows.rows()));
 }
 
 /// x = B q and y = C k: [d, d] each, B^T C = I up to rounding.
