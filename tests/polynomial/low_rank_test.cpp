@@ -369,8 +369,8 @@ TYPED_TEST(LowRankTest, RoundingIsThatOfTheShiftsThatAreTaken) {
 }
 
 TYPED_TEST(LowRankTest, AShiftThatFailsTakesNeitherTheOtherNorTheAxesWithIt) {
-  // Along one of 16 axes both sides are long, along all others short, and off their means by 1; a key that no
-  // sample meets lies as far on the other side.
+  // Along one of 16 axes both sides are long and off the origin by 1, along all others short; a row that no
+  // sample meets lies half as far again on the other side.
   using Real = TypeParam;
   Inputs inputs(18);
   Case<Real> c;

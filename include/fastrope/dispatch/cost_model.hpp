@@ -20,8 +20,9 @@ namespace fastrope::inline FASTROPE_TARGET {
 
 /// Work per second of one core in float; double takes twice the time. The defaults are what bench/calibrate
 /// gave, medians of several runs: for AVX2 on Zen 3, but for `element`, which lies between its 1.4e8 and the
-/// 2.4e8 of Emerald Rapids; for AVX-512 on Emerald Rapids, but for `tile`, between its 1.9e11 and the 1.1e11
-/// of Zen 4. Narrower vectors are taken to be slower than AVX2 in proportion.
+/// 2.4e8 of Emerald Rapids, and `look`, which was 6e3 before looks became faster; for AVX-512 on Emerald
+/// Rapids, but for `tile`, between its 1.9e11 and the 1.1e11 of Zen 4. Narrower vectors are taken to be
+/// slower than AVX2 in proportion.
 struct CostModel {
   double tile = kWide ? 1.5e11 : kVector * 7.1e10;   ///< flops in the tile kernels
   double weigh = kWide ? 3.7e9 : kVector * 1.2e9;    ///< scores turned into weights
