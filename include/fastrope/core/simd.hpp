@@ -95,6 +95,9 @@ HWY_INLINE Vec<Real> load_as(const T* p) {
   } else if constexpr (std::is_same_v<Real, float> && std::is_same_v<T, float16>) {
     const hn::Rebind<hwy::float16_t, Tag<float>> halves;
     return hn::PromoteTo(Tag<float>{}, hn::LoadU(halves, reinterpret_cast<const hwy::float16_t*>(p)));
+  } else if constexpr (std::is_same_v<Real, double> && std::is_same_v<T, float>) {
+    const hn::Rebind<float, Tag<double>> halves;
+    return hn::PromoteTo(Tag<double>{}, hn::LoadU(halves, p));
   } else {
     alignas(64) Real converted[kLanes<Real>];
     for (Index i = 0; i < kLanes<Real>; ++i) converted[i] = static_cast<Real>(p[i]);
@@ -197,6 +200,12 @@ HWY_INLINE Vec<float> fma_pairs(Vec<float> a, Vec<float> b, Vec<float> sum) {
 HWY_INLINE void store_nearest_pairs(const float* from, float* to) {
   const Vec<float> low = load(from), high = load(from + kLanes<float>);
   store<float>(Vec<float>{reinterpret_cast<__m512>(_mm512_cvtne2ps_pbh(high.raw, low.raw))}, to);
+}
+/// The bfloat16 nearest to each element, by Veltkamp's splitting (Handbook of Floating-Point Arithmetic, 4.4.1); the
+/// elements must be below 2^100.
+HWY_INLINE Vec<float> round_to_bfloat16(Vec<float> x) {
+  const Vec<float> spread = hn::Mul(x, hn::Set(Tag<float>{}, 65537.0f));
+  return hn::Sub(spread, hn::Sub(spread, x));
 }
 /// Words of a and b, lane by lane; both must be bfloat16 numbers.
 HWY_INLINE Vec<float> pair_up(Vec<float> a, Vec<float> b) {
@@ -322,6 +331,16 @@ HWY_INLINE void reduce_add4(Vec<Real> a, Vec<Real> b, Vec<Real> c, Vec<Real> d, 
 template <class Real>
 HWY_INLINE Real reduce_max(Vec<Real> x) {
   return hn::GetLane(hn::MaxOfLanes(Tag<Real>{}, x));
+}
+/// The largest of x [count], -infinity without any; NaN may or may not count.
+template <class Real>
+HWY_INLINE Real largest(const Real* x, Index count) {
+  Vec<Real> most = set(-std::numeric_limits<Real>::infinity());
+  Index i = 0;
+  for (; i + kLanes<Real> <= count; i += kLanes<Real>) most = max(load(x + i), most);
+  Real last = reduce_max<Real>(most);
+  for (; i < count; ++i) last = x[i] > last ? x[i] : last;
+  return last;
 }
 /// x - floor(x), in [0, 1]; finite for x = -infinity where the hardware has an instruction for it.
 template <class Real>

@@ -31,32 +31,38 @@ class QueryBlock {
   static constexpr Index kTileRows = 48;
   static constexpr Index kRows = 4 * kTileRows;
   static constexpr Index kKeys = 2 * PackedKeys<T>::kWidth;
-  static_assert(kTileRows % kRowMultipleOf<T> == 0);
+  static_assert(kTileRows % kRowMultipleOf<T> == 0 && kStretch % kKeys == 0);
 
   QueryBlock(const Problem& problem, Index value_stride, Workspace& workspace)
       : words_(words_of<T>(problem.shapes.d)),
         queries_(workspace.take<Real>(kRows * words_).data()),
         allowed_(workspace.take<Range>(kRows).data()),
+        references_(workspace.take<double>(kRows).data()),
         scores_(workspace.take<Real>(kTileRows * kStride).data()),
         scratch_(workspace.take<Real>(std::max(kKeys, PackedKeys<T>::scratch_size(problem.shapes))).data()),
-        state_(kRows, value_stride, workspace) {}
+        stretch_(kRows, value_stride, workspace),
+        totals_(kRows, value_stride, workspace) {}
 
   /// The queries from row r on, times Scores::query_factor, as PackedKeys::pack_queries lays out a tile: a
   /// column a row. Requires T = Real.
   const Real* queries(Index r) const { return queries_ + r / kTileRows * kTileRows * words_ + r % kTileRows; }
-  const SoftmaxRows<Real>& state() const { return state_; }
+  const SoftmaxTotals& totals() const { return totals_; }
 
   /// Takes up rows of query head h, with nothing attended yet. Requires rows.size() <= kRows.
   template <class Q>
-  void start(const Problem& problem, const PackedKeys<T>& packed, Index h, MatrixView<const Q> q,
-             Range rows) {
+  void start(const Problem& problem, const PackedKeys<T>& packed, const Scores<Real>& scores, Index h,
+             MatrixView<const Q> q, Range rows) {
     head_ = h;
     rows_ = rows;
     for (Index r = 0; r < rows.size(); r += kTileRows)
-      packed.pack_queries(problem, q, tile_rows(r), kTileRows, Scores<Real>::query_factor(problem),
+      packed.pack_queries(problem, q, tile_rows(r), kTileRows, Scores<Real>::template query_factor<T>(problem),
                           queries_ + r * words_, scratch_);
-    for (Index r = 0; r < rows.size(); ++r) allowed_[r] = problem.grid.keys_of(rows.begin + r);
-    state_.clear(round_up(rows.size(), kTileRows));
+    for (Index r = 0; r < rows.size(); ++r) {
+      allowed_[r] = problem.grid.keys_of(rows.begin + r);
+      references_[r] = scores.reference(problem, h, rows.begin + r, allowed_[r]);
+    }
+    stretch_.clear(round_up(rows.size(), kTileRows));
+    totals_.clear(round_up(rows.size(), kTileRows));
   }
 
   /// Attends to those of `keys` that the mask allows.
@@ -70,12 +76,14 @@ class QueryBlock {
       reach[static_cast<std::size_t>(r / kTileRows)] = reach_of(r, keys);
       all = hull(all, reach[static_cast<std::size_t>(r / kTileRows)].some);
     }
-    // Runs begin at multiples of kKeys whatever the block, so that a row's result does not depend on its
-    // block.
-    for (Index j = round_down(all.begin, kKeys); j < all.end; j += kKeys)
+    // Runs begin at multiples of kKeys and stretches at multiples of kStretch whatever the block, so that a row's
+    // result does not depend on its block.
+    for (Index j = round_down(all.begin, kKeys); j < all.end; j += kKeys) {
       for (Index r = 0; r < rows_.size(); r += kTileRows)
         attend_run(problem, packed, scores, r, reach[static_cast<std::size_t>(r / kTileRows)],
                    {j, j + kKeys});
+      if ((j + kKeys) % kStretch == 0 || j + kKeys >= all.end) fold();
+    }
   }
 
   /// Writes out [rows, d_v] and, where lse is not null, the natural log of each row's sum.
@@ -84,9 +92,9 @@ class QueryBlock {
     for (Index i = rows_.begin; i < rows_.end; ++i) {
       const Index r = i - rows_.begin;
       if (!problem.sinks.empty())
-        state_.add_sink(r, static_cast<Real>(problem.sinks[static_cast<std::size_t>(head_)] * kLog2E));
-      state_.write(r, out.row(i), problem.shapes.d_v);
-      if (lse != nullptr) lse[i] = state_.lse(r);
+        totals_.add_sink(r, (problem.sinks[static_cast<std::size_t>(head_)] - references_[r]) * kLog2E);
+      totals_.template write<Real>(r, out.row(i), problem.shapes.d_v);
+      if (lse != nullptr) lse[i] = static_cast<Lse>(totals_.lse(r) + references_[r]);
     }
   }
 
@@ -122,18 +130,22 @@ class QueryBlock {
     const Index kv = problem.kv_head(head_), row_count = round_up(rows.size(), kRowMultipleOf<T>);
     scores.product(problem, packed, kv, queries_ + r * words_, kTileRows, rows, row_count, panels, scores_,
                    kStride, scratch_);
-    if (Scores<Real>::modifies(problem) || intersect(panels, reach.every) != panels)
-      scores.finish(problem, head_, rows, panels, keys, allowed_ + r, scores_, kStride, scratch_);
+    const auto factor = static_cast<Real>(Scores<Real>::template product_factor<T>(problem));
+    const bool modified = Scores<Real>::modifies(problem);
+    if (modified || intersect(panels, reach.every) != panels)
+      scores.finish(problem, head_, rows, panels, keys, allowed_ + r, references_ + r, modified ? factor : 1,
+                    scores_, kStride, scratch_);
     if (problem.kernel.is_softmax())
-      state_.from(r).weigh(rows.size(), scores_, kStride, panels.size());
+      stretch_.from(r).template weigh<T>(rows.size(), scores_, kStride, panels.size(),
+                                            modified ? 1 : factor);
     else
-      state_.from(r).weigh_polynomial(problem.kernel.coefficients(), rows.size(), scores_, kStride,
-                                      panels.size());
+      stretch_.from(r).weigh_polynomial(problem.kernel.coefficients(), rows.size(), scores_, kStride,
+                                        panels.size());
     for (Index i = 0; i < rows.size(); ++i) make_words<T>(panels.size(), scores_ + i * kStride);
     if (finite(packed, kv, panels))
-      multiply<true, T>(row_count, state_.width, panels.size() / kWordSize<T>,
+      multiply<true, T>(row_count, stretch_.width, panels.size() / kWordSize<T>,
                         BroadcastOperand<Real>{scores_, kStride, 1}, packed.values(kv, panels.begin),
-                        state_.width, state_.row(r), state_.width);
+                        stretch_.width, stretch_.row(r), stretch_.width);
     else
       add_allowed_values(problem, packed, r, rows, keys, panels.begin);
   }
@@ -151,10 +163,16 @@ class QueryBlock {
         const Index half = j % kSize;
         const Real weight = element_of<T>(scores_[i * kStride + (j - first) / kSize], half);
         const Real* values = packed.values(kv, j - half);
-        for (Index c = 0; c < state_.width; ++c)
-          state_.row(r + i)[c] += weight * element_of<T>(values[c], half);
+        for (Index c = 0; c < stretch_.width; ++c)
+          stretch_.row(r + i)[c] += weight * element_of<T>(values[c], half);
       }
     }
+  }
+
+  /// Ends the stretch: its sums join those of the stretches before.
+  void fold() const {
+    for (Index r = 0; r < rows_.size(); ++r) totals_.add(r, stretch_, r);
+    stretch_.clear_sums(round_up(rows_.size(), kTileRows));
   }
 
   static bool finite(const PackedKeys<T>& packed, Index kv, Range run) {
@@ -165,12 +183,14 @@ class QueryBlock {
 
   Index head_ = 0;
   Range rows_ = {};
-  Index words_;     // of a query
-  Real* queries_;   // [tiles], as packed
-  Range* allowed_;  // [kRows], the keys that each row may attend to
-  Real* scores_;    // [kTileRows, kStride], then the weights' words
-  Real* scratch_;   // a row of a lag function, or what packing wants
-  SoftmaxRows<Real> state_;
+  Index words_;         // of a query
+  Real* queries_;       // [tiles], as packed
+  Range* allowed_;      // [kRows], the keys that each row may attend to
+  double* references_;  // [kRows], of the rows' biases
+  Real* scores_;        // [kTileRows, kStride], then the weights' words
+  Real* scratch_;       // a row of a lag function, or what packing wants
+  SoftmaxRows<Real> stretch_;
+  SoftmaxTotals totals_;
 };
 
 /// Some rows of a query head: the exact path's unit of work, at most QueryBlock::kRows rows.
@@ -258,7 +278,7 @@ class ExactAttention {
                 TensorView<Out> out, MatrixView<Real> lse, RowTask task, Index worker) const {
     const auto [h, rows] = task;
     QueryBlock<T> queries = block(problem, packed, worker);
-    queries.start(problem, packed, h, q.head(h), rows);
+    queries.start(problem, packed, scores_, h, q.head(h), rows);
     queries.attend(problem, packed, scores_, {0, problem.shapes.n_k});
     queries.write(problem, out.head(h), lse.data == nullptr ? nullptr : lse.row(h));
   }

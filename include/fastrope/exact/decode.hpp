@@ -2,7 +2,7 @@
 //
 // The query rows of a key/value head (n_q of each query head of its group) are taken together, so that each
 // key and value is read once for all of them. Keys are cut into splits of a fixed length, whatever the number
-// of threads; each split gives partial softmax states, which are merged in the order of the keys. Cost: one
+// of threads; each split gives partial softmax states, which are merged in double in the order of the keys. Cost: one
 // read of K and V.
 #pragma once
 
@@ -22,6 +22,9 @@
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
+
+/// Keys whose scores decoding holds at once.
+inline constexpr Index kDecodeBlock = 64;
 
 namespace detail {
 
@@ -118,11 +121,15 @@ class DecodeAttention {
         width_(round_up(problem.shapes.d_v, simd::kLanes<Real>)),
         splits_(std::max<Index>(1, ceil_div(problem.shapes.n_k, kSplit))),
         queries_(workspace.take<Real>(problem.shapes.kv_heads * rows_ * key_stride_).data()),
+        references_(workspace.take<double>(problem.shapes.kv_heads * rows_).data()),
         states_(problem.shapes.kv_heads * splits_ * rows_, width_, workspace),
         scratch_(scratch) {}
 
   std::size_t worker_bytes(const Problem& problem) const {
-    return Workspace::bytes_of([&](Workspace& share) { buffers(problem, share); });
+    return Workspace::bytes_of([&](Workspace& share) {
+      buffers(problem, share);
+      SoftmaxTotals(1, width_, share);
+    });
   }
 
   Index tasks(const Problem& problem, Stage stage) const {
@@ -159,13 +166,13 @@ class DecodeAttention {
         return attend_split(problem, kv, split, k.head(kv), v.head(kv), buffers(problem, share));
       }
       case Stage::finish:
-        return finish_row(problem, task, out, lse);
+        return finish_row(problem, task, worker, out, lse);
     }
   }
 
  private:
-  static constexpr Index kSplit = 1024;  // keys of a task
-  static constexpr Index kBlock = 64;    // keys whose scores are held at once
+  static constexpr Index kSplit = kStretch;  // keys of a task
+  static constexpr Index kBlock = kDecodeBlock;
   static_assert(kSplit % kBlock == 0);
 
   /// One worker's scratch for a block of keys.
@@ -200,6 +207,7 @@ class DecodeAttention {
     const auto factor = static_cast<Real>(Scores<Real>::query_factor(problem));
     for (Index c = 0; c < d; ++c) x[c] *= factor;
     std::fill(x + d, x + key_stride_, Real{0});
+    references_[task] = scores_.reference(problem, head_of(problem, kv, row), i, problem.grid.keys_of(i));
   }
 
   /// The partial states of a split's keys for all query rows of a key/value head.
@@ -230,7 +238,7 @@ class DecodeAttention {
         const Index i = query_of(problem, r);
         const Range allowed = problem.grid.keys_of(i);
         scores_.finish(problem, head_of(problem, kv, r), {i, i + 1}, {j, j + padded}, block, &allowed,
-                       b.scores + r * kBlock, kBlock, b.line);
+                       references_ + kv * rows_ + r, 1, b.scores + r * kBlock, kBlock, b.line);
       }
       if (problem.kernel.is_softmax())
         states.weigh(rows_, b.scores, kBlock, padded);
@@ -328,15 +336,18 @@ class DecodeAttention {
 
   /// Merges the splits of one query row in the order of the keys and writes it.
   template <class Out>
-  void finish_row(const Problem& problem, Index task, TensorView<Out> out, MatrixView<Real> lse) const {
+  void finish_row(const Problem& problem, Index task, Index worker, TensorView<Out> out,
+                  MatrixView<Real> lse) const {
     const Index kv = task / rows_, row = task % rows_;
     const Index head = head_of(problem, kv, row), i = query_of(problem, row);
-    const SoftmaxRows<Real> first = states_.from(kv * splits_ * rows_ + row);
-    for (Index s = 1; s < splits_; ++s) first.absorb(0, states_.from((kv * splits_ + s) * rows_ + row), 0);
+    Workspace share = scratch_.of(worker);
+    const SoftmaxTotals totals(1, width_, share);
+    totals.clear(1);
+    for (Index s = 0; s < splits_; ++s) totals.add(0, states_, (kv * splits_ + s) * rows_ + row);
     if (!problem.sinks.empty())
-      first.add_sink(0, static_cast<Real>(problem.sinks[static_cast<std::size_t>(head)] * kLog2E));
-    first.write(0, out.head(head).row(i), problem.shapes.d_v);
-    if (lse.data != nullptr) lse(head, i) = first.lse(0);
+      totals.add_sink(0, (problem.sinks[static_cast<std::size_t>(head)] - references_[task]) * kLog2E);
+    totals.template write<Real>(0, out.head(head).row(i), problem.shapes.d_v);
+    if (lse.data != nullptr) lse(head, i) = static_cast<Real>(totals.lse(0) + references_[task]);
   }
 
   RotationTables<Real> tables_;
@@ -346,6 +357,7 @@ class DecodeAttention {
   Index width_;       // d_v in whole vectors
   Index splits_;
   Real* queries_;             // [kv_heads, rows, key_stride], zero past d
+  double* references_;        // [kv_heads, rows], of the rows' biases
   SoftmaxRows<Real> states_;  // [kv_heads, splits, rows]
   WorkerScratch scratch_;
 };

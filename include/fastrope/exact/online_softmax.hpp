@@ -1,11 +1,14 @@
 // Online softmax: attention over part of the keys, in a form that can be continued and merged.
 //
 // For one row and a set of keys, with y_j = x_j log2(e):
-//     maximum m >= max_j y_j,   sum l = sum_j 2^(y_j - m),   output o = sum_j 2^(y_j - m) v_j.
-// l is kept as one part for each lane of a vector, so that a block of scores ends without a reduction.
-// Two sets merge by raising both to the larger maximum; out = o / l and lse = ln(sum_j exp(x_j)) = (m + log2
-// l) ln 2. A row without keys has m = -infinity, l = 0, o = 0; its output is 0 and its lse -infinity.
-// The weights P(x_j) of a polynomial kernel add up in the same states, with m = 0.
+//     maximum m >= max_j y_j,   sum l = sum_j 2^(y_j - m),   output o = sum_j 2^(y_j - m) v_j,
+// out = o / l and lse = ln(sum_j exp(x_j)) = (m + log2 l) ln 2. Two sets merge by raising both to the larger maximum.
+// A row without keys has m = -infinity, l = 0, o = 0; its output is 0 and its lse -infinity. The weights P(x_j) of a
+// polynomial kernel add up in the same states, with m = 0.
+//
+// Maxima are rounded up to integers, so that raising them multiplies by powers of two and rounds nothing. Sums are
+// kept in the arithmetic of the call for a stretch of keys (SoftmaxRows) and then folded into double (SoftmaxTotals):
+// their rounding does not grow with the number of keys (rounding.hpp).
 #pragma once
 
 #include <algorithm>
@@ -59,14 +62,18 @@ HWY_INLINE simd::Vec<Real> polynomial_weights(std::span<const Real> coefficients
 
 }  // namespace detail
 
-/// The states of a block of rows.
+/// The most keys whose sums are kept in the arithmetic of the call before they are folded into double.
+inline constexpr Index kStretch = 1024;
+
+/// The states of a block of rows over a stretch of keys, in the arithmetic of the call. l is kept as one part for each
+/// lane of a vector, so that a block of scores ends without a reduction.
 template <class Real>
 struct SoftmaxRows {
   static constexpr Index kLanes = simd::kLanes<Real>;
   static constexpr Real kEmpty = -std::numeric_limits<Real>::infinity();
 
   Index width = 0;          ///< values per row, padded to whole vectors
-  Real* maximum = nullptr;  ///< [rows], base-2
+  Real* maximum = nullptr;  ///< [rows], base-2, integers
   Real* parts = nullptr;    ///< [rows, kLanes], which add up to the sum
   Real* output = nullptr;   ///< [rows, width]
 
@@ -78,10 +85,13 @@ struct SoftmaxRows {
 
   Real* row(Index i) const { return output + i * width; }
   Real sum(Index i) const { return simd::reduce_add<Real>(simd::load(parts + i * kLanes)); }
-  void add_to_sum(Index i, Real x) const { parts[i * kLanes] += x; }
 
   void clear(Index rows) const {
     std::fill_n(maximum, rows, kEmpty);
+    clear_sums(rows);
+  }
+  /// Begins another stretch, with the same maxima.
+  void clear_sums(Index rows) const {
     std::fill_n(parts, rows * kLanes, Real{0});
     std::fill_n(output, rows * width, Real{0});
   }
@@ -95,33 +105,13 @@ struct SoftmaxRows {
     return rows;
   }
 
-  /// Merges row j of `other`, states of other keys, into row i.
-  void absorb(Index i, const SoftmaxRows& other, Index j) const {
-    raise(i, other.maximum[j]);
-    const Real sum = other.sum(j);
-    if (sum == 0 && other.maximum[j] == kEmpty) return;
-    const Real shrink = std::exp2(other.maximum[j] - maximum[i]);
-    add_to_sum(i, shrink * sum);
-    for (Index c = 0; c < width; ++c) row(i)[c] += shrink * other.row(j)[c];
-  }
-
-  /// Makes room for scores up to `candidate`: the maximum rises and what was summed shrinks by the same
-  /// factor.
-  void raise(Index i, Real candidate) const {
-    if (!(candidate > maximum[i])) return;
-    if (maximum[i] != kEmpty) {
-      const Real shrink = std::exp2(maximum[i] - candidate);
-      scale_by(shrink, parts + i * kLanes, kLanes);
-      scale_by(shrink, row(i), width);
-    }
-    maximum[i] = candidate;
-  }
-
-  /// scores [rows, cols], base-2, row stride `stride`, become weights 2^(score - maximum), and their sums are
-  /// added. Scores of -infinity weigh 0. Requires cols a multiple of the vector length. The outputs are left
-  /// to the caller.
-  void weigh(Index rows, Real* scores, Index stride, Index cols) const {
+  /// scores [rows, cols], base-2 when multiplied by `factor` > 0, row stride `stride`, become weights 2^(factor score -
+  /// maximum), rounded to T, and their sums are added. Requires cols a multiple of the vector length. The outputs are
+  /// left to the caller.
+  template <class T = Real>
+  void weigh(Index rows, Real* scores, Index stride, Index cols, Real factor = 1) const {
     using namespace simd;
+    const Vec<Real> unit = set(factor);
     // Two passes over all rows, so that no row waits for the maximum of the one before. The maximum is
     // reduced over lanes only where it rises, which grows rare.
     for (Index i = 0; i < rows; ++i) {
@@ -133,20 +123,23 @@ struct SoftmaxRows {
         largest[1] = max(load(row + j + kLanes), largest[1]);
       }
       if (j < cols) largest[0] = max(load(row + j), largest[0]);
-      largest[0] = max(largest[0], largest[1]);
+      largest[0] = mul(max(largest[0], largest[1]), unit);
       // A NaN score makes its row NaN whatever the maximum is.
       if (any_greater<Real>(largest[0], set(maximum[i]))) raise(i, reduce_max<Real>(largest[0]));
     }
     for (Index i = 0; i < rows; ++i) {
       Real* row = scores + i * stride;
-      const Vec<Real> shift = set(maximum[i] == kEmpty ? Real{0} : maximum[i]);
-      Vec<Real> total = load(parts + i * kLanes);
+      const Vec<Real> shift = set(maximum[i] == kEmpty ? Real{0} : -maximum[i]);
+      Vec<Real> total = zero<Real>();
       for (Index j = 0; j < cols; j += kLanes) {
-        const Vec<Real> weight = exp2_nonpositive<Real>(sub(load(row + j), shift));
+        Vec<Real> weight = exp2_nonpositive<Real>(fma(load(row + j), unit, shift));
+#if FASTROPE_BFLOAT16_PRODUCTS
+        if constexpr (std::is_same_v<T, bfloat16>) weight = round_to_bfloat16(weight);
+#endif
         total = add(total, weight);
         store<Real>(weight, row + j);
       }
-      store<Real>(total, parts + i * kLanes);
+      store<Real>(add(load(parts + i * kLanes), total), parts + i * kLanes);
     }
   }
 
@@ -162,46 +155,135 @@ struct SoftmaxRows {
     const std::span<const Real> used(c.data(), coefficients.size());
     for (Index i = 0; i < rows; ++i) {
       Real* row = scores + i * stride;
-      Vec<Real> total = load(parts + i * kLanes);
+      Vec<Real> total = zero<Real>();
       Index j = 0;
       for (; j + kTileVecs * kLanes <= cols; j += kTileVecs * kLanes)
         total = detail::polynomial_weights<kTileVecs>(used, row + j, total);
       for (; j < cols; j += kLanes) total = detail::polynomial_weights<1>(used, row + j, total);
-      store<Real>(total, parts + i * kLanes);
+      store<Real>(add(load(parts + i * kLanes), total), parts + i * kLanes);
     }
   }
 
-  /// One more logit that has no value: an attention sink.
-  void add_sink(Index i, Real logit) const {
-    raise(i, logit);
-    if (maximum[i] != kEmpty) add_to_sum(i, std::exp2(logit - maximum[i]));
-  }
-
-  /// Row i of out, o / l, in the storage type; zeros where l is 0, or so small that weights have underflowed.
-  template <class Out>
-  void write(Index i, Out* out, Index d_v) const {
-    const Real total = sum(i);
-    const Real inverse = std::abs(total) < std::numeric_limits<Real>::min() ? Real{0} : 1 / total;
-    for (Index c = 0; c < d_v; ++c) out[c] = static_cast<Out>(row(i)[c] * inverse);
-  }
-
-  /// Natural log of the sum of exponentials.
-  Real lse(Index i) const {
-    const Real total = sum(i);
-    return total == 0 ? kEmpty : (maximum[i] + std::log2(total)) * static_cast<Real>(kLn2);
-  }
-
  private:
+  /// Makes room for scores up to `candidate`: the maximum rises to the next integer and what was summed shrinks by the
+  /// same factor, a power of two.
+  void raise(Index i, Real candidate) const {
+    const Real next = std::ceil(candidate);
+    if (maximum[i] != kEmpty) {
+      const Real shrink = std::exp2(maximum[i] - next);
+      scale_by(shrink, parts + i * kLanes, kLanes);
+      scale_by(shrink, row(i), width);
+    }
+    maximum[i] = next;
+  }
+
   static void scale_by(Real factor, Real* x, Index count) {
     for (Index c = 0; c < count; c += kLanes)
       simd::store<Real>(simd::mul(simd::load(x + c), simd::set(factor)), x + c);
   }
 };
 
+/// The states of a block of rows over any number of keys, in double. The sums of an approximation come with a bound on
+/// their error, in the same unit: |l~ - l| + max_c |o~_c - o_c| / max|V| <= error.
+struct SoftmaxTotals {
+  static constexpr double kEmpty = -std::numeric_limits<double>::infinity();
+
+  Index width = 0;            ///< values per row, padded to whole vectors
+  double* maximum = nullptr;  ///< [rows], base-2, integers
+  double* sum = nullptr;      ///< [rows]
+  double* error = nullptr;    ///< [rows]
+  double* output = nullptr;   ///< [rows, width]
+
+  SoftmaxTotals(Index rows, Index value_stride, Workspace& workspace)
+      : width(value_stride),
+        maximum(workspace.take<double>(rows).data()),
+        sum(workspace.take<double>(rows).data()),
+        error(workspace.take<double>(rows).data()),
+        output(workspace.take<double>(rows * value_stride).data()) {}
+
+  double* row(Index i) const { return output + i * width; }
+
+  void clear(Index rows) const {
+    std::fill_n(maximum, rows, kEmpty);
+    std::fill_n(sum, rows, 0.0);
+    std::fill_n(error, rows, 0.0);
+    std::fill_n(output, rows * width, 0.0);
+  }
+
+  /// The states from row i on.
+  SoftmaxTotals from(Index i) const {
+    SoftmaxTotals rows = *this;
+    rows.maximum += i;
+    rows.sum += i;
+    rows.error += i;
+    rows.output += i * width;
+    return rows;
+  }
+
+  /// Adds row j of a stretch of other keys to row i.
+  template <class Real>
+  void add(Index i, const SoftmaxRows<Real>& stretch, Index j) const {
+    using namespace simd;
+    const double more = static_cast<double>(stretch.sum(j));
+    const double level = static_cast<double>(stretch.maximum[j]);
+    if (level == kEmpty && more == 0) return;  // scores that are all NaN leave the maximum as it was
+    const double shrink = raise(i, level);
+    sum[i] += shrink * more;
+    const Vec<double> factor = set(shrink);
+    double* to = row(i);
+    const Real* from = stretch.row(j);
+    for (Index c = 0; c < width; c += simd::kLanes<double>)
+      store<double>(fma(load_as<double>(from + c), factor, load(to + c)), to + c);
+  }
+
+  /// Adds row j of `other`, states of other keys, to row i.
+  void absorb(Index i, const SoftmaxTotals& other, Index j) const {
+    if (other.maximum[j] == kEmpty && other.sum[j] == 0) return;
+    const double shrink = raise(i, other.maximum[j]);
+    sum[i] += shrink * other.sum[j];
+    error[i] += shrink * other.error[j];
+    for (Index c = 0; c < width; ++c) row(i)[c] += shrink * other.row(j)[c];
+  }
+
+  /// One more logit, base-2, that has no value: an attention sink.
+  void add_sink(Index i, double logit) const {
+    if (logit == kEmpty) return;
+    const double shrink = raise(i, std::ceil(logit));
+    sum[i] += shrink * std::exp2(logit - std::ceil(logit));
+  }
+
+  /// Row i of out, o / l, in the storage type; zeros where l is 0, or so small that weights have underflowed.
+  template <class Real, class Out>
+  void write(Index i, Out* out, Index d_v) const {
+    const double total = sum[i];
+    const double inverse = std::abs(total) < static_cast<double>(std::numeric_limits<Real>::min()) ? 0 : 1 / total;
+    for (Index c = 0; c < d_v; ++c) out[c] = static_cast<Out>(static_cast<Real>(row(i)[c] * inverse));
+  }
+
+  /// Natural log of the sum of exponentials.
+  double lse(Index i) const { return sum[i] == 0 ? kEmpty : (maximum[i] + std::log2(sum[i])) * kLn2; }
+
+ private:
+  /// Makes room for sums at the maximum `level`, an integer; returns by how much those shrink, 1 if they are larger.
+  double raise(Index i, double level) const {
+    if (!(level > maximum[i])) return level == maximum[i] || level == kEmpty ? 1 : std::exp2(level - maximum[i]);
+    if (maximum[i] != kEmpty) {
+      const double shrink = std::exp2(maximum[i] - level);
+      sum[i] *= shrink;
+      error[i] *= shrink;
+      for (Index c = 0; c < width; ++c) row(i)[c] *= shrink;
+    }
+    maximum[i] = level;
+    return 1;
+  }
+};
+
 /// Merges two partial results of the same queries over disjoint sets of keys into the first.
 ///     lse = ln(e^lse_a + e^lse_b),  out = (e^lse_a out_a + e^lse_b out_b) / e^lse
 /// out, other_out: [heads, n_q, d_v]; lse, other_lse: [heads, n_q], natural log, -infinity where nothing was
-/// attended. Associative and commutative up to rounding. Throws Error where shapes differ.
+/// attended. Associative and commutative up to rounding: weights and sums are of double, and what is left is the
+/// rounding of the results, that of lse to Real an error of |lse| epsilon / 2 in the weight of its part. Throws Error
+/// where shapes differ.
 template <class Real>
 void merge(TensorView<Real> out, std::type_identity_t<MatrixView<Real>> lse,
            std::type_identity_t<TensorView<const Real>> other_out,
@@ -215,17 +297,17 @@ void merge(TensorView<Real> out, std::type_identity_t<MatrixView<Real>> lse,
                  other_lse.cols, "], both must be [heads = ", out.heads, ", n_q = ", out.rows, "]");
   for (Index h = 0; h < out.heads; ++h) {
     for (Index i = 0; i < out.rows; ++i) {
-      const Real a = lse(h, i), b = other_lse(h, i);
-      if (b == SoftmaxRows<Real>::kEmpty) continue;
-      const Real top = a > b ? a : b;
-      const Real weight_a = std::exp(a - top), weight_b = std::exp(b - top);
-      const Real total = weight_a + weight_b;
+      const double a = lse(h, i), b = other_lse(h, i);
+      if (b == SoftmaxTotals::kEmpty) continue;
+      const double top = a > b ? a : b;
+      const double weight_a = std::exp(a - top), weight_b = std::exp(b - top);
+      const double total = weight_a + weight_b;
       for (Index c = 0; c < out.cols; ++c) {
         Real& x = out.head(h)(i, c);
-        x = a == SoftmaxRows<Real>::kEmpty ? other_out.head(h)(i, c)
-                                           : (weight_a * x + weight_b * other_out.head(h)(i, c)) / total;
+        const double y = other_out.head(h)(i, c);
+        x = static_cast<Real>(a == SoftmaxTotals::kEmpty ? y : (weight_a * x + weight_b * y) / total);
       }
-      lse(h, i) = top + std::log(total);
+      lse(h, i) = static_cast<Real>(top + std::log(total));
     }
   }
 }

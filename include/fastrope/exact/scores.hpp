@@ -3,9 +3,13 @@
 //
 // A logit is scale q.k, or scale q^T W(lag) k for a general family, then softcap, lag bias, dense bias and
 // mask, in that order. Each stage is a pass over scores that are in the first-level cache, and one that is
-// not used is not run.
+// not used is not run. Biases may be huge beside the scores that they are added to, up to -FLT_MAX in padding rows: a
+// reference, the largest bias that there is, is taken out of them before, in double; it is given back to the
+// logarithm of a row's sum and to sinks.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <type_traits>
 
@@ -25,9 +29,11 @@ template <class Real>
 class Scores {
  public:
   Scores(const Problem& problem, Workspace& workspace)
-      : bias_(problem.grid, problem.bias.empty() ? 0 : problem.shapes.heads, workspace),
+      : lags_(problem.bias.empty() ? LagGrid::Lags{} : problem.grid.allowed_lags()),
+        bias_(problem.grid, problem.bias.empty() ? 0 : problem.shapes.heads, workspace),
         weights_(problem.grid, problem.weights ? static_cast<Index>(problem.weights->support().size()) : 0,
-                 workspace) {}
+                 workspace),
+        lag_references_(workspace.take<double>(bias_.count()).data()) {}
 
   /// The independent tasks that lay out the lag functions.
   Index tasks() const { return bias_.count() + weights_.count(); }
@@ -35,6 +41,10 @@ class Scores {
   /// Call for every task, before any block.
   void prepare(const Problem& problem, Index task) {
     if (task < bias_.count()) {
+      if (lags_.first <= lags_.last)
+        lag_references_[task] = problem.bias.largest(task, lags_.first, lags_.last);
+      else
+        lag_references_[task] = 0;
       bias_.fill(problem.grid, task, bias_values(problem, task));
     } else {
       const Index s = task - bias_.count();
@@ -42,11 +52,40 @@ class Scores {
     }
   }
 
-  /// What queries are multiplied by when they are packed.
+  /// What queries are multiplied by when they are packed. Operands of bfloat16 take a power of two and the sign, which
+  /// round nothing, and leave the rest to product_factor.
+  template <class T = Real>
   static double query_factor(const Problem& problem) {
     if (!problem.kernel.is_softmax()) return problem.scale;
-    return problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2E;
+    const double factor = problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2E;
+    return std::is_same_v<T, bfloat16> ? factor / product_factor<T>(problem) : factor;
   }
+  /// What products of packed queries and keys are to be multiplied by, >= 1.
+  template <class T = Real>
+  static double product_factor(const Problem& problem) {
+    if (!std::is_same_v<T, bfloat16> || !problem.kernel.is_softmax()) return 1;
+    const double factor = problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2E;
+    int exponent = 0;
+    return factor == 0 ? 1 : 2 * std::abs(std::frexp(factor, &exponent));
+  }
+
+  /// What is taken out of the biases of query i of head h, in natural units: the largest one that its keys `allowed`
+  /// have, if there is a dense bias, or that the head has; 0 without any.
+  double reference(const Problem& problem, Index h, Index i, Range allowed) const {
+    if (problem.dense_bias.data == nullptr) return lag_reference(h);
+    double most = -std::numeric_limits<double>::infinity();
+    const float* row = problem.dense_bias.head(h).row(i);
+    if (problem.bias.empty() && problem.dense_mask.data == nullptr && problem.grid.in_order()) {
+      most = simd::largest(row + allowed.begin, allowed.size());
+    } else {
+      for (Index j = allowed.begin; j < allowed.end; ++j)
+        if (dense_allows(problem, h, i, j))
+          most = std::max(most, static_cast<double>(row[problem.grid.source(j)]) + lag_bias(problem, h, i, j));
+    }
+    return std::isfinite(most) ? most : 0;
+  }
+  /// What is taken out of a head's lag bias where there is no dense one.
+  double lag_reference(Index h) const { return bias_.count() > 0 ? lag_references_[h] : 0; }
 
   /// Raw products: scores [row_count, keys.size()], row stride `stride`, of packed queries and the key panels
   /// of `keys`. Requires keys made of whole panels and row_count a multiple of kRowMultipleOf<T>. `rows` are
@@ -74,19 +113,24 @@ class Scores {
 
   /// Softcap, biases and mask on the scores of some queries of head h: those of query i are -infinity then
   /// but for the keys that are both in `keys` and in allowed[i - rows.begin]. scores: [rows.size(),
-  /// padded.size()], row stride `stride`, of `padded` keys, whole vectors of them; scratch: [padded.size()].
+  /// padded.size()], row stride `stride`, of `padded` keys, whole vectors of them, to be multiplied by `factor`;
+  /// references: of the rows; scratch: [padded.size()].
   void finish(const Problem& problem, Index h, Range rows, Range padded, Range keys, const Range* allowed,
-              Real* scores, Index stride, Real* scratch) const {
+              const double* references, Real factor, Real* scores, Index stride, Real* scratch) const {
     using namespace simd;
     constexpr Index kStep = kLanes<Real>;
     const Index count = rows.size(), size = padded.size();
+    if (factor != 1)
+      for (Index r = 0; r < count; ++r)
+        for (Real *x = scores + r * stride, *end = x + size; x < end; x += kStep)
+          store<Real>(mul(load(x), set(factor)), x);
     if (problem.softcap > 0) {
       const Vec<Real> cap = set(static_cast<Real>(problem.softcap * kLog2E));
       for (Index r = 0; r < count; ++r)
         for (Real *x = scores + r * stride, *end = x + size; x < end; x += kStep)
           store<Real>(mul(cap, tanh<Real>(load(x))), x);
     }
-    if (bias_.count() > 0) {
+    if (bias_.count() > 0 && problem.dense_bias.data == nullptr) {
       for (Index r = 0; r < count; ++r) {
         const Real* bias =
             bias_.row(problem.grid, h, rows.begin + r, padded, bias_values(problem, h), scratch);
@@ -97,7 +141,8 @@ class Scores {
     for (Index r = 0; r < count; ++r) {
       const Range some = intersect(allowed[r], keys);
       Real* row = scores + r * stride;
-      if (problem.is_dense()) add_dense(problem, h, rows.begin + r, padded, some, row, scratch);
+      if (problem.is_dense())
+        add_dense(problem, h, rows.begin + r, padded, some, references[r], row, scratch);
       if (some.size() == size) continue;
       const Index first = some.empty() ? size : some.begin - padded.begin;
       const Index last = some.empty() ? size : some.end - padded.begin;
@@ -117,9 +162,14 @@ class Scores {
  private:
   static constexpr Real kMasked = -std::numeric_limits<Real>::infinity();
 
-  /// The lag bias of head h, base-2, and entry s of the general weights, as LagLines wants them.
-  static auto bias_values(const Problem& problem, Index h) {
-    return [&problem, h](Position lag, Index count, Real* x) { problem.bias.fill(h, lag, count, kLog2E, x); };
+  /// The lag bias of head h without its reference, base-2, and entry s of the general weights, as LagLines wants them.
+  auto bias_values(const Problem& problem, Index h) const {
+    return [&problem, h, reference = lag_reference(h)](Position lag, Index count, Real* x) {
+      problem.bias.fill(h, lag, count, reference, kLog2E, x);
+    };
+  }
+  static double lag_bias(const Problem& problem, Index h, Index i, Index j) {
+    return problem.bias.empty() ? 0 : problem.bias(h, problem.grid.lag(i, j));
   }
   static auto weight_values(const Problem& problem, Index s) {
     return [&problem, s](Position lag, Index count, Real* x) {
@@ -127,18 +177,24 @@ class Scores {
     };
   }
 
-  /// Dense bias and mask on the scores of the allowed keys; those at the others may become anything.
-  static void add_dense(const Problem& problem, Index h, Index i, Range keys, Range allowed, Real* scores,
-                        Real* scratch) {
+  /// Dense bias, with the lag's if there are both, and mask on the scores of the allowed keys; those at the others may
+  /// become anything.
+  static void add_dense(const Problem& problem, Index h, Index i, Range keys, Range allowed, double reference,
+                        Real* scores, Real* scratch) {
     using namespace simd;
     std::fill_n(scratch, keys.size(), Real{0});
     if (problem.dense_bias.data != nullptr) {
       const float* row = problem.dense_bias.head(h).row(i);
-      if (problem.grid.in_order())
-        convert(row + allowed.begin, allowed.size(), scratch + (allowed.begin - keys.begin));
-      else
+      Real* bias = scratch + (allowed.begin - keys.begin);
+      if (problem.bias.empty() && problem.grid.in_order()) {
+        convert(row + allowed.begin, allowed.size(), bias);
+        const auto largest = static_cast<Real>(reference);  // one of them
+        for (Index m = 0; m < allowed.size(); ++m) bias[m] -= largest;
+      } else {
         for (Index j = allowed.begin; j < allowed.end; ++j)
-          scratch[j - keys.begin] = static_cast<Real>(row[problem.grid.source(j)]);
+          *bias++ = static_cast<Real>(static_cast<double>(row[problem.grid.source(j)]) +
+                                      lag_bias(problem, h, i, j) - reference);
+      }
     }
     if (problem.dense_mask.data != nullptr) {
       const bool* row = problem.dense_mask.head(h).row(i);
@@ -200,8 +256,10 @@ class Scores {
       for (int v = 0; v < kVecs; ++v) store<Real>(sums[r][v], scores + r * stride + v * kStep);
   }
 
-  LagLines<Real> bias_;     // a line per head, base-2
+  LagGrid::Lags lags_;      // that the mask allows, where there is a lag bias
+  LagLines<Real> bias_;     // a line per head, base-2, without the head's reference
   LagLines<Real> weights_;  // a line per support entry
+  double* lag_references_;  // [heads] where there is a lag bias
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

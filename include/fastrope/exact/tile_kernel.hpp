@@ -62,6 +62,7 @@ struct BroadcastOperand {
   Index depth_stride;
 
   BroadcastOperand rows_from(Index i) const { return {data + i * row_stride, row_stride, depth_stride}; }
+  BroadcastOperand depth_from(Index k) const { return {data + k * depth_stride, row_stride, depth_stride}; }
 };
 
 /// Vectors in the widest tile, and so in a panel of keys: the tile, one row of B and one element of A fit the
@@ -77,6 +78,10 @@ constexpr int tile_rows(int vecs) {
   constexpr int rows16[] = {12, 6};
   return simd::kRegisters >= 32 ? rows32[vecs - 1] : rows16[vecs - 1];
 }
+
+/// Words along the depth whose products are summed from zero before what is there already is added, so that no sum is
+/// a chain of more roundings than that and one for each chain (rounding.hpp).
+inline constexpr Index kChain = 64;
 
 /// Row counts given to multiply are multiples of this, which every tile height divides.
 inline constexpr Index kRowMultiple = simd::kRegisters >= 32 ? 24 : 12;
@@ -94,7 +99,8 @@ HWY_INLINE V multiply_add(V a, V b, V sum) {
   return simd::fma(a, b, sum);
 }
 
-/// C [kRows, kVecs vectors] = A [kRows, depth] B [depth, kVecs vectors], plus C where kAccumulate.
+/// C [kRows, kVecs vectors] = A [kRows, depth] B [depth, kVecs vectors], a sum from zero to which C is added where
+/// kAccumulate.
 template <class T, int kRows, int kVecs, bool kAccumulate, int kGroup = 1, class Real>
 HWY_INLINE void tile(Index depth, BroadcastOperand<Real> a, const Real* HWY_RESTRICT b, Index b_stride,
                      Real* HWY_RESTRICT c, Index c_stride) {
@@ -104,8 +110,7 @@ HWY_INLINE void tile(Index depth, BroadcastOperand<Real> a, const Real* HWY_REST
 #pragma GCC unroll 32
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v)
-      sum[i][v] = kAccumulate ? load(c + i * c_stride + v * kStep) : zero<Real>();
+    for (int v = 0; v < kVecs; ++v) sum[i][v] = zero<Real>();
   for (Index k = 0; k < depth; ++k) {
     Vec<Real> row[kVecs];
 #pragma GCC unroll 4
@@ -121,7 +126,10 @@ HWY_INLINE void tile(Index depth, BroadcastOperand<Real> a, const Real* HWY_REST
 #pragma GCC unroll 32
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) store<Real>(sum[i][v], c + i * c_stride + v * kStep);
+    for (int v = 0; v < kVecs; ++v) {
+      Real* to = c + i * c_stride + v * kStep;
+      store<Real>(kAccumulate ? add(load(to), sum[i][v]) : sum[i][v], to);
+    }
 }
 
 template <class T, int kVecs, bool kAccumulate, int kGroup, class Real>
@@ -134,9 +142,14 @@ void tile_column(Index rows, Index depth, BroadcastOperand<Real> a, const Real* 
                                                        c_stride);
 #endif
   constexpr int kRows = tile_rows(kVecs);
+  const Index first = std::min(depth, kChain);
   for (Index i = 0; i < rows; i += kRows)
-    tile<T, kRows, kVecs, kAccumulate, kGroup>(depth, a.rows_from(i), b, b_stride, c + i * c_stride,
+    tile<T, kRows, kVecs, kAccumulate, kGroup>(first, a.rows_from(i), b, b_stride, c + i * c_stride,
                                                c_stride);
+  for (Index k = first; k < depth; k += kChain)
+    for (Index i = 0; i < rows; i += kRows)
+      tile<T, kRows, kVecs, true, kGroup>(std::min(kChain, depth - k), a.depth_from(k).rows_from(i),
+                                          b + k * b_stride, b_stride, c + i * c_stride, c_stride);
 }
 
 }  // namespace detail

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -100,18 +101,33 @@ class LagBias {
     return b;
   }
 
-  /// out[m] = factor b(lag - m) for m < count: b along a row of keys. Requires: not empty; where the table
-  /// does not cover a lag, its nearest value stands.
+  /// out[m] = factor (b(lag - m) - reference) for m < count: b along a row of keys, rounded once, or the lowest number
+  /// of Real where that is lower. Requires: not empty; where the table does not cover a lag, its nearest value stands.
   template <class Real>
-  void fill(Index head, Position lag, Index count, double factor, Real* out) const {
+  void fill(Index head, Position lag, Index count, double reference, double factor, Real* out) const {
     const Index h = heads_ == 1 ? 0 : head;
+    const double slope = slopes_.empty() ? 0 : slopes_[h];
     const double* row = values_.data() + h * (last_ - first_ + 1);
-    const double slope = slopes_.empty() ? 0 : factor * slopes_[h];
-    for (Index m = 0; m < count; ++m)
-      out[m] = static_cast<Real>(-slope * static_cast<double>(std::abs(lag - m)));
-    if (!values_.empty())
-      for (Index m = 0; m < count; ++m)
-        out[m] += static_cast<Real>(factor * row[std::clamp(lag - m, first_, last_) - first_]);
+    for (Index m = 0; m < count; ++m) {
+      const double table = values_.empty() ? 0 : row[std::clamp(lag - m, first_, last_) - first_];
+      const double b = factor * (table - slope * static_cast<double>(std::abs(lag - m)) - reference);
+      out[m] = static_cast<Real>(std::max(b, static_cast<double>(std::numeric_limits<Real>::lowest())));
+    }
+  }
+
+  /// The largest b(lag) of a query head for lags in [first, last], which has a lag. Requires: not empty, covers(first,
+  /// last). Cost: O(1) without a table.
+  double largest(Index head, Position first, Position last) const {
+    if (values_.empty()) {
+      // -slope |lag| is largest at an end or at 0.
+      double most = std::max((*this)(head, first), (*this)(head, last));
+      if (first <= 0 && 0 <= last) most = std::max(most, (*this)(head, 0));
+      return most;
+    }
+    double most = std::max((*this)(head, first), (*this)(head, last));
+    for (Position lag = std::max(first, first_); lag <= std::min(last, last_); ++lag)
+      most = std::max(most, (*this)(head, lag));
+    return most;
   }
 
   /// Throws Error unless there is a bias for each of `heads` heads and every lag in [first, last].
