@@ -47,6 +47,8 @@ class QueryBlock {
   /// column a row. Requires T = Real.
   const Real* queries(Index r) const { return queries_ + r / kTileRows * kTileRows * words_ + r % kTileRows; }
   const SoftmaxTotals& totals() const { return totals_; }
+  /// Rows of sums that are 0 but while attend runs.
+  const SoftmaxRows<Real>& stretch() const { return stretch_; }
 
   /// Takes up rows of query head h, with nothing attended yet. Requires rows.size() <= kRows.
   template <class Q>

@@ -236,6 +236,20 @@ struct SoftmaxTotals {
       store<double>(fma(load_as<double>(from + c), factor, load(to + c)), to + c);
   }
 
+  /// Adds sums over other keys, in units of 2^exponent, any number, to row i: `more` to l, values [width] to o; `bound`
+  /// is on what they are off by.
+  template <class Real>
+  void add_far(Index i, double exponent, Real more, double bound, const Real* values) const {
+    const double level = std::ceil(exponent);
+    const double factor = raise(i, level) * std::exp2(exponent - level);
+    sum[i] += factor * static_cast<double>(more);
+    error[i] += factor * bound;
+    for (Index c = 0; c < width; ++c) row(i)[c] += factor * static_cast<double>(values[c]);
+  }
+
+  /// Whether row i's sums are off by no more than `allowed` of its denominator; not where that is not known.
+  bool within(Index i, double allowed) const { return error[i] == 0 || error[i] <= allowed * std::abs(sum[i]); }
+
   /// Adds row j of `other`, states of other keys, to row i.
   void absorb(Index i, const SoftmaxTotals& other, Index j) const {
     if (other.maximum[j] == kEmpty && other.sum[j] == 0) return;

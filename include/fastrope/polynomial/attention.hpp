@@ -16,11 +16,16 @@
 // Cost 2 (n_q + n_k) r (d_v + 2) flops and the near field's; never n x r in memory: each worker holds a state
 // [r, d_v + 1] and the projected keys of its unit, [n_k, d + 1]. No sum depends on how tasks are spread.
 //
-// Guarantee: certificate.hpp; the near field's error is 0.
+// Guarantee: certificate.hpp for the approximation. Rounding is judged when a row is done, from its own sums: those
+// come with a bound (rounding.hpp), and a row for which it is more than `allowed` of the denominator is computed again
+// by exact tiles, with the other rows of its tile.
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <span>
 #include <vector>
@@ -32,6 +37,7 @@
 #include "fastrope/polynomial/far_pairs.hpp"
 #include "fastrope/polynomial/monomials.hpp"
 #include "fastrope/polynomial/projection.hpp"
+#include "fastrope/polynomial/rounding.hpp"
 #include "fastrope/polynomial/state.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
@@ -45,6 +51,8 @@ struct LowRankUnit {
   std::vector<FarPairs> chunks;  ///< all rows in order; first, far and later's ends nondecreasing
   FarFactor factor = {};         ///< of the keys [first, far)
   FarFactor later_factor = {};
+  /// What the sums of a row may be off by, over its denominator, before it is computed again.
+  double allowed = std::numeric_limits<double>::infinity();
 
   bool has_later() const {
     return std::any_of(chunks.begin(), chunks.end(), [](const FarPairs& c) { return !c.later.empty(); });
@@ -58,7 +66,7 @@ class PolynomialAttention {
   /// carried: the states of tokens before these, [units, rank, d_v + 1], to which these are added; `begun` if
   /// there were any. Then all units have one rank. Null: every state begins with these keys.
   PolynomialAttention(const Problem& problem, std::span<const LowRankUnit> units, Workspace& workspace,
-                      Real* carried = nullptr, bool begun = false)
+                      double* carried = nullptr, bool begun = false)
       : units_(units), carried_(carried), begun_(begun) {
     if (units.empty()) return;
     for (const LowRankUnit& unit : units) {
@@ -73,10 +81,11 @@ class PolynomialAttention {
     states_ = WorkerScratch(states, workspace, [&](Workspace& share) { unit_memory(problem, share); });
   }
 
-  /// out: [heads, n_q, d_v]. Writes the heads of all units.
+  /// out: [heads, n_q, d_v]. Writes the heads of all units. repaired: null or [heads], to which the rows are added that
+  /// were computed again.
   template <class Q, class Out>
   void run(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
-           TensorView<const Q> q, TensorView<Out> out) const {
+           TensorView<const Q> q, TensorView<Out> out, Index* repaired = nullptr) const {
     const Index units = static_cast<Index>(units_.size()), workers = problem.executor.workers();
     const auto run_unit = [&](Index u, const Team& team, Index state) {
       Workspace share = states_.of(state);
@@ -84,8 +93,8 @@ class PolynomialAttention {
       if (carried_) memory.state = carried_ + u * rank_ * (problem.shapes.d_v + 1);
       const LowRankUnit& unit = units_[static_cast<std::size_t>(u)];
       project(problem, packed, unit, team, memory);
-      if (unit.has_later()) sweep<true>(problem, packed, exact, unit, team, memory, q, out);
-      sweep<false>(problem, packed, exact, unit, team, memory, q, out);
+      if (unit.has_later()) sweep<true>(problem, packed, exact, unit, team, memory, q, out, repaired);
+      sweep<false>(problem, packed, exact, unit, team, memory, q, out, repaired);
     };
     // As long as there is a unit for each worker they need not wait for each other; the last ones are shared.
     const Index whole = round_down(units, workers);
@@ -113,12 +122,17 @@ class PolynomialAttention {
 
   /// What a unit holds from its first chunk to its last.
   struct UnitMemory {
-    Real* y;                   // [blocks of keys, variables, kWidth]
-    Real* weight;              // [blocks of keys, kWidth]
-    Real* scaled;              // [blocks of keys, kWidth]: weights as they enter or leave the state
-    Real* values;              // [keys / group, stride] where keys share vectors (ValueLayout)
-    Real* state;               // [rank, d_v + 1]
-    SoftmaxRows<Real> stored;  // [heads, n_q] where there is a first sweep: its sums
+    Real* y;         // [blocks of keys, variables, kWidth]
+    Real* weight;    // [blocks of keys, kWidth]
+    Real* scaled;    // [blocks of keys, kWidth]: weights with the factor of a block's distances to its heaviest key
+    Real* values;    // [keys / group, stride] where keys share vectors (ValueLayout)
+    double* sizes;   // [blocks of keys, degree + 1]: sum_j w_j |y_j|^p
+    double* largest_value;  // [blocks of keys]
+    double* state;          // [rank, d_v + 1]
+    Real* rounded;          // [rank, d_v + 1]
+    double* squares;        // [blocks of terms, degree + 1, d_v + 1]
+    double* errors;         // [3, degree + 1]: e_p, M_p, spill
+    SoftmaxTotals stored;   // [heads, n_q] where there is a first sweep: its sums
   };
 
   UnitMemory unit_memory(const Problem& problem, Workspace& share) const {
@@ -128,8 +142,13 @@ class PolynomialAttention {
             .weight = share.take<Real>(keys).data(),
             .scaled = share.take<Real>(keys).data(),
             .values = share.take<Real>(layout.group > 1 ? keys / layout.group * layout.stride : 0).data(),
-            .state = share.take<Real>(carried_ ? 0 : rank_ * (d_v + 1)).data(),
-            .stored = SoftmaxRows<Real>(stored_rows_, round_up(d_v, simd::kLanes<Real>), share)};
+            .sizes = share.take<double>(keys / kWidth * (degree_ + 1)).data(),
+            .largest_value = share.take<double>(keys / kWidth).data(),
+            .state = share.take<double>(carried_ ? 0 : rank_ * (d_v + 1)).data(),
+            .rounded = share.take<Real>(rank_ * (d_v + 1)).data(),
+            .squares = share.take<double>(ceil_div(rank_, kTermBlock) * (degree_ + 1) * (d_v + 1)).data(),
+            .errors = share.take<double>(3 * (degree_ + 1)).data(),
+            .stored = SoftmaxTotals(stored_rows_, round_up(d_v, simd::kLanes<Real>), share)};
   }
 
   FeatureScratch<Real> scratch(const Problem& problem, Workspace& share) const {
@@ -139,10 +158,10 @@ class PolynomialAttention {
   /// Projects all keys that are far from some row.
   void project(const Problem& problem, const PackedKeys<Real>& packed, const LowRankUnit& unit,
                const Team& team, const UnitMemory& memory) const {
-    Index reach = carried_ ? problem.shapes.n_k : 0;
-    for (const FarPairs& chunk : unit.chunks) reach = std::max(reach, chunk.reach());
+    const Index kv = problem.kv_head(unit.heads.begin);
+    const Index reach = reach_of(unit, problem.shapes.n_k);
     team.parallel_for(ceil_div(reach, kWidth), [&](Index b, Index worker) {
-      project_block(problem, packed, unit, problem.kv_head(unit.heads.begin), b, worker, memory);
+      project_block(problem, packed, unit, kv, b, worker, memory);
     });
   }
 
@@ -151,10 +170,12 @@ class PolynomialAttention {
   template <bool kLater, class Q, class Out>
   void sweep(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
              const LowRankUnit& unit, const Team& team, const UnitMemory& memory, TensorView<const Q> q,
-             TensorView<Out> out) const {
-    State state{.factor = kLater ? unit.later_factor : unit.factor,
+             TensorView<Out> out, Index* repaired) const {
+    const FarFactor factor = kLater ? unit.later_factor : unit.factor;
+    State state{.factor = factor,
+                .n_k = problem.shapes.n_k,
                 .keys = key_blocks(problem, packed, unit, memory, problem.kv_head(unit.heads.begin))};
-    if (!carried_) std::fill_n(memory.state, rank_ * (problem.shapes.d_v + 1), Real{0});
+    weigh_blocks(unit, factor.slope, team, memory, state);
     const Index count = std::ssize(unit.chunks);
     for (Index c = 0; c < count; ++c) {
       const FarPairs& chunk = unit.chunks[static_cast<std::size_t>(kLater ? count - 1 - c : c)];
@@ -168,21 +189,22 @@ class PolynomialAttention {
         const Index h = unit.heads.begin + t / tasks, begin = chunk.rows.begin + t % tasks * rows;
         const Range some{begin, std::min(begin + rows, chunk.rows.end)};
         QueryBlock<Real> block = exact.block(problem, packed, worker);
-        block.start(problem, packed, h, q.head(h), some);
-        if (!far.empty() || begun_) far_field(problem, unit, memory.state, state, some, worker, block);
+        block.start(problem, packed, exact.scores(), h, q.head(h), some);
+        if (!far.empty() || begun_)
+          far_field(problem, unit, memory, state, exact.scores().lag_reference(h), some, worker, block);
         const Index stored = t / tasks * problem.shapes.n_q + begin;
         if constexpr (kLater) {
           memory.stored.from(stored).clear(some.size());
-          for (Index i = 0; i < some.size(); ++i) memory.stored.absorb(stored + i, block.state(), i);
+          for (Index i = 0; i < some.size(); ++i) memory.stored.absorb(stored + i, block.totals(), i);
         } else {
           if (unit.has_later())
-            for (Index i = 0; i < some.size(); ++i) block.state().absorb(i, memory.stored, stored + i);
+            for (Index i = 0; i < some.size(); ++i) block.totals().absorb(i, memory.stored, stored + i);
           const Index n_k = problem.shapes.n_k;
           const Range later = chunk.later.empty() ? Range{n_k, n_k} : chunk.later;
           for (const Range near :
                {Range{0, chunk.first}, Range{chunk.far, later.begin}, Range{later.end, n_k}})
             block.attend(problem, packed, exact.scores(), near);
-          block.write(problem, out.head(h), static_cast<Real*>(nullptr));
+          finish_rows(problem, packed, exact, unit, h, some, block, q.head(h), out.head(h), repaired);
         }
       });
     }
@@ -190,62 +212,149 @@ class PolynomialAttention {
     if (carried_) move_state(problem, unit, team, memory, {0, problem.shapes.n_k}, 0, state);
   }
 
+  /// Writes the rows of a block; tiles with rows whose sums cannot be vouched for are computed again.
+  template <class Q, class Out>
+  void finish_rows(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
+                   const LowRankUnit& unit, Index h, Range rows, QueryBlock<Real>& block, MatrixView<const Q> q,
+                   MatrixView<Out> out, Index* repaired) const {
+    std::array<bool, QueryBlock<Real>::kRows / kTile> keep = {};
+    for (Index r = 0; r < rows.size(); r += kTile) {
+      bool& all = keep[static_cast<std::size_t>(r / kTile)];
+      all = true;
+      for (Index i = r; i < std::min(r + kTile, rows.size()); ++i)
+        all = all && block.totals().within(i, unit.allowed);
+    }
+    block.write(problem, out, static_cast<Real*>(nullptr));
+    for (Index r = 0; r < rows.size(); r += kTile) {
+      if (keep[static_cast<std::size_t>(r / kTile)]) continue;
+      const Range tile{rows.begin + r, std::min(rows.begin + r + kTile, rows.end)};
+      block.start(problem, packed, exact.scores(), h, q, tile);
+      block.attend(problem, packed, exact.scores(), {0, problem.shapes.n_k});
+      block.write(problem, out, static_cast<Real*>(nullptr));
+      if (repaired != nullptr) std::atomic_ref(repaired[h]).fetch_add(tile.size(), std::memory_order_relaxed);
+    }
+  }
+
   /// The keys that are in a state, and how they are weighed.
   struct State {
     FarFactor factor;
+    Index n_k;
     KeyBlocks<Real> keys;
     StateWindow window = {};
     Index anchor = 0;
   };
 
-  /// Makes the state that of the keys `far`, the nearest of which is `nearest`.
+  /// The key of a block that has the largest of the factors e^(slope j).
+  static Index heaviest(Index block, double slope, Index n_k) {
+    return slope > 0 ? std::min((block + 1) * kWidth, n_k) - 1 : block * kWidth;
+  }
+
+  /// Weighs the keys of each block by e^(slope (j - the heaviest)), and finds their sizes. Begins a new state.
+  void weigh_blocks(const LowRankUnit& unit, double slope, const Team& team, const UnitMemory& memory,
+                    State& state) const {
+    const Index blocks = ceil_div(reach_of(unit, state.n_k), kWidth), n_k = state.n_k;
+    const int degree = unit.monomials->degree();
+    if (slope != 0) state.keys.weight = memory.scaled;
+    team.parallel_for(blocks, [&](Index b, Index) {
+      if (slope != 0) {
+        const Index at = heaviest(b, slope, n_k);
+        for (Index j = b * kWidth; j < (b + 1) * kWidth; ++j)
+          memory.scaled[j] =
+              j < n_k ? memory.weight[j] * static_cast<Real>(std::exp(slope * static_cast<double>(j - at))) : 0;
+      }
+      const Real* weight = state.keys.weight_of(b);
+      key_sizes(degree, unit.monomials->variables(), state.keys.y_of(b), weight, memory.sizes + b * (degree + 1));
+    });
+    if (!carried_) std::fill_n(memory.state, rank_ * (state.keys.d_v + 1), 0.0);
+    std::fill_n(memory.errors, 3 * (degree + 1), 0.0);
+  }
+
+  /// sizes [degree + 1] = sum_j w_j |y_j|^p of a block of keys.
+  static void key_sizes(int degree, Index variables, const Real* y, const Real* weight, double* sizes) {
+    std::array<Real, kWidth> squares = {};
+    for (Index l = 0; l < variables; ++l)
+      for (Index j = 0; j < kWidth; ++j) squares[static_cast<std::size_t>(j)] += y[l * kWidth + j] * y[l * kWidth + j];
+    std::fill_n(sizes, degree + 1, 0.0);
+    for (Index j = 0; j < kWidth; ++j) {
+      const double norm = outward_norm<Real>(static_cast<double>(squares[static_cast<std::size_t>(j)]), variables);
+      double power = static_cast<double>(weight[j]);
+      for (int p = 0; p <= degree; ++p, power *= norm) sizes[p] += power;
+    }
+  }
+
+  /// Makes the state that of the keys `far`, the nearest of which is `nearest`, and finds its errors.
   void move_state(const Problem& problem, const LowRankUnit& unit, const Team& team, const UnitMemory& memory,
                   Range far, Index nearest, State& state) const {
     if (far.empty()) return;
     constexpr double kMostDecay = 8;
-    const Index size = unit.monomials->rank() * (problem.shapes.d_v + 1);
+    const MonomialSet& set = *unit.monomials;
+    const Index rank = set.rank(), channels = problem.shapes.d_v + 1, degrees = set.degree() + 1;
+    const double slope = state.factor.slope;
     const StateChange change = state.window.move_to(far);
+    double shrink = change.restart && !carried_ ? 0 : 1;
     if (change.restart) {
-      if (!carried_) std::fill_n(memory.state, size, Real{0});
+      state.anchor = nearest;
+    } else if (const double decay = slope * static_cast<double>(nearest - state.anchor); decay > kMostDecay) {
+      shrink = std::exp(-decay);
       state.anchor = nearest;
     }
-    if (const double decay = state.factor.slope * static_cast<double>(nearest - state.anchor);
-        decay > kMostDecay) {
-      const Real shrink = static_cast<Real>(std::exp(-decay));
-      for (Index f = 0; f < size; ++f) memory.state[f] *= shrink;
-      state.anchor = nearest;
-    }
-    add_blocks(problem, unit, team, memory, change.remove, -1, state);
-    add_blocks(problem, unit, team, memory, change.add, 1, state);
+    const auto blocks_of = [](Range keys) { return Range{keys.begin / kWidth, ceil_div(keys.end, kWidth)}; };
+    const Range remove = blocks_of(change.remove), add = blocks_of(change.add);
+    if (!change.restart && remove.empty() && add.empty() && shrink == 1) return;
+    const auto factor_of = [&](Index b) {
+      return slope == 0 ? 1.0
+                        : std::exp(slope * static_cast<double>(heaviest(b, slope, state.n_k) - state.anchor));
+    };
+    const Index term_blocks = ceil_div(rank, kTermBlock);
+    team.parallel_for(term_blocks, [&](Index t, Index worker) {
+      const Range terms{t * kTermBlock, std::min((t + 1) * kTermBlock, rank)};
+      Workspace share = scratch_.of(worker);
+      const FeatureScratch<Real> s = scratch(problem, share);
+      if (shrink != 1)
+        for (Index f = terms.begin * channels; f < terms.end * channels; ++f)
+          memory.state[f] = shrink == 0 ? 0 : memory.state[f] * shrink;
+      add_keys(set, unit.coefficients, state.keys, remove, terms, s, [&](Index b) { return -factor_of(b); },
+               memory.state);
+      add_keys(set, unit.coefficients, state.keys, add, terms, s, factor_of, memory.state);
+      round_state(set, channels, terms, memory.state, memory.rounded, memory.squares + t * degrees * channels);
+    });
+    for (Index t = 1; t < term_blocks; ++t)
+      for (Index i = 0; i < degrees * channels; ++i) memory.squares[i] += memory.squares[t * degrees * channels + i];
+    find_errors(unit, channels, shrink, remove, add, blocks_of(far), factor_of, memory);
   }
 
-  /// Adds `sign` times some keys to a state, some terms a task.
-  void add_blocks(const Problem& problem, const LowRankUnit& unit, const Team& team, const UnitMemory& memory,
-                  Range far, double sign, const State& state) const {
-    if (far.empty()) return;
-    const Range blocks{far.begin / kWidth, ceil_div(far.end, kWidth)};
-    KeyBlocks<Real> keys = state.keys;
-    if (const double slope = state.factor.slope; slope != 0 || sign < 0) {
-      keys.weight = memory.scaled;
-      // From a block's greatest factor on, as the least may underflow; what is behind the last key weighs 0.
-      const double shrink = std::exp(-std::abs(slope));
-      for (Index b = blocks.begin * kWidth; b < blocks.end * kWidth; b += kWidth) {
-        const Index end = std::min(b + kWidth, far.end), greatest = slope > 0 ? end - 1 : b;
-        double factor = sign * std::exp(slope * static_cast<double>(greatest - state.anchor));
-        for (Index k = 0; k < end - b; ++k, factor *= shrink) {
-          const Index j = slope > 0 ? greatest - k : greatest + k;
-          memory.scaled[j] = memory.weight[j] * static_cast<Real>(factor);
-        }
-        std::fill(memory.scaled + end, memory.scaled + b + kWidth, Real{0});
-      }
+  /// What the sums over the state of some blocks are off by, some of which were just added, after others were removed.
+  template <class FactorOf>
+  void find_errors(const LowRankUnit& unit, Index channels, double shrink, Range removed, Range added, Range blocks,
+                   FactorOf&& factor_of, const UnitMemory& memory) const {
+    const Index degrees = unit.monomials->degree() + 1;
+    const std::span<const double> coefficients =
+        std::span(unit.coefficients).first(static_cast<std::size_t>(degrees));
+    double *errors = memory.errors, *held = errors + degrees, *spill = held + degrees;
+    double largest_value = 0;
+    for (Index b = 0; b < blocks.end; ++b) largest_value = std::max(largest_value, memory.largest_value[b]);
+    const double folds = static_cast<double>(removed.size() + added.size() + 1);
+    for (Index p = 0; p < degrees; ++p) {
+      const auto size_of = [&](Range some) {
+        double size = 0;
+        for (Index b = some.begin; b < some.end; ++b) size += factor_of(b) * memory.sizes[b * degrees + p];
+        return size;
+      };
+      // No state on the way held more than all that it began with and was added.
+      const double most = held[p] * shrink + size_of(added);
+      spill[p] = spill[p] * shrink + 3 * kUnitRoundoff<double> * folds *
+                                         std::abs(coefficients[static_cast<std::size_t>(p)]) * most;
+      held[p] = size_of(blocks);
     }
-    const Index rank = unit.monomials->rank();
-    const Index terms = kFeatureBlock * std::max<Index>(1, rank / (kFeatureBlock * 16 * team.size()));
-    team.parallel_for(ceil_div(rank, terms), [&](Index t, Index worker) {
-      Workspace share = scratch_.of(worker);
-      add_keys(*unit.monomials, unit.coefficients, keys, blocks, {t * terms, std::min((t + 1) * terms, rank)},
-               scratch(problem, share), memory.state);
-    });
+    state_errors<Real>(coefficients, unit.monomials->rank(), channels, largest_value, held, memory.squares, spill,
+                       errors);
+  }
+
+  /// All keys that are far from some row are below it.
+  Index reach_of(const LowRankUnit& unit, Index n_k) const {
+    Index reach = carried_ ? n_k : 0;
+    for (const FarPairs& chunk : unit.chunks) reach = std::max(reach, chunk.reach());
+    return reach;
   }
 
   KeyBlocks<Real> key_blocks(const Problem& problem, const PackedKeys<Real>& packed, const LowRankUnit& unit,
@@ -278,6 +387,10 @@ class PolynomialAttention {
       project_keys(unit.projection, problem.scale, kPanel, count, s.shifted, y + at, kWidth,
                    memory.weight + b * kWidth + at);
     }
+    Real largest = 0;
+    for (Index j = b * kWidth; j < std::min((b + 1) * kWidth, n_k); ++j)
+      for (Index c = 0; c < d_v; ++c) largest = std::max(largest, std::abs(packed.values(kv, j)[c]));
+    memory.largest_value[b] = static_cast<double>(largest);
     const auto [group, stride] = ValueLayout<Real>(d_v);
     if (group == 1) return;
     Real* values = memory.values + b * kWidth / group * stride;
@@ -288,33 +401,42 @@ class PolynomialAttention {
   }
 
   /// The sums over a state of some rows become their softmax states.
-  void far_field(const Problem& problem, const LowRankUnit& unit, const Real* sums, const State& state,
-                 Range rows, Index worker, const QueryBlock<Real>& block) const {
+  void far_field(const Problem& problem, const LowRankUnit& unit, const UnitMemory& memory, const State& state,
+                 double lag_reference, Range rows, Index worker, QueryBlock<Real>& block) const {
     constexpr Index kRows = kQueryBlock<Real>;
     static_assert(kTile % kRows == 0 && kRows % simd::kLanes<Real> == 0);
     Workspace share = scratch_.of(worker);
     const FeatureScratch<Real> s = scratch(problem, share);
-    const Index d_v = problem.shapes.d_v;
+    const Index d_v = problem.shapes.d_v, variables = unit.monomials->variables();
+    const auto [level, slope] = state.factor;
     for (Index r = 0; r < rows.size(); r += kRows) {
-      const SoftmaxRows<Real> some = block.state().from(r);
       project_queries(unit.projection, problem.scale, problem.kernel.is_softmax() ? kLog2E : 1.0, kRows,
-                      block.queries(r), kTile, s.shifted, s.x, some.maximum);
-      if (const auto [level, slope] = state.factor; level != 0 || slope != 0)
-        for (Index i = 0; i < kRows; ++i)
-          some.maximum[i] += static_cast<Real>(
-              kLog2E * (level - slope * static_cast<double>(rows.begin + r + i + problem.grid.offset() -
-                                                            state.anchor)));
-      apply_state(*unit.monomials, d_v, sums, s.x, s.ancestors, s.sums);
-      for (Index i = 0; i < kRows; ++i) some.add_to_sum(i, s.sums[d_v * kRows + i]);
+                      block.queries(r), kTile, s.shifted, s.x, s.exponents);
+      apply_state(*unit.monomials, d_v, memory.rounded, s.x, s.ancestors, s.sums);
+      const SoftmaxRows<Real> some = block.stretch().from(r);
       constexpr Index kBlockRows = simd::kBlockRows<Real>;
       for (Index c = 0; c < d_v; c += kBlockRows)
         for (Index i = 0; i < kRows; i += simd::kLanes<Real>)
           simd::transpose_block(s.sums + c * kRows + i, kRows, some.row(i) + c, some.width);
+      std::array<Real, kRows> squares = {};
+      for (Index l = 0; l < variables; ++l)
+        for (Index i = 0; i < kRows; ++i) squares[static_cast<std::size_t>(i)] += s.x[l * kRows + i] * s.x[l * kRows + i];
+      for (Index i = 0; i < std::min(kRows, rows.size() - r); ++i) {
+        double exponent = static_cast<double>(s.exponents[i]);
+        if (level != 0 || slope != 0 || lag_reference != 0)
+          exponent += kLog2E * (level - lag_reference -
+                                slope * static_cast<double>(rows.begin + r + i + problem.grid.offset() - state.anchor));
+        const double norm = outward_norm<Real>(static_cast<double>(squares[static_cast<std::size_t>(i)]), variables);
+        double error = 0;
+        for (Index p = unit.monomials->degree(); p >= 0; --p) error = error * norm + memory.errors[p];
+        block.totals().add_far(r + i, exponent, s.sums[d_v * kRows + i], error, some.row(i));
+      }
+      some.clear_sums(kRows);
     }
   }
 
   std::span<const LowRankUnit> units_;
-  Real* carried_;
+  double* carried_;
   bool begun_;
   Index rank_ = 0, degree_ = 0, variables_ = 0;  // the largest of any unit
   Index stored_rows_ = 0;

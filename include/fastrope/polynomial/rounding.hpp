@@ -1,38 +1,108 @@
-// Rounding: what floating-point arithmetic adds to the certified error of polynomial attention.
+// Rounding of sums by features: a bound for each row, known when its sums are.
+//
+// u: the unit roundoff of the arithmetic, h roundings along a sum mean an error of h u times the sum of its terms'
+// sizes, first order (the factor kHigherOrder covers the rest, as no count of roundings is above 3000).
+//
+// Keys. A feature w y^alpha is |alpha| products. The sum of a block's features is off by N_D more roundings, with values
+// by N_N (chains of kChain products, their sums, the lanes of a group). Blocks are summed in double. With
+//     M_p = sum_j w_j |y_j|^p   over the keys of the state,
+// what the states of all alpha of degree p are off by adds up, in a row, since sum_(|alpha| = p) (p! / alpha!) |x^alpha
+// y^alpha| <= (|x| |y|)^p, to at most
+//     u [2 p + N_N + N_D] |c_p| M_p |x|^p                                       (numerator / max|V| and denominator).
+// Folds. Each fold into a state of double may lose 3 double roundings of what the state and the block hold, or held:
+// `spill`, which windows leave behind when blocks are taken out.
+// Rows. The state is rounded once, x^alpha takes |alpha| - 1 products, a sum is kChain terms, then chains, the constant
+// last: k_Q(p) roundings of |x^alpha state(alpha)|. By Cauchy-Schwarz these add up to
+//     u k_Q(p) |x|^p B_p,   B_p^2 = sum_(|alpha| = p) state(alpha)^2 alpha! / p!,
+// for the state that there is, whatever it was meant to be: B^N_p of the worst column, over max|V|, and B^D_p.
+// So |N~_c - N_c| / max|V| + |D~ - D| <= sum_p e_p |x|^p, with
+//     e_p = u [(2 p + N_N + N_D) |c_p| M_p + k_Q(p) (B^N_p + B^D_p)] + 2 spill_p.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
+#include <limits>
+#include <span>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
-#include "fastrope/polynomial/exp_polynomial.hpp"
+#include "fastrope/exact/tile_kernel.hpp"
+#include "fastrope/polynomial/state.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
+/// Half an epsilon: a result is off by at most this of itself.
+template <class Real>
+inline constexpr double kUnitRoundoff = static_cast<double>(std::numeric_limits<Real>::epsilon()) / 2;
+
+/// Products of at most 3000 factors 1 + e, |e| <= u = 2^-24, differ from 1 by no more than this times the sum of |e|.
+inline constexpr double kHigherOrder = 1.001;
+
+/// N_N + N_D + 2 p: roundings of a block's features of degree p and their two sums.
+template <class Real>
+constexpr double key_roundings(int p) {
+  constexpr Index kLanes = simd::kLanes<Real>;
+  constexpr Index with_values =
+      kChain + std::max<Index>(ceil_div(kKeyBlock<Real>, kChain), std::bit_width(static_cast<unsigned>(kKeyGroup<Real>)));
+  constexpr Index ones = kKeyBlock<Real> / kLanes + std::bit_width(static_cast<unsigned>(kLanes));
+  return static_cast<double>(2 * p + with_values + ones);
+}
+
+/// k_Q(p): roundings of a row's terms of degree p.
+inline double row_roundings(int p, Index rank) {
+  if (p == 0) return 2;
+  const Index chains = ceil_div(rank - 1, kChain);
+  return static_cast<double>(p + std::min(kChain, rank - 1) + chains + 1);
+}
+
+/// At least the norm of which `square` is the computed square, a sum of d squares that may each have been
+/// off by an epsilon or have underflowed; their elements too were rounded.
+template <class Real>
+double outward_norm(double square, Index d) {
+  const double size = static_cast<double>(d + 4);
+  return std::sqrt(square + size * static_cast<double>(std::numeric_limits<Real>::min())) *
+         (1 + size * static_cast<double>(std::numeric_limits<Real>::epsilon()));
+}
+
+/// errors [degree + 1] = e_p. sizes: M_p; squares: B_p^2, [degree + 1, channels], the last channel the denominator's;
+/// spill: [degree + 1]; largest_value: max|V|, without which (0) numerators are 0.
+template <class Real>
+void state_errors(std::span<const double> coefficients, Index rank, Index channels, double largest_value,
+                  const double* sizes, const double* squares, const double* spill, double* errors) {
+  for (std::size_t p = 0; p < coefficients.size(); ++p) {
+    const double* row = squares + static_cast<Index>(p) * channels;
+    const double numerator = channels > 1 ? std::sqrt(*std::max_element(row, row + channels - 1)) : 0;
+    const double of_state = std::sqrt(row[channels - 1]) + (largest_value > 0 ? numerator / largest_value : 0);
+    const int degree = static_cast<int>(p);
+    errors[p] = kHigherOrder * kUnitRoundoff<Real> *
+                    (key_roundings<Real>(degree) * std::abs(coefficients[p]) * sizes[p] +
+                     row_roundings(degree, rank) * of_state) +
+                2 * spill[p];
+  }
+}
+
+/// About what a row's bound will be, relative to its denominator, for choices that need no proof: with states as large
+/// as keys in one direction make them at degree 0, and a quarter of that beyond, and denominators of e^mean_entry a key.
+template <class Real>
+double expected_rounding(std::span<const double> coefficients, Index rank, double radius, double mean_entry) {
+  double sum = 0, power = 1;
+  for (std::size_t p = 0; p < coefficients.size(); ++p, power *= radius) {
+    const int degree = static_cast<int>(p);
+    const double of_rows = (p == 0 ? 2 : 0.5) * row_roundings(degree, rank);
+    sum += std::abs(coefficients[p]) * power * (key_roundings<Real>(degree) + of_rows);
+  }
+  return kUnitRoundoff<Real> * sum * std::exp(-mean_entry);
+}
+
 /// sum_p |c_p| radius^p: what the terms of an entry add up to at most.
-inline double amplification(const ExpPolynomial& polynomial, double radius) {
+inline double amplification(std::span<const double> coefficients, double radius) {
   double terms = 0, power = 1;
-  for (double c : polynomial.coefficients()) {
+  for (const double c : coefficients) {
     terms += std::abs(c) * power;
     power *= radius;
   }
   return terms;
-}
-
-/// The rounding of polynomial attention in arithmetic of `epsilon`, relative to max|V|: an estimate,
-///     epsilon ((20 + sqrt(n_k) / 10) A e^-m + logit_size),   A = amplification(polynomial, feature_radius).
-///
-/// The terms of an entry add up to at most A (times the key's weight; feature_radius bounds the features'
-/// norms, |x| |y|), and of a row's denominator there is at least e^m for each key, m = mean_entry the least
-/// mean over keys of a row's entries (Jensen: the mean of e^x is at least e^mean). The entries themselves are
-/// computed with an error of epsilon times the logits before any shift. The factor was measured in float, R =
-/// 1 .. 4, 1 to 3 variables, n_k up to 131072: for identical keys opposite to the query (m = -R), whose sums
-/// are off in the same direction each time, at most 20 for n_k = 2048 and 28 for 16384.
-inline double rounding_estimate(const ExpPolynomial& polynomial, double feature_radius, double mean_entry,
-                                double logit_size, Index keys, double epsilon) {
-  const double roundings = 20 + std::sqrt(static_cast<double>(keys)) / 10;
-  return epsilon *
-         (roundings * amplification(polynomial, feature_radius) * std::exp(-mean_entry) + logit_size);
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -15,18 +15,10 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/transpose.hpp"
+#include "fastrope/polynomial/rounding.hpp"
 #include "fastrope/polynomial/rows.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
-
-/// At least the norm of which `square` is the computed square, a sum of d squares that may each have been
-/// off by an epsilon or have underflowed; their elements too were rounded.
-template <class Real>
-double outward_norm(double square, Index d) {
-  const double size = static_cast<double>(d + 4);
-  return std::sqrt(square + size * static_cast<double>(std::numeric_limits<Real>::min())) *
-         (1 + size * static_cast<double>(std::numeric_limits<Real>::epsilon()));
-}
 
 /// Of bounds of blocks: that of all rows; 0 without any.
 inline double largest(std::span<const double> bounds) {

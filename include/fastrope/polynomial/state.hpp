@@ -2,6 +2,9 @@
 //
 //     state [rank, d_v + 1] = c_alpha sum_j w_j y_j^alpha [v_j, 1],   c_alpha = c_|alpha| |alpha|! / alpha!
 //     sum_j w_j P(x_i.y_j) [v_j, 1] = sum_alpha x_i^alpha state(alpha)
+// Sums over a block of keys are of the arithmetic of the call, those over blocks of double, so that rounding does not
+// grow with the number of keys, and a block that leaves is taken out as it came in; rows read a rounded copy.
+// rounding.hpp has what all that may be off by.
 // Features of a few terms at a time are made in the first-level cache and consumed by the tile kernels. Keys
 // are laid out along the depth of the first product, query rows along the columns of the second, so that the
 // ones are a row like any other there; here they are a sum of features, and values that would leave lanes
@@ -75,10 +78,11 @@ template <class Real>
 struct FeatureScratch {
   Real* features;   // [kFeatureBlock, the wider block]
   Real* ancestors;  // [degree + 1, the wider block]
-  Real* products;   // [kFeatureBlock, ValueLayout::stride], a block's sums with values over one segment
+  Real* products;   // [kFeatureBlock, ValueLayout::stride], a block's sums with values
   Real* ones;       // [kFeatureBlock, lanes], the same with ones
   Real* x;          // [variables, kQueryBlock]
   Real* shifted;    // [d, the wider block]
+  Real* exponents;  // [kQueryBlock], of the rows' sums
   Real* sums;       // [d_v + 1 and padding, kQueryBlock]
 
   FeatureScratch(Index d, Index variables, Index degree, Index d_v, Workspace& workspace)
@@ -88,6 +92,7 @@ struct FeatureScratch {
         ones(workspace.take<Real>(kFeatureBlock * simd::kLanes<Real>).data()),
         x(workspace.take<Real>(variables * kQueryBlock<Real>).data()),
         shifted(workspace.take<Real>(d * kWider).data()),
+        exponents(workspace.take<Real>(kQueryBlock<Real>).data()),
         sums(workspace.take<Real>(round_up(d_v + 1, simd::kLanes<Real>) * kQueryBlock<Real>).data()) {}
 
  private:
@@ -96,70 +101,90 @@ struct FeatureScratch {
 
 namespace detail {
 
-/// products += features [rows, kKeyBlock] values of a block of keys.
+/// products = features [rows, kKeyBlock] values of a block of keys.
 template <class Real>
-void add_products(Index rows, const KeyBlocks<Real>& keys, Index block, const Real* features,
-                  Real* products) {
+void multiply_values(Index rows, const KeyBlocks<Real>& keys, Index block, const Real* features, Real* products) {
   constexpr Index kWidth = kKeyBlock<Real>, kGroup = kKeyGroup<Real>;
   const Index depth = std::min(kWidth, keys.count - block * kWidth) / keys.layout.group;
   const Index stride = keys.layout.stride;
   const BroadcastOperand<Real> a{features, kWidth, keys.layout.group};
   if (keys.layout.group == 1)
-    multiply<true, Real>(rows, stride, depth, a, keys.values_of(block), stride, products, stride);
+    multiply<false, Real>(rows, stride, depth, a, keys.values_of(block), stride, products, stride);
   else
-    multiply<true, Real, kGroup>(rows, stride, depth, a, keys.values_of(block), stride, products, stride);
+    multiply<false, Real, kGroup>(rows, stride, depth, a, keys.values_of(block), stride, products, stride);
 }
 
 /// state [d_v + 1] += factor [products, ones] of one term; products: [stride], overwritten.
 template <class Real>
-void fold_term(Real factor, Index d_v, const ValueLayout<Real>& layout, Real* products, const Real* ones,
-               Real* state) {
+void fold_term(double factor, Index d_v, const ValueLayout<Real>& layout, Real* products, const Real* ones,
+               double* state) {
   using namespace simd;
   constexpr Index kGroup = kKeyGroup<Real>;
-  if (layout.group > 1)
-    for (Index v = 0; v < layout.stride; v += kLanes<Real>)
-      store<Real>(add_groups<kGroup, Real>(load(products + v)), products + v);
+  state[d_v] += factor * static_cast<double>(reduce_add<Real>(load(ones)));
+  Index c = 0;
+  if (layout.group == 1) {
+    for (; c + kLanes<double> <= d_v; c += kLanes<double>)
+      store<double>(fma(load_as<double>(products + c), set(factor), load(state + c)), state + c);
+    for (; c < d_v; ++c) state[c] += factor * static_cast<double>(products[c]);
+    return;
+  }
   const Index columns = kLanes<Real> / layout.group;  // of a vector
-  for (Index c = 0; c < d_v; c += columns, products += kLanes<Real>)
-    for (Index i = 0; i < std::min(columns, d_v - c); ++i) state[c + i] += factor * products[i];
-  state[d_v] += factor * reduce_add<Real>(load(ones));
-}
-
-template <class Real>
-void fold(const MonomialSet& set, std::span<const double> coefficients, Range block,
-          const KeyBlocks<Real>& keys, const FeatureScratch<Real>& scratch, Real* state) {
-  for (Index f = block.begin; f < block.end; ++f) {
-    const Monomial& term = set.terms()[static_cast<std::size_t>(f)];
-    fold_term(static_cast<Real>(coefficients[static_cast<std::size_t>(term.degree)] * term.multinomial),
-              keys.d_v, keys.layout, scratch.products + (f - block.begin) * keys.layout.stride,
-              scratch.ones + (f - block.begin) * simd::kLanes<Real>, state + f * (keys.d_v + 1));
+  for (; c < d_v; c += columns, products += kLanes<Real>) {
+    store<Real>(add_groups<kGroup, Real>(load(products)), products);
+    for (Index i = 0; i < std::min(columns, d_v - c); ++i)
+      state[c + i] += factor * static_cast<double>(products[i]);
   }
 }
 
 }  // namespace detail
 
-/// Adds the keys of some blocks to the terms [terms.begin, terms.end) of a state [rank, d_v + 1]. Requires
-/// terms.begin a multiple of kFeatureBlock. Sums are kept for a segment of the keys at a time before they are
-/// added to the state, so that rounding grows with the segment and the number of segments, not with the keys.
-template <class Real>
+/// Adds the keys of some blocks, those of block b times factor_of(b), to the terms [terms.begin, terms.end) of a state
+/// [rank, d_v + 1]. Requires terms.begin a multiple of kFeatureBlock. What is added for a block does not depend on
+/// other blocks, but for its factor.
+template <class Real, class FactorOf>
 void add_keys(const MonomialSet& set, std::span<const double> coefficients, const KeyBlocks<Real>& keys,
-              Range blocks, Range terms, const FeatureScratch<Real>& scratch, Real* state) {
+              Range blocks, Range terms, const FeatureScratch<Real>& scratch, FactorOf&& factor_of, double* state) {
   constexpr Index kWidth = kKeyBlock<Real>;
-  const Index segment = keys.layout.group;  // blocks: as many keys for each sum, whatever the layout
+  const Index channels = keys.d_v + 1;
   for (Index f = terms.begin; f < terms.end; f += kFeatureBlock) {
     const Range block{f, std::min(f + kFeatureBlock, terms.end)};
     const Index rows = round_up(block.size(), kRowMultiple);
     std::fill(scratch.features + block.size() * kWidth, scratch.features + rows * kWidth, Real{0});
-    for (Index begin = blocks.begin; begin < blocks.end; begin += segment) {
-      std::fill_n(scratch.products, rows * keys.layout.stride, Real{0});
+    for (Index b = blocks.begin; b < blocks.end; ++b) {
       std::fill_n(scratch.ones, rows * simd::kLanes<Real>, Real{0});
-      for (Index b = begin; b < std::min(begin + segment, blocks.end); ++b) {
-        find_ancestors<kWidth>(set, f, keys.y_of(b), keys.weight_of(b), scratch.ancestors);
-        evaluate_features<kWidth>(set, block, keys.y_of(b), scratch.ancestors, scratch.features,
-                                  scratch.ones);
-        detail::add_products(rows, keys, b, scratch.features, scratch.products);
+      find_ancestors<kWidth>(set, f, keys.y_of(b), keys.weight_of(b), scratch.ancestors);
+      evaluate_features<kWidth>(set, block, keys.y_of(b), scratch.ancestors, scratch.features, scratch.ones);
+      detail::multiply_values(rows, keys, b, scratch.features, scratch.products);
+      const double factor = factor_of(b);
+      for (Index t = block.begin; t < block.end; ++t) {
+        const Monomial& term = set.terms()[static_cast<std::size_t>(t)];
+        detail::fold_term(factor * coefficients[static_cast<std::size_t>(term.degree)] * term.multinomial, keys.d_v,
+                          keys.layout, scratch.products + (t - block.begin) * keys.layout.stride,
+                          scratch.ones + (t - block.begin) * simd::kLanes<Real>, state + t * channels);
       }
-      detail::fold(set, coefficients, block, keys, scratch, state);
+    }
+  }
+}
+
+/// The terms of a state whose sums of squares are kept together.
+inline constexpr Index kTermBlock = 4 * kFeatureBlock;
+
+/// The rounded copy of the terms [terms.begin, terms.end) of a state [rank, d_v + 1], and squares [degree + 1, d_v +
+/// 1] = sum over those of degree p of state(alpha)^2 alpha! / p!.
+template <class Real>
+void round_state(const MonomialSet& set, Index channels, Range terms, const double* state, Real* rounded,
+                 double* squares) {
+  using namespace simd;
+  std::fill_n(squares, (set.degree() + 1) * channels, 0.0);
+  for (Index t = terms.begin; t < terms.end; ++t) {
+    const Monomial& term = set.terms()[static_cast<std::size_t>(t)];
+    const double share = 1 / term.multinomial;
+    const double* row = state + t * channels;
+    double* sum = squares + term.degree * channels;
+    Real* to = rounded + t * channels;
+    for (Index c = 0; c < channels; ++c) {
+      to[c] = static_cast<Real>(row[c]);
+      sum[c] += share * row[c] * row[c];
     }
   }
 }
@@ -175,32 +200,45 @@ void apply_channels(std::span<const Monomial> terms, Index channels, const Real*
   using namespace simd;
   constexpr Index kStep = kLanes<Real>, kWidth = kQueryBlock<Real>;
   constexpr int kVecs = kWidth / kStep;
-  Vec<Real> sum[kChannels][kVecs];
+  const auto count = static_cast<Index>(terms.size());
+  for (Index first = 1; first < count; first += kChain) {
+    Vec<Real> sum[kChannels][kVecs];
 #pragma GCC unroll 16
-  for (int c = 0; c < kChannels; ++c)
+    for (int c = 0; c < kChannels; ++c)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) sum[c][v] = set(state[c]);
-  for (std::size_t f = 1; f < terms.size(); ++f) {
-    const Real* variable = x + terms[f].variable * kWidth;
-    Real* feature = ancestors + terms[f].degree * kWidth;
-    const Real* row = state + static_cast<Index>(f) * channels;
-    Vec<Real> value[kVecs];
+      for (int v = 0; v < kVecs; ++v) sum[c][v] = zero<Real>();
+    for (Index f = first; f < std::min(first + kChain, count); ++f) {
+      const Monomial& term = terms[static_cast<std::size_t>(f)];
+      const Real* variable = x + term.variable * kWidth;
+      Real* feature = ancestors + term.degree * kWidth;
+      const Real* row = state + f * channels;
+      Vec<Real> value[kVecs];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) {
-      value[v] = mul(load(feature - kWidth + v * kStep), load(variable + v * kStep));
-      store<Real>(value[v], feature + v * kStep);
+      for (int v = 0; v < kVecs; ++v) {
+        value[v] = mul(load(feature - kWidth + v * kStep), load(variable + v * kStep));
+        store<Real>(value[v], feature + v * kStep);
+      }
+#pragma GCC unroll 16
+      for (int c = 0; c < kChannels; ++c) {
+        const Vec<Real> s = set(row[c]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVecs; ++v) sum[c][v] = fma(s, value[v], sum[c][v]);
+      }
     }
 #pragma GCC unroll 16
-    for (int c = 0; c < kChannels; ++c) {
-      const Vec<Real> s = set(row[c]);
+    for (int c = 0; c < kChannels; ++c)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) sum[c][v] = fma(s, value[v], sum[c][v]);
-    }
+      for (int v = 0; v < kVecs; ++v) {
+        Real* to = sums + c * kWidth + v * kStep;
+        store<Real>(first == 1 ? sum[c][v] : add(load(to), sum[c][v]), to);
+      }
   }
-#pragma GCC unroll 16
-  for (int c = 0; c < kChannels; ++c)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) store<Real>(sum[c][v], sums + c * kWidth + v * kStep);
+  // The constant term, the largest, is added once.
+  for (Index c = 0; c < kChannels; ++c)
+    for (Index i = 0; i < kWidth; i += kStep) {
+      Real* to = sums + c * kWidth + i;
+      store<Real>(count > 1 ? add(load(to), set(state[c])) : set(state[c]), to);
+    }
 }
 
 /// The same for a number of channels that is not known before.

@@ -57,6 +57,22 @@ class LagGrid {
   Position key_position(Index j) const { return keys_.empty() ? first_key_ + j : keys_[j]; }
   Position lag(Index i, Index j) const { return query_position(i) - key_position(j); }
 
+  /// The largest |position| of a query or key.
+  Position largest_position() const {
+    Position largest = 0;
+    const auto take = [&](Position p) { largest = std::max(largest, p < 0 ? -p : p); };
+    if (n_q_ > 0) {
+      take(query_position(0));
+      take(query_position(n_q_ - 1));
+    }
+    if (n_k_ > 0) {
+      take(key_position(0));
+      take(key_position(n_k_ - 1));
+    }
+    for (const Position p : queries_) take(p);
+    return largest;
+  }
+
   /// Whether source(j) = j.
   bool in_order() const { return order_.empty(); }
   /// The row of k and v that holds the j-th key in ascending order.

@@ -1,0 +1,103 @@
+// Rounding of exact attention: how far the exact path's output is from exact arithmetic, proved from the sizes of the
+// rows, before anything runs.
+//
+// u is the unit roundoff, L = |scale| max|q| max|k| the largest size of a logit's terms (Cauchy-Schwarz), k' = k - mu
+// the keys as packed, L' = |scale| max|q| max|k'|. To first order (kHigherOrder covers the rest):
+//   Logits. Turning a row rounds it by 4 u of its length: table entries by u, sqrt(2) u for the pair, a product, a
+//     multiply-add; the table's own error e (Rotation) moves it by 2 e. The scale is rounded, and multiplied by:
+//     2 u. A conversion from double and the shift of keys: u each. A sum of d products takes k_d roundings of each
+//     term. Taking out the row's maximum rounds by u (2 L' + 1). tanh is taken to be within 4 units in the last place:
+//     8 u of the softcap. A bias is rounded, added and shifted: u (3 B + L') where B bounds the biases, without their
+//     reference, of keys that matter: the largest of a row is at least -T, and keys whose bias is lower by 2 L' + ln n_k
+//     + m hold at most e^-m of the row's weight. In all a logit is off by at most Delta.
+//   Weights. Each is off by the factor 1 + f, |f| <= delta = (1 + eps_e) e^Delta - 1 (eps_e: exp2.hpp), which moves the
+//     output by at most 2 delta / (1 + sqrt(1 - delta^2)) value_spread max|V| (certificate.hpp).
+//   Sums. Products of weights and values take k_N roundings: chains of kChain keys, their sums over a stretch, a fold
+//     into double; weights k_D: lanes over a run, a stretch, the lanes, a fold. With the division and the result's
+//     rounding to Real they move the output by at most (k_N + k_D + 3) u max|V|, whatever n_k; folds into double add
+//     their number times 2^-52.
+// Products of bfloat16 (u_b = 2^-8) round turned rows to it, which is 2 u_b L more for Delta, and weights before they
+// are summed and multiplied: delta grows by u_b. An instruction is taken to round twice for a pair.
+// Underflow adds n_k 2^-100 max|V| at most where max|V| is a normal number above 2^-20, rounding to nearest assumed.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
+#include "fastrope/exact/attention.hpp"
+#include "fastrope/exact/decode.hpp"
+#include "fastrope/polynomial/certificate.hpp"
+#include "fastrope/polynomial/rounding.hpp"
+#include "fastrope/problem/problem.hpp"
+
+namespace fastrope::inline FASTROPE_TARGET {
+
+/// Sizes of a head's logits before biases, over all of its rows.
+struct LogitSizes {
+  double plain = 0;   ///< L: at least |scale| |q_i| |k_j|
+  double packed = 0;  ///< L': at least |scale| |q_i| |k_j - mu|
+};
+
+/// What rounding does to exact attention.
+struct ExactRounding {
+  double weights = 0;  ///< delta
+  double sums = 0;     ///< of the output, over max|V|
+
+  /// The output's error over max|V|, with weights that are off by `relative` or by delta, whichever is more.
+  double error(double value_spread, double relative = 0) const {
+    const double delta = std::max(weights, relative);
+    return delta < 1 ? output_error(delta) * value_spread + sums : std::numeric_limits<double>::infinity();
+  }
+};
+
+/// Half a unit in the last place of a result stored as T, over its size.
+template <class T>
+constexpr double result_rounding() {
+  if constexpr (std::is_same_v<T, bfloat16>) return 0x1p-8;
+  if constexpr (std::is_same_v<T, float16>) return 0x1p-11;
+  return kUnitRoundoff<std::conditional_t<std::is_same_v<T, double>, double, float>>;
+}
+
+/// Of operands of T: float, double, or bfloat16 where hardware multiplies that. Cost: O(1), O(n) for explicit
+/// positions.
+template <class T>
+ExactRounding exact_rounding(const Problem& problem, const LogitSizes& sizes) {
+  using Real = ArithmeticOf<T>;
+  constexpr bool kPairs = std::is_same_v<T, bfloat16>;
+  constexpr double u = kUnitRoundoff<Real>;
+  constexpr Index kLanes = simd::kLanes<Real>, kKeys = QueryBlock<T>::kKeys;
+  const Shapes& s = problem.shapes;
+  const auto chains = [](Index terms) { return std::min(terms, kChain) + ceil_div(terms, kChain) - 1; };
+  constexpr auto lanes = static_cast<Index>(std::bit_width(static_cast<unsigned>(kLanes)));
+  // Tiles and decoding: the worse of both.
+  const Index support = problem.weights ? std::ssize(problem.weights->support()) : 0;
+  const Index products = kPairs ? 2 * words_of<T>(s.d)
+                                : std::max({chains(s.d), ceil_div(s.d, kLanes) + lanes, support + 2});
+  const Index values = (kPairs ? kStretch : kChain + kStretch / kChain) + 2;
+  const Index ones = std::max(kKeys / kLanes + kStretch / kKeys, kDecodeBlock / kLanes + kStretch / kDecodeBlock) +
+                     lanes + 1;
+
+  const double L = sizes.packed, turns = problem.rotates() ? 4 : 0;
+  double delta = u * ((static_cast<double>(products) + turns + 6) * L + (turns + 1) * sizes.plain + 1);
+  delta += 4 * problem.rotation.phase_error(problem.grid.largest_position()) * sizes.plain;
+  if (kPairs && problem.rotates()) delta += 2 * 0x1p-8 * sizes.plain;
+  if (problem.softcap > 0) delta += 8 * u * std::min(problem.softcap, L);
+  double neglected = 0;
+  if (!problem.bias.empty() || problem.dense_bias.data != nullptr) {
+    const double margin = 4 - std::log(u);
+    neglected = 4 * std::exp(-margin);
+    const double lowest = problem.dense_bias.data != nullptr ? 0 : lowest_row_bias(problem);
+    delta += u * (3 * (lowest + 2 * L + std::log(static_cast<double>(std::max<Index>(s.n_k, 1))) + margin) + L);
+  }
+  const double folds = static_cast<double>(ceil_div(s.n_k, kStretch) + 4);
+  const double exponential = std::is_same_v<Real, float> ? 3.5e-7 : 4e-16;
+  const double weight_rounding = kPairs ? 0x1p-8 : 0;
+  return {.weights = std::expm1(kHigherOrder * delta + exponential + weight_rounding),
+          .sums = kHigherOrder * u * static_cast<double>(values + ones + 3) + folds * 0x1p-51 + neglected +
+                  static_cast<double>(s.n_k) * 0x1p-100};
+}
+
+}  // namespace fastrope::inline FASTROPE_TARGET
