@@ -16,11 +16,14 @@
 // Cost: the steps of Euclid's algorithm at most, a few dozen; one or two for the usual layouts.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 
+#include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
+#include "fastrope/core/tensor_view.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
@@ -48,5 +51,23 @@ constexpr bool rows_overlap(Index heads, Index rows, Index cols, Index head_stri
   }
   return false;  // all that follow are larger still
 }
+
+namespace detail {
+
+/// Throws Error where rows of what is to be written share memory.
+template <class T>
+void require_separate_rows(const char* name, const TensorView<T>& t) {
+  if (rows_overlap(t.heads, t.rows, t.cols, t.head_stride, t.row_stride))
+    fail(name, " is [", t.heads, ", ", t.rows, ", ", t.cols, "] with head_stride ", t.head_stride,
+         " and row_stride ", t.row_stride, ": rows would overwrite each other");
+}
+template <class T>
+void require_separate_rows(const char* name, const MatrixView<T>& m) {
+  if (rows_overlap(1, m.rows, m.cols, 0, m.row_stride))
+    fail(name, " is [", m.rows, ", ", m.cols, "] with row_stride ", m.row_stride,
+         ": rows would overwrite each other");
+}
+
+}  // namespace detail
 
 }  // namespace fastrope::inline FASTROPE_TARGET

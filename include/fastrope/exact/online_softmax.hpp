@@ -18,6 +18,7 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/row_overlap.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
@@ -201,7 +202,8 @@ struct SoftmaxRows {
 /// Merges two partial results of the same queries over disjoint sets of keys into the first.
 ///     lse = ln(e^lse_a + e^lse_b),  out = (e^lse_a out_a + e^lse_b out_b) / e^lse
 /// out, other_out: [heads, n_q, d_v]; lse, other_lse: [heads, n_q], natural log, -infinity where nothing was
-/// attended. Associative and commutative up to rounding. Throws Error where shapes differ.
+/// attended. Associative and commutative up to rounding. Throws Error where shapes differ and where rows of
+/// out or lse overlap.
 template <class Real>
 void merge(TensorView<Real> out, std::type_identity_t<MatrixView<Real>> lse,
            std::type_identity_t<TensorView<const Real>> other_out,
@@ -213,6 +215,8 @@ void merge(TensorView<Real> out, std::type_identity_t<MatrixView<Real>> lse,
       other_lse.cols != out.rows)
     detail::fail("merge: lse is [", lse.rows, ", ", lse.cols, "] and other_lse is [", other_lse.rows, ", ",
                  other_lse.cols, "], both must be [heads = ", out.heads, ", n_q = ", out.rows, "]");
+  detail::require_separate_rows("merge: out", out);
+  detail::require_separate_rows("merge: lse", lse);
   for (Index h = 0; h < out.heads; ++h) {
     for (Index i = 0; i < out.rows; ++i) {
       const Real a = lse(h, i), b = other_lse(h, i);

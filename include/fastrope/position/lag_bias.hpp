@@ -15,6 +15,7 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/numbers.hpp"
 #include "fastrope/core/target.hpp"
+#include "fastrope/position/mask.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
@@ -44,9 +45,10 @@ class LagBias {
       detail::fail("LagBias::t5: a table of ", table.size(), " values is not [buckets, heads = ", heads, "]");
     const Index buckets = table.size() / heads;
     const Index one_way = bidirectional ? buckets / 2 : buckets;
-    if (one_way < 2 || (bidirectional && buckets % 2 != 0) || max_distance <= one_way / 2)
-      detail::fail("LagBias::t5: ", buckets, " buckets ", bidirectional ? "(both ways)" : "(one way)",
-                   " do not fit max_distance = ", max_distance);
+    if (one_way < 2 || (bidirectional && buckets % 2 != 0) || max_distance <= one_way / 2 ||
+        max_distance > Mask::kUnlimited / (2 * heads))
+      detail::fail("LagBias::t5: ", buckets, " buckets ", bidirectional ? "(both ways)" : "(one way)", " of ",
+                   heads, " heads do not fit max_distance = ", max_distance);
     LagBias bias;
     bias.heads_ = heads;
     bias.first_ = bidirectional ? -max_distance : 0;
@@ -65,10 +67,14 @@ class LagBias {
   }
 
   /// values[h * lags + (lag - first_lag)] for lags first_lag .. first_lag + lags - 1, [heads, lags] (heads
-  /// may be 1: all the same). Lags outside are an error when a call needs them.
+  /// may be 1: all the same). Lags outside are an error when a call needs them, and lags beyond
+  /// Mask::kUnlimited, which no positions have, at once.
   static LagBias table(Numbers values, Index heads, Position first_lag) {
     if (heads < 1 || values.size() == 0 || values.size() % heads != 0)
       detail::fail("LagBias::table: ", values.size(), " values are not [heads = ", heads, ", lags]");
+    if (const Index lags = values.size() / heads;
+        first_lag < -Mask::kUnlimited || first_lag > Mask::kUnlimited - lags + 1)
+      detail::fail("LagBias::table: ", lags, " lags from ", first_lag, " on are not within +-2^42");
     LagBias bias;
     bias.heads_ = heads;
     bias.first_ = first_lag;
