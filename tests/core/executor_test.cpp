@@ -3,11 +3,16 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <functional>
+#include <limits>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
+#include "support/error_of.hpp"
 #include "support/executors.hpp"
 
 namespace {
@@ -17,6 +22,7 @@ using fastrope::Executor;
 using fastrope::Index;
 using fastrope::OwnThread;
 using fastrope::TaskRef;
+using fastrope_test::error_of;
 using fastrope_test::threads;
 
 struct NamedExecutor {
@@ -67,7 +73,10 @@ TEST(Executor, NoTasksNeverReachThePool) {
     EXPECT_EQ(runs, 0) << each.name;
   }
   int calls = 0;
-  const Executor counting(2, [&](Index, TaskRef) { ++calls; });
+  const Executor counting(2, [&](Index count, TaskRef task) {
+    ++calls;
+    for (Index i = 0; i < count; ++i) task(i, 1);
+  });
   counting.parallel_for(0, [](Index, Index) {});
   EXPECT_EQ(calls, 0);
   counting.parallel_for(1, [](Index, Index) {});
@@ -93,6 +102,80 @@ TEST(Executor, FewerThanOneWorkerIsAnError) {
     threads(-2);
   } catch (const Error& error) {
     EXPECT_NE(std::string(error.what()).find("-2"), std::string::npos) << error.what();
+  }
+}
+
+TEST(Executor, MoreWorkersThanAnyMachineHasAreAnError) {
+  EXPECT_EQ(Executor::openmp(1).workers(), 1);
+  EXPECT_EQ(threads(Executor::kMaxWorkers).workers(), Executor::kMaxWorkers);
+  const Index many = Executor::kMaxWorkers + 1;
+  EXPECT_NE(error_of([&] { threads(many); }).find(std::to_string(many)), std::string::npos);
+  EXPECT_THROW(threads(std::numeric_limits<Index>::max()), Error);
+}
+
+TEST(Executor, AnEmptyFunctionIsAnError) {
+  EXPECT_NE(error_of([] {
+              Executor(3, std::function<void(Index, TaskRef)>{});
+            }).find("executor of 3 workers was given an empty function"),
+            std::string::npos);
+  EXPECT_THROW(Executor(1, std::function<void(int, TaskRef)>{}), Error) << "of another signature";
+  EXPECT_THROW(Executor(1, static_cast<void (*)(Index, TaskRef)>(nullptr)), Error);
+}
+
+/// An executor that runs the tasks as these numbers have it, on a thread that lets no exception through.
+Executor executor_of(Index workers, const std::vector<std::pair<Index, Index>>& runs) {
+  return {workers, [runs](Index, TaskRef task) {
+            std::thread([&] {
+              for (const auto& [i, worker] : runs) task(i, worker);
+            }).join();
+          }};
+}
+
+TEST(Executor, NumbersThatDoNotExistNeverReachATask) {
+  struct Wrong {
+    Index task, worker;
+    std::string text;
+  };
+  const std::string workers = ", and has workers 0 to 1", tasks = ", and was given tasks 0 to 2";
+  for (const Wrong& wrong :
+       {Wrong{1, 2, "the executor ran task 1 with worker number 2" + workers},
+        Wrong{1, -1, "the executor ran task 1 with worker number -1" + workers},
+        Wrong{3, 0, "the executor ran task 3" + tasks}, Wrong{-1, 0, "the executor ran task -1" + tasks}}) {
+    std::vector<Index> done;
+    EXPECT_EQ(error_of([&] {
+                executor_of(2, {{0, 1}, {wrong.task, wrong.worker}, {2, 0}})
+                    .parallel_for(3, [&](Index task, Index worker) {
+                      EXPECT_TRUE(0 <= worker && worker < 2);
+                      done.push_back(task);
+                    });
+              }),
+              wrong.text);
+    EXPECT_EQ(done, std::vector<Index>{0}) << "what comes after the wrong one is left out";
+  }
+}
+
+TEST(Executor, TasksLeftOutAreAnError) {
+  EXPECT_EQ(error_of([] {
+              executor_of(1, {{0, 0}, {2, 0}}).parallel_for(3, [](Index, Index) {});
+            }),
+            "the executor returned after 2 of 3 tasks: each must run once");
+  EXPECT_EQ(error_of([] {
+              executor_of(1, {{0, 0}, {1, 0}, {1, 0}}).parallel_for(2, [](Index, Index) {});
+            }),
+            "the executor returned after 3 of 2 tasks: each must run once");
+}
+
+TEST(Executor, WhatATaskThrowsArrivesWhereItWasAskedFor) {
+  for (const NamedExecutor& each : executors()) {
+    SCOPED_TRACE(each.name);
+    try {
+      each.executor.parallel_for(100, [](Index task, Index) {
+        if (task % 10 == 7) throw std::runtime_error("from a task");
+      });
+      FAIL() << "nothing was thrown";
+    } catch (const std::runtime_error& error) {
+      EXPECT_STREQ(error.what(), "from a task");
+    }
   }
 }
 

@@ -51,4 +51,23 @@ TEST(Index, HoldsProductsBeyond32Bits) {
   static_assert(fastrope::round_up((Index{1} << 40) + 1, 64) == (Index{1} << 40) + 64);
 }
 
+TEST(Index, SaturatesWhereProductsAndSumsWouldOverflow) {
+  constexpr Index kMost = std::numeric_limits<Index>::max();
+  using fastrope::saturating_product, fastrope::saturating_sum;
+  for (const Index a : {0, 1, 7, 1 << 20})
+    for (const Index b : {0, 1, 3, 1 << 30}) {
+      EXPECT_EQ(saturating_product(a, b), a * b);
+      EXPECT_EQ(saturating_sum(a, b), a + b);
+    }
+  EXPECT_EQ(saturating_product(kMost, 0), 0);
+  EXPECT_EQ(saturating_product(0, kMost), 0);
+  EXPECT_EQ(saturating_product(kMost, 1), kMost);
+  EXPECT_EQ(saturating_product(kMost / 3, 3), kMost - kMost % 3);
+  EXPECT_EQ(saturating_product(kMost / 3 + 1, 3), kMost);
+  EXPECT_EQ(saturating_product(Index{1} << 32, Index{1} << 32), kMost);
+  EXPECT_EQ(saturating_sum(kMost - 1, 1), kMost);
+  EXPECT_EQ(saturating_sum(kMost, 1), kMost);
+  EXPECT_EQ(saturating_sum(kMost, kMost), kMost);
+}
+
 }  // namespace

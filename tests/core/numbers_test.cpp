@@ -3,9 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstdint>
 #include <list>
 #include <span>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
@@ -40,6 +42,23 @@ TEST(Numbers, TakesNothingElse) {
   static_assert(!std::is_convertible_v<double, Numbers>);
   static_assert(!std::is_convertible_v<std::vector<std::string>, Numbers>);
   static_assert(!std::is_convertible_v<const float*, Numbers>);
+}
+
+template <class T>
+concept MakesNumbersOfTwo = requires(T x) {
+  Numbers({x, x});
+};
+
+TEST(Numbers, AreNoCharactersOrTruthValues) {
+  static_assert(!std::is_constructible_v<Numbers, std::string>);
+  static_assert(!std::is_constructible_v<Numbers, std::u8string>);
+  static_assert(!std::is_constructible_v<Numbers, std::wstring_view>);
+  static_assert(!std::is_constructible_v<Numbers, const char(&)[4]>);
+  static_assert(!std::is_constructible_v<Numbers, std::vector<bool>>);
+  static_assert(!std::is_constructible_v<Numbers, std::array<bool, 2>>);
+  static_assert(!MakesNumbersOfTwo<char> && !MakesNumbersOfTwo<bool> && !MakesNumbersOfTwo<char32_t>);
+  static_assert(MakesNumbersOfTwo<float> && MakesNumbersOfTwo<double>);
+  EXPECT_EQ(values_of(std::vector<std::int8_t>{1, -2}), (std::vector<double>{1, -2})) << "numbers of 8 bits";
 }
 
 }  // namespace

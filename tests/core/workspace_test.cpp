@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
 namespace {
@@ -118,6 +119,18 @@ TEST(WorkerScratch, SharesAreAlignedDisjointAndLargeEnough) {
     }
     EXPECT_LE(previous, reinterpret_cast<std::uintptr_t>(memory.data() + shift) + counting.bytes());
   }
+}
+
+TEST(Workspace, WhatNoMemoryHoldsSaturates) {
+  constexpr Index kMost = std::numeric_limits<Index>::max();
+  Workspace workspace;
+  workspace.take<double>(Index{1} << 61);  // 2^64 bytes
+  EXPECT_EQ(static_cast<Index>(workspace.bytes()), kMost);
+  workspace.take<double>(1000);
+  EXPECT_EQ(static_cast<Index>(workspace.bytes()), kMost);
+  Workspace shared;
+  WorkerScratch(Index{1} << 16, std::size_t{1} << 48, shared);
+  EXPECT_EQ(static_cast<Index>(shared.bytes()), kMost);
 }
 
 }  // namespace

@@ -107,7 +107,13 @@ TEST_F(AttendRefusesTest, OutputOfAnotherShape) {
   expect_error({"out is [4, 9, 5]"});
   out_ = in_.out.view();
   out_.row_stride = 0;
-  expect_error({"stride 0"});
+  expect_error({"row_stride 0", "overwrite each other"});
+  out_ = in_.out.view();
+  out_.row_stride = 4;
+  expect_error({"out is [4, 10, 5]", "row_stride 4", "overwrite each other"});
+  out_ = in_.out.view();
+  out_.head_stride = 48;
+  expect_error({"head_stride 48"});
 }
 
 TEST_F(AttendRefusesTest, NullPointersWithASize) {

@@ -363,6 +363,30 @@ TEST(Plan, RunReportsAnExecutorThatThrows) {
             RunStatus::executor_failed);
 }
 
+TEST(Plan, RunReportsAnExecutorThatBreaksItsContract) {
+  const auto status = [](auto&& number_of) {
+    AttentionCase c{.shapes = {4, 2, 100, 300, 8, 5}};
+    c.base.executor = Executor(2, [=](Index count, TaskRef task) {
+      for (Index i = 0; i < count; ++i) {
+        const auto [number, worker] = number_of(i, count);
+        task(number, worker);
+      }
+    });
+    AttentionInputs<float> in(c.shapes, 7);
+    const auto plan = plan_of(c, in);
+    std::vector<std::byte> workspace(plan.workspace_bytes());
+    return plan.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace);
+  };
+  using Pair = std::pair<Index, Index>;
+  EXPECT_EQ(status([](Index i, Index) { return Pair{i, i % 2}; }), RunStatus::ok);
+  EXPECT_EQ(status([](Index i, Index) { return Pair{i, i % 3}; }), RunStatus::executor_failed);
+  EXPECT_EQ(status([](Index i, Index) { return Pair{i, -1}; }), RunStatus::executor_failed);
+  EXPECT_EQ(status([](Index i, Index count) {
+              return Pair{i + (i == count - 1), 0};
+            }),
+            RunStatus::executor_failed);
+}
+
 TEST(Plan, EmptyInputsAreValid) {
   for (const Shapes shapes : {Shapes{0, 0, 0, 0, 0, 0}, Shapes{0, 2, 5, 5, 4, 4}, Shapes{2, 1, 0, 5, 4, 4},
                               Shapes{2, 1, 5, 0, 4, 4}, Shapes{2, 1, 5, 5, 4, 0}, Shapes{2, 1, 0, 0, 4, 4}}) {
@@ -741,7 +765,7 @@ TEST(Plan, KeptRankIsPrintedBesideTheSimplex) {
 
 TEST(Plan, NothingToAttendToIsNotAnApproximation) {
   AttentionCase c = small_entries(50, 1e-2);
-  c.base.mask = Mask::lags(1, 0);
+  c.base.mask = Mask::lags(50, 60);  // beyond every lag
   AttentionInputs<float> in = on_spheres(c, 0.3);
   for (const Path path : {Path::automatic, Path::exact}) {
     c.base.path = path;

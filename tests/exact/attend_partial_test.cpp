@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "support/attention_case.hpp"
+#include "support/error_of.hpp"
 
 namespace fastrope_test {
 namespace {
@@ -86,7 +87,7 @@ TYPED_TEST_SUITE(AttendPartialTest, Reals);
 TYPED_TEST(AttendPartialTest, LseIsTheNaturalLogOfTheSumOfExponentials) {
   Inputs random(1);
   for (const auto& [n_q, n_k] : {std::pair{100, 100}, {30, 140}, {140, 30}, {5, 0}, {0, 5}}) {
-    for (const Mask mask : {Mask::full(), Mask::causal(), Mask::lags(-5, 9), Mask::lags(3, 2)}) {
+    for (const Mask mask : {Mask::full(), Mask::causal(), Mask::lags(-5, 9), Mask::lags(300, 400)}) {
       AttentionCase c{.shapes = {4, 2, n_q, n_k, 8, 5}};
       c.base.mask = mask;
       c.base.rope = Rope{};
@@ -219,7 +220,7 @@ TYPED_TEST(AttendPartialTest, MergingWithAnEmptyStateChangesNothing) {
   const AttentionInputs<TypeParam> in(c.shapes, 7);
   const State<TypeParam> state = this->attend(c, in);
   AttentionCase nothing = c;
-  nothing.base.mask = Mask::lags(1, 0);
+  nothing.base.mask = Mask::lags(30, 40);  // beyond every lag
   State<TypeParam> left = state, right = this->attend(nothing, in), none = this->attend(nothing, in);
   merge(left.out.view(), left.lse_view(), none.out.view(), none.lse_view());
   EXPECT_EQ(left.out.values, state.out.values);
@@ -277,6 +278,27 @@ TYPED_TEST(AttendPartialTest, RefusesShapesThatClash) {
                "other_out is [2, 9, 4]");
   expect_error([&] { merge(state.out.view(), state.lse_view(), state.out.view(), other.lse_view()); },
                "other_lse is [2, 9]");
+}
+
+TYPED_TEST(AttendPartialTest, RefusesResultsWhoseRowsOverlap) {
+  const AttentionCase c{.shapes = {2, 1, 10, 30, 8, 4}};
+  const AttentionInputs<TypeParam> in(c.shapes, 9);
+  State<TypeParam> state(c.shapes), other(c.shapes);
+  auto lse = state.lse_view();
+  auto out = state.out.view();
+  const auto partial = [&] {
+    return error_of([&] { attend_partial(in.q.view(), in.k.view(), in.v.view(), out, lse, c.options()); });
+  };
+  const auto merged = [&] { return error_of([&] { merge(out, lse, other.out.view(), other.lse_view()); }); };
+  EXPECT_EQ(partial(), "no Error");
+  EXPECT_EQ(merged(), "no Error");
+  lse.row_stride = 9;
+  EXPECT_EQ(partial(), "lse is [2, 10] with row_stride 9: rows would overwrite each other");
+  EXPECT_EQ(merged(), "merge: lse is [2, 10] with row_stride 9: rows would overwrite each other");
+  lse.row_stride = 10;
+  out.row_stride = 3;
+  EXPECT_THAT(partial(), testing::HasSubstr("out is [2, 10, 4] with head_stride 40 and row_stride 3"));
+  EXPECT_THAT(merged(), testing::HasSubstr("merge: out is [2, 10, 4] with head_stride 40 and row_stride 3"));
 }
 
 }  // namespace

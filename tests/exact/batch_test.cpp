@@ -22,6 +22,7 @@ namespace fastrope_test {
 namespace {
 
 using namespace fastrope;
+using testing::AllOf;
 using testing::HasSubstr;
 
 template <class Real>
@@ -287,6 +288,18 @@ TEST(BatchPlan, RunReportsAnExecutorThatThrows) {
   std::vector<std::byte> workspace(plan.workspace_bytes());
   EXPECT_EQ(plan.run(batch.views(), workspace), RunStatus::executor_failed);
   EXPECT_THROW(attend_batch(batch.views(), options), Error);
+}
+
+TEST(BatchPlan, SequencesWriteToPlacesOfTheirOwn) {
+  Batch<float> batch(shared_case(), {{4, 20}, {0, 30}, {4, 50}, {0, 9}});
+  auto views = batch.views();
+  views[3].out.data = views[1].out.data = views[0].out.data;  // of no rows
+  attend_batch(views, batch.options());
+  views[2].out = views[0].out;
+  EXPECT_EQ(error_of([&] { attend_batch(views, batch.options()); }), "sequences 0 and 2 have the same out");
+  views[2].out.row_stride = 3;
+  EXPECT_THAT(error_of([&] { attend_batch(views, batch.options()); }),
+              AllOf(HasSubstr("sequence 2: out is"), HasSubstr("row_stride 3")));
 }
 
 TEST(BatchPlan, NothingToDoIsValid) {

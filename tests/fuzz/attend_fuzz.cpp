@@ -130,6 +130,8 @@ struct FuzzCase : AttentionCase {
   double bias_size = 0;  ///< bounds |bias|
 };
 
+Mask lags_between(Position a, Position b) { return Mask::lags(std::min(a, b), std::max(a, b)); }
+
 FuzzCase case_from(Bytes& bytes) {
   const Index kv_heads = bytes.integer(1, 2);
   const Index n = bytes.one_of<Index>({0, 1, 7, 40, 40, 130, 130, 700});
@@ -137,8 +139,8 @@ FuzzCase case_from(Bytes& bytes) {
   c.shapes = {kv_heads * bytes.integer(1, 2), kv_heads,
               bytes.one_in(3) ? n / 3 : n,    n,
               bytes.integer(0, 12),           bytes.integer(0, 20)};
-  c.base.mask = bytes.one_of<Mask>({Mask::full(), Mask::causal(), Mask::sliding_window(bytes.integer(0, 90)),
-                                    Mask::lags(bytes.integer(-9, 9), bytes.integer(-9, 60))});
+  c.base.mask = bytes.one_of<Mask>({Mask::full(), Mask::causal(), Mask::sliding_window(bytes.integer(1, 90)),
+                                    lags_between(bytes.integer(-9, 9), bytes.integer(-9, 60))});
   if (!bytes.one_in(3)) c.base.rope = rope_from(bytes, c.shapes.d);
   c.base.rope_already_applied = bytes.one_in(12);
   c.bias_size = add_bias(bytes, c);

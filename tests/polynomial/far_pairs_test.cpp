@@ -87,7 +87,7 @@ std::vector<Pairs> problems() {
                         Mask::sliding_window(2000),
                         Mask::sliding_window(16),
                         Mask::lags(-2000, -1000),
-                        Mask::lags(5, 4)};
+                        Mask::lags(100000, 200000)};
   for (const Mask mask : masks) {
     for (const auto& [n_q, n_k] : {std::pair{700, 700},
                                    {300, 900},

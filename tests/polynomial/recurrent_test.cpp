@@ -557,6 +557,27 @@ TEST(RecurrentErrors, WhatHasNoStateOfFixedSizeIsRefused) {
               AllOf(HasSubstr("5 heads"), HasSubstr("2")));
 }
 
+TEST(RecurrentErrors, TokensBeyondRopesLastPosition) {
+  AttentionCase c = case_of(1, 1, 2060, 4, 3, Kernel::taylor(2));
+  c.base.rope = Rope{.base = 0x1p-40};  // turns by 2^20 a position, so that 2^11 is the last
+  AttentionInputs<float> in(c.shapes, 21);
+  auto recurrence = fastrope_test::recurrence<float>(c);
+  const auto prefill = [&](Index begin, Index end) {
+    recurrence.prefill(tokens(std::as_const(in.q), begin, end), tokens(std::as_const(in.k), begin, end),
+                       tokens(std::as_const(in.v), begin, end), tokens(in.out, begin, end));
+  };
+  const auto step = [&](Index i) {
+    return recurrence.step(tokens(std::as_const(in.q), i, i + 1), tokens(std::as_const(in.k), i, i + 1),
+                           tokens(std::as_const(in.v), i, i + 1), tokens(in.out, i, i + 1));
+  };
+  EXPECT_THAT(error_of([&] { prefill(0, 2060); }), HasSubstr("up to 2048"));
+  prefill(0, 2048);
+  EXPECT_EQ(step(2048), RunStatus::ok);
+  EXPECT_EQ(step(2049), RunStatus::position_out_of_range);
+  EXPECT_EQ(recurrence.tokens(), 2049);
+  EXPECT_THAT(error_of([&] { prefill(2049, 2050); }), HasSubstr("2049 positions from 0"));
+}
+
 TEST(RecurrentErrors, TheLargestRankIsAllowed) {
   // C(2 + 1446, 2) = 1047628 and C(2 + 1447, 2) = 1049076, about 2^20.
   Options options = options_of(Kernel::power(2));

@@ -206,4 +206,21 @@ TEST(LagBiasErrors, SizesAndValues) {
   }
 }
 
+TEST(LagBiasErrors, LagsThatNoPositionsHave) {
+  constexpr Position kMost = Position{1} << 42;  // Mask::kUnlimited
+  EXPECT_EQ(error_of([] { LagBias::table({1, 2}, 1, -kMost); }), "no Error");
+  EXPECT_EQ(error_of([] { LagBias::table({1, 2}, 1, kMost - 1); }), "no Error");
+  for (const Position first :
+       {-kMost - 1, kMost, std::numeric_limits<Position>::min(), std::numeric_limits<Position>::max(),
+        std::numeric_limits<Position>::max() - 1})
+    EXPECT_EQ(error_of([&] {
+                LagBias::table({1, 2, 3}, 1, first);
+              }),
+              "LagBias::table: 3 lags from " + std::to_string(first) + " on are not within +-2^42");
+  for (const Index distance : {Index{kMost}, std::numeric_limits<Index>::max()}) {
+    const std::string text = error_of([&] { LagBias::t5(std::vector<double>(64), 2, true, distance); });
+    EXPECT_NE(text.find("max_distance = " + std::to_string(distance)), std::string::npos) << text;
+  }
+}
+
 }  // namespace

@@ -115,11 +115,10 @@ const Mask kMasks[] = {Mask::full(),
                        Mask::causal(),
                        Mask::sliding_window(1),
                        Mask::sliding_window(4),
-                       Mask::sliding_window(0),
                        Mask::lags(-2, 3),
                        Mask::lags(2, 5),
                        Mask::lags(-7, -3),
-                       Mask::lags(3, 2),
+                       Mask::lags(-2000, -1000),
                        Mask::lags(-Mask::kUnlimited, 0),
                        Mask::lags(1000, 2000)};
 
@@ -186,7 +185,11 @@ TEST(LagGrid, RandomPositionsAgreeWithEveryPair) {
     for (Position& p : queries) p = inputs.integer(-spread, spread);
     for (Position& p : keys) p = inputs.integer(-spread, spread);
     Mask mask = kMasks[static_cast<std::size_t>(round) % std::size(kMasks)];
-    if (round % 3 == 0) mask = Mask::lags(inputs.integer(-spread - 2, 4), inputs.integer(-4, spread + 2));
+    if (round % 3 == 0) {
+      const auto [first, last] =
+          std::minmax({inputs.integer(-spread - 2, 4), inputs.integer(-4, spread + 2)});
+      mask = Mask::lags(first, last);
+    }
     if (queries.empty() || keys.empty()) continue;  // an empty span means the defaults
     const LagGrid grid(static_cast<Index>(queries.size()), static_cast<Index>(keys.size()), queries, keys,
                        mask);
@@ -214,7 +217,7 @@ TEST(LagGrid, CountsThePairsOfLongSequences) {
   for (int round = 0; round < 40; ++round) {
     const Index n_q = inputs.integer(1, 3000), n_k = inputs.integer(1, 100000);
     Mask mask = kMasks[static_cast<std::size_t>(round) % std::size(kMasks)];
-    if (round % 2 == 0) mask = Mask::lags(inputs.integer(-4000, 100), inputs.integer(-100, 60000));
+    if (round % 2 == 0) mask = Mask::lags(inputs.integer(-4000, -100), inputs.integer(-100, 60000));
     const Positions queries = consecutive(n_q, inputs.integer(-5000, 100000));
     const LagGrid grid(n_q, n_k, queries, {}, mask);
     ASSERT_TRUE(grid.consecutive());
@@ -264,11 +267,39 @@ TEST(LagGridErrors, LengthsAndRange) {
     EXPECT_NE(queries.find(part), std::string::npos) << queries;
   const std::string keys = error_of(2, 3, {}, {1, 2});
   for (const char* part : {"key_positions", "2", "3"}) EXPECT_NE(keys.find(part), std::string::npos) << keys;
+  for (const Index rows : {Index{-1}, LagGrid::kMaxPosition + 1, std::numeric_limits<Index>::min()}) {
+    EXPECT_NE(error_of(rows, 1, {}, {}).find(std::to_string(rows)), std::string::npos);
+    EXPECT_NE(error_of(1, rows, {}, {}).find(std::to_string(rows)), std::string::npos);
+  }
+  EXPECT_EQ(error_of(LagGrid::kMaxPosition, LagGrid::kMaxPosition, {}, {}), "");
   for (const Position far : {LagGrid::kMaxPosition + 1, -LagGrid::kMaxPosition - 1,
                              std::numeric_limits<Position>::min(), std::numeric_limits<Position>::max()}) {
     EXPECT_NE(error_of(1, 1, {far}, {}).find(std::to_string(far)), std::string::npos);
     EXPECT_NE(error_of(1, 2, {}, {0, far}).find(std::to_string(far)), std::string::npos);
   }
+}
+
+TEST(LagGridErrors, AMaskWhoseFirstLagIsAboveItsLast) {
+  try {
+    LagGrid(2, 3, {}, {}, Mask{5, -7});  // as an aggregate, that nothing has looked at yet
+    FAIL() << "nothing was thrown";
+  } catch (const Error& error) {
+    for (const char* part : {"5", "-7"}) EXPECT_NE(std::string(error.what()).find(part), std::string::npos);
+  }
+}
+
+TEST(LagGrid, KnowsTheFarthestPosition) {
+  EXPECT_EQ(LagGrid(0, 0, {}, {}, Mask::full()).farthest_position(), 0);
+  EXPECT_EQ(LagGrid(3, 9, {}, {}, Mask::full()).farthest_position(), 8);
+  EXPECT_EQ(LagGrid(20, 4, {}, {}, Mask::full()).farthest_position(), 16) << "queries from -16 on";
+  const Positions near = {3, -2, 1}, below = {2, -50, 7}, above = {2, 60, 7}, row = {-9, -8, -7};
+  EXPECT_EQ(LagGrid(3, 3, near, near, Mask::full()).farthest_position(), 3);
+  EXPECT_EQ(LagGrid(3, 3, below, near, Mask::full()).farthest_position(), 50);
+  EXPECT_EQ(LagGrid(3, 3, above, near, Mask::full()).farthest_position(), 60);
+  EXPECT_EQ(LagGrid(3, 3, near, below, Mask::full()).farthest_position(), 50);
+  EXPECT_EQ(LagGrid(3, 3, near, above, Mask::full()).farthest_position(), 60);
+  EXPECT_EQ(LagGrid(3, 3, row, near, Mask::full()).farthest_position(), 9);
+  EXPECT_EQ(LagGrid(0, 3, {}, row, Mask::full()).farthest_position(), 9);
 }
 
 }  // namespace

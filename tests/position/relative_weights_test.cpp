@@ -94,7 +94,10 @@ TEST(RelativeWeightsErrors, SizesEntriesAndValues) {
   EXPECT_THROW(RelativeWeights({{0, 0}}, 0, {}), Error);
   EXPECT_THROW(RelativeWeights({{0, 0}, {1, 1}}, 0, {1, 2, 3}), Error);
   EXPECT_THROW(RelativeWeights({{0, 0}}, 0, {1, kNaN}), Error);
-  EXPECT_THROW(RelativeWeights({{0, 0}}, 3, 2, [](Position, Index) { return 1.0; }), Error);
+  const std::string order = error_of([] {
+    RelativeWeights({{0, 0}}, 3, 2, [](Position, Index) { return 1.0; });
+  });
+  EXPECT_NE(order.find("3, is above the last, 2"), std::string::npos) << order;
   const std::string text = error_of([] { RelativeWeights({{4, 7}, {0, 0}, {4, 7}}, 0, {1, 2, 3}); });
   EXPECT_NE(text.find('4'), std::string::npos) << text;
   EXPECT_NE(text.find('7'), std::string::npos) << text;
@@ -110,6 +113,35 @@ TEST(RelativeWeightsErrors, CoverageOfColumnsAndLags) {
   const std::string lags = error_of([&] { weights.require_covers(4, -3, 2); });
   for (const char* value : {"-3", "-2", "2"}) EXPECT_NE(lags.find(value), std::string::npos) << lags;
   EXPECT_NE(error_of([&] { weights.require_covers(4, -2, 3); }), "no Error");
+}
+
+TEST(RelativeWeightsErrors, LagsThatNoPositionsHave) {
+  constexpr Position kMost = Position{1} << 42, kHighest = std::numeric_limits<Position>::max(),
+                     kLowest = std::numeric_limits<Position>::min();
+  const auto weight = [](Position, Index) { return 1.0; };
+  EXPECT_EQ(error_of([] { RelativeWeights({{0, 0}}, -kMost, {1, 2}); }), "no Error");
+  EXPECT_EQ(error_of([&] { RelativeWeights({{0, 0}}, kMost - 3, kMost, weight); }), "no Error");
+  for (const Position first : {-kMost - 1, kMost, kLowest, kHighest, kHighest - 1})
+    EXPECT_EQ(error_of([&] {
+                RelativeWeights({{0, 0}}, first, {1, 2});
+              }),
+              "RelativeWeights: 2 lags from " + std::to_string(first) + " on are not within +-2^42");
+  EXPECT_EQ(error_of([&] {
+              RelativeWeights({{0, 0}}, kHighest - 1, kHighest, weight);
+            }),
+            "RelativeWeights: the lags " + std::to_string(kHighest - 1) + " to " + std::to_string(kHighest) +
+                " are not within +-2^42");
+  EXPECT_NE(error_of([&] { RelativeWeights({{0, 0}}, kLowest, kLowest + 1, weight); }), "no Error");
+}
+
+TEST(RelativeWeightsErrors, RopesPhasesAreHeldUpToSomeLag) {
+  constexpr Position kMost = Position{1} << 31;
+  EXPECT_EQ(error_of([] { RelativeWeights::rope({}, 4, kMost - 1, kMost); }), "no Error");
+  EXPECT_EQ(
+      error_of([] { RelativeWeights::rope({}, 4, kMost - 1, kMost + 1); }),
+      "RelativeWeights::rope: the lags 2147483647 to 2147483649 are not within +-2147483648, up to which "
+      "phases are held");
+  EXPECT_NE(error_of([] { RelativeWeights::rope({}, 4, -kMost - 1, -kMost); }), "no Error");
 }
 
 }  // namespace

@@ -227,4 +227,9 @@ TEST(RopeErrors, AFactorForEachPair) {
   EXPECT_NE(text.find('4'), std::string::npos) << text;
 }
 
+TEST(RopeErrors, AFrequencyThatIsNoDouble) {
+  const std::string text = error_of({.scaling = FactorScaling{.factors = {1, 1e-310, 1, 1}}}, 8);
+  EXPECT_NE(text.find("a frequency of inf"), std::string::npos) << text;
+}
+
 }  // namespace

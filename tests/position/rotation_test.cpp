@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "support/inputs.hpp"
@@ -13,6 +14,9 @@
 namespace {
 
 using fastrope::Index;
+using fastrope::LinearScaling;
+using fastrope::Llama3Scaling;
+using fastrope::NtkScaling;
 using fastrope::Position;
 using fastrope::Range;
 using fastrope::Rope;
@@ -24,7 +28,7 @@ using fastrope_test::Inputs;
 
 template <class Real>
 class RotationOf : public testing::Test {
- protected:
+ public:
   /// The table of a list of positions.
   static std::vector<Real> table(const Rotation& rotation, const std::vector<Position>& positions) {
     const Index rows = static_cast<Index>(positions.size());
@@ -144,6 +148,76 @@ TYPED_TEST(RotationOf, WithoutFrequenciesNothingTurns) {
   EXPECT_EQ(none.row_size(), 0);
   const std::vector<Real> x{1, 2, 3};
   EXPECT_EQ(this->turned(none, x, 5), x);
+}
+
+/// theta_m of a rope in long double, by the formulas of the papers.
+std::vector<long double> frequencies_of(const Rope& rope, Index d) {
+  std::vector<long double> all;
+  for (Index m = 0; 2 * m < d; ++m) {
+    long double theta = 1 / std::pow(static_cast<long double>(rope.base), 2.0L * m / d);
+    if (const auto* linear = std::get_if<LinearScaling>(&rope.scaling)) theta /= linear->factor;
+    if (const auto* ntk = std::get_if<NtkScaling>(&rope.scaling))
+      theta = 1 / std::pow(rope.base * std::pow(static_cast<long double>(ntk->factor), d / (d - 2.0L)),
+                           2.0L * m / d);
+    if (const auto* llama = std::get_if<Llama3Scaling>(&rope.scaling)) {
+      const long double wavelength = 2 * std::acos(-1.0L) / theta;
+      const long double smooth =
+          std::clamp((llama->original_context / wavelength - llama->low_freq_factor) /
+                         (static_cast<long double>(llama->high_freq_factor) - llama->low_freq_factor),
+                     0.0L, 1.0L);
+      theta = (1 - smooth) * theta / llama->factor + smooth * theta;
+    }
+    all.push_back(theta);
+  }
+  return all;
+}
+
+TEST(Rotation, PhasesAreAsExactAsPromised) {
+  if (std::numeric_limits<long double>::digits < 64) GTEST_SKIP() << "no arithmetic to compare with";
+  Inputs inputs(14);
+  for (const Rope& rope : {Rope{}, Rope{.base = 5e5}, Rope{.base = 3e7, .scaling = LinearScaling{3}},
+                           Rope{.scaling = NtkScaling{5}}, Rope{.base = 5e5, .scaling = Llama3Scaling{32}}}) {
+    for (const double gain : {1.0, 1.37}) {
+      const Index d = 96;
+      RopeFrequencies f = rope_frequencies(rope, d);
+      f.attention_factor = gain;
+      const Rotation rotation(f);
+      const std::vector<long double> theta = frequencies_of(rope, d);
+      for (const Position farthest : {Position{64}, Position{5000}, Position{1} << 20, f.max_position()}) {
+        std::vector<Position> positions = {farthest, -farthest};
+        while (positions.size() < 200) positions.push_back(inputs.integer(-farthest, farthest));
+        const std::vector<double> table = RotationOf<double>::table(rotation, positions);
+        const double promised = rotation.phase_error(farthest);
+        double worst = 0;
+        for (std::size_t i = 0; i < positions.size(); ++i)
+          for (std::size_t m = 0; m < theta.size(); ++m) {
+            const long double angle = static_cast<long double>(positions[i]) * theta[m];
+            const auto error = [&](long double exact, std::size_t column) {
+              return static_cast<double>(std::abs(gain * exact - table[i * 2 * theta.size() + column]));
+            };
+            worst = std::max({worst, error(std::cos(angle), m), error(std::sin(angle), theta.size() + m)});
+          }
+        EXPECT_LE(worst, promised) << "base " << rope.base << ", positions up to " << farthest;
+        if (farthest >= 1 << 20) {
+          EXPECT_GE(worst, 0.1 * promised) << "base " << rope.base << ", positions up to " << farthest;
+        }
+      }
+    }
+  }
+}
+
+TEST(Rotation, APromiseMayBeReckonedWith) {
+  const Rotation rotation(rope_frequencies({}, 128));
+  EXPECT_LE(rotation.phase_error(0), 4e-14);
+  EXPECT_LE(rotation.phase_error(1 << 20), 3e-10);
+  EXPECT_LE(rotation.phase_error(Position{1} << 28), 1e-7);
+  EXPECT_LE(rotation.phase_error(rotation.frequencies().max_position()), 6e-7);
+  EXPECT_EQ(rotation.frequencies().max_position(), Position{1} << 31);
+  // Frequencies above 1 turn as far sooner.
+  const Rotation fast(rope_frequencies({.scaling = LinearScaling{1.0 / 1024}}, 128));
+  EXPECT_EQ(fast.frequencies().max_position(), Position{1} << 21);
+  EXPECT_LE(fast.phase_error(fast.frequencies().max_position()), 6e-7);
+  EXPECT_LE(Rotation().phase_error(Position{1} << 31), 1e-15);
 }
 
 }  // namespace

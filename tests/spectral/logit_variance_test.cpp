@@ -137,7 +137,7 @@ TEST(LogitVariance, RefusesWhatHasNoLags) {
   };
   const std::vector<Position> gaps = {0, 1, 2, 3, 9};
   EXPECT_THAT(with({.key_positions = gaps}), error("consecutive"));
-  EXPECT_THAT(with({.mask = Mask::lags(5, 4)}), error("none of 5 x 5"));
+  EXPECT_THAT(with({.mask = Mask::lags(5, 6)}), error("none of 5 x 5"));
   EXPECT_THAT(with({.rope = fastrope::Rope{}, .rope_already_applied = true}), error("arrive turned"));
 }
 

@@ -406,6 +406,10 @@ TYPED_TEST(Toeplitz, ClashingShapesThrowAndNameTheValues) {
   EXPECT_THAT([&] { Operator(0, 0, five); }, throws("0 x 0 matrix needs a generator of 0 values, got 5"));
   EXPECT_THAT([&] { Operator(-2, 8, five); }, throws("-2 x 8"));
   EXPECT_THAT([&] { Operator(Index{1} << 59, 1, five); }, throws("got 5"));
+  constexpr Index kMost = std::numeric_limits<Index>::max();
+  EXPECT_THAT([&] { Operator(kMost, 7, five); }, throws("got 5"));  // kMost + 7 - 1 is 5 more than the least
+  EXPECT_THAT([&] { Operator::per_channel(2, 4, MatrixView<const TypeParam>(nullptr, 3, 5)); },
+              throws("null pointer with size 3 x 5"));
 
   const Operator toeplitz(2, 4, five);
   RowMajor<TypeParam> x(4, 3), y(2, 3), y_narrow(2, 2), u(2, 1), v(4, 1), v_wide(4, 2);
@@ -417,6 +421,11 @@ TYPED_TEST(Toeplitz, ClashingShapesThrowAndNameTheValues) {
   EXPECT_THAT([&] { toeplitz.apply_hadamard(u, v, y, y); }, throws("apply_hadamard: x is 2 x 3"));
   EXPECT_THAT([&] { toeplitz.apply(x, MatrixView<TypeParam>(y.data(), 2, 3, 0)); }, throws("row stride 0"));
   EXPECT_THAT([&] { toeplitz.apply(x, MatrixView<TypeParam>(y.data(), 2, 3, -2)); }, throws("row stride -2"));
+  EXPECT_THAT(
+      [&] {
+        toeplitz.apply(MatrixView<const TypeParam>(x.data(), 4, -3), MatrixView<TypeParam>(y.data(), 2, -3));
+      },
+      throws("x is 4 x -3"));
 
   const MatrixView<TypeParam> null_x(nullptr, 4, 3), null_y(nullptr, 2, 3), null_u(nullptr, 2, 1),
       null_v(nullptr, 4, 1);

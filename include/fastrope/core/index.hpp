@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 
 #include "fastrope/core/target.hpp"
 
@@ -35,6 +36,18 @@ constexpr Range hull(Range a, Range b) {
   if (a.empty()) return b;
   if (b.empty()) return a;
   return {std::min(a.begin, b.begin), std::max(a.end, b.end)};
+}
+
+/// a b, or the greatest Index where that is beyond it. Requires a, b >= 0.
+constexpr Index saturating_product(Index a, Index b) {
+  constexpr Index kMost = std::numeric_limits<Index>::max();
+  return b != 0 && a > kMost / b ? kMost : a * b;
+}
+
+/// a + b, or the greatest Index where that is beyond it. Requires a, b >= 0.
+constexpr Index saturating_sum(Index a, Index b) {
+  constexpr Index kMost = std::numeric_limits<Index>::max();
+  return a > kMost - b ? kMost : a + b;
 }
 
 constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }

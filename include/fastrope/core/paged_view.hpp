@@ -45,7 +45,7 @@ struct PagedView {
   void require_pages(const char* name) const {
     if (rows <= 0) return;
     if (page_rows < 1) detail::fail(name, " has pages of ", page_rows, " rows");
-    const Index needed = ceil_div(rows, page_rows);
+    const Index needed = (rows - 1) / page_rows + 1;  // however large page_rows is
     if (static_cast<Index>(pages.size()) < needed)
       detail::fail(name, " names ", pages.size(), " pages of ", page_rows, " rows, its ", rows, " rows need ",
                    needed);

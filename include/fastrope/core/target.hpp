@@ -4,7 +4,20 @@
 // namespace that says which, so that a linker cannot take a function of one file for that of another with
 // other flags, and an object that goes from one to the other is an undefined symbol in the place of a wrong
 // result.
+//
+// What the library promises rests on the arithmetic of IEEE 754 as it is written, so flags that let the
+// compiler pretend otherwise are refused. Where clang is given one such flag without the others it defines
+// nothing that could be looked at.
 #pragma once
+
+#if (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__) || defined(__ASSOCIATIVE_MATH__) || \
+    defined(__RECIPROCAL_MATH__) || defined(__FAST_MATH__)
+#error \
+    "fastrope does not compile with -ffast-math, -Ofast or a part of them (-ffinite-math-only, \
+-fassociative-math, -freciprocal-math, -funsafe-math-optimizations): a compiler that assumes that NaN and \
+infinity do not occur removes the checks that keep them in their rows and take the exact path, and one that \
+reorders sums or rounds otherwise breaks the proof of every error bound"
+#endif
 
 #if defined(__AMX_BF16__)
 #define FASTROPE_TARGET amx_bf16

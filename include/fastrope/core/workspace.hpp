@@ -2,7 +2,7 @@
 //
 // A function that needs scratch takes a Workspace and asks it for arrays. Given a counting workspace it gets
 // null spans and bytes() says what it would have used; given memory it gets the arrays. The two cannot
-// disagree.
+// disagree. A count beyond every memory saturates, so that no block is large enough for it.
 #pragma once
 
 #include <cassert>
@@ -33,7 +33,8 @@ class Workspace {
   std::span<T> take(Index count) {
     static_assert(alignof(T) <= kAlignment);
     const std::size_t offset = used_;
-    used_ += (static_cast<std::size_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+    used_ = static_cast<std::size_t>(
+        saturating_sum(static_cast<Index>(used_), padded(saturating_product(count, sizeof(T)))));
     if (counting_) return {};
     assert(bytes() <= size_);
     const auto address = reinterpret_cast<std::uintptr_t>(begin_);
@@ -44,7 +45,10 @@ class Workspace {
   bool counting() const { return counting_; }
 
   /// Bytes a block must have for what was taken so far, whatever its alignment.
-  std::size_t bytes() const { return used_ == 0 ? 0 : used_ + kAlignment - 1; }
+  std::size_t bytes() const {
+    return used_ == 0 ? 0
+                      : static_cast<std::size_t>(saturating_sum(static_cast<Index>(used_), kAlignment - 1));
+  }
 
   /// What `use(workspace)` takes.
   template <class Use>
@@ -55,6 +59,11 @@ class Workspace {
   }
 
  private:
+  static constexpr Index padded(Index bytes) {
+    constexpr Index kLine = kAlignment;
+    return saturating_sum(bytes, kLine - 1) / kLine * kLine;
+  }
+
   std::byte* begin_ = nullptr;
   std::size_t size_ = 0;
   std::size_t used_ = 0;
@@ -66,7 +75,8 @@ class WorkerScratch {
  public:
   WorkerScratch() = default;
   WorkerScratch(Index workers, std::size_t bytes, Workspace& workspace)
-      : bytes_(bytes), memory_(workspace.take<std::byte>(workers * static_cast<Index>(bytes))) {}
+      : bytes_(bytes),
+        memory_(workspace.take<std::byte>(saturating_product(workers, static_cast<Index>(bytes)))) {}
   /// `use(workspace)` takes what one worker needs; it is called once, to count.
   template <class Use>
   WorkerScratch(Index workers, Workspace& workspace, Use&& use)

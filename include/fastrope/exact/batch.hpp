@@ -61,6 +61,18 @@ auto in_sequence(std::size_t s, F&& f) {
   }
 }
 
+/// Throws Error where two sequences write to the same place from their first element on.
+template <class Views>
+void require_separate_outs(std::span<Views> views) {
+  std::vector<std::size_t> order;
+  for (std::size_t s = 0; s < views.size(); ++s)
+    if (views[s].out.heads > 0 && views[s].out.rows > 0 && views[s].out.cols > 0) order.push_back(s);
+  const auto data = [&](std::size_t s) { return views[s].out.data; };
+  std::ranges::stable_sort(order, std::ranges::less{}, data);
+  const auto same = std::ranges::adjacent_find(order, std::ranges::equal_to{}, data);
+  if (same != order.end()) fail("sequences ", same[0], " and ", same[1], " have the same out");
+}
+
 }  // namespace detail
 
 /// A checked batch of given shapes with arithmetic in Real, to be run any number of times: once for each
@@ -216,6 +228,7 @@ void attend_batch(const Sequences& sequences, const Options& options,
       shapes.push_back(shapes_of(views[s].q, as_rows(views[s].k), as_rows(views[s].v)));
       require_output(shapes.back(), views[s].out);
     });
+  detail::require_separate_outs(views);
   const BatchPlan<Real> plan(shapes, options, positions);
   std::vector<std::byte> workspace(plan.workspace_bytes());
   if (plan.run(views, workspace) != RunStatus::ok) detail::fail("the executor failed while attending");

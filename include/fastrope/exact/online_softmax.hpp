@@ -21,6 +21,7 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/row_overlap.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
@@ -297,7 +298,7 @@ struct SoftmaxTotals {
 /// out, other_out: [heads, n_q, d_v]; lse, other_lse: [heads, n_q], natural log, -infinity where nothing was
 /// attended. Associative and commutative up to rounding: weights and sums are of double, and what is left is the
 /// rounding of the results, that of lse to Real an error of |lse| epsilon / 2 in the weight of its part. Throws Error
-/// where shapes differ.
+/// where shapes differ and where rows of out or lse overlap.
 template <class Real>
 void merge(TensorView<Real> out, std::type_identity_t<MatrixView<Real>> lse,
            std::type_identity_t<TensorView<const Real>> other_out,
@@ -309,6 +310,8 @@ void merge(TensorView<Real> out, std::type_identity_t<MatrixView<Real>> lse,
       other_lse.cols != out.rows)
     detail::fail("merge: lse is [", lse.rows, ", ", lse.cols, "] and other_lse is [", other_lse.rows, ", ",
                  other_lse.cols, "], both must be [heads = ", out.heads, ", n_q = ", out.rows, "]");
+  detail::require_separate_rows("merge: out", out);
+  detail::require_separate_rows("merge: lse", lse);
   for (Index h = 0; h < out.heads; ++h) {
     for (Index i = 0; i < out.rows; ++i) {
       const double a = lse(h, i), b = other_lse(h, i);

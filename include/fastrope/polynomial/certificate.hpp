@@ -97,6 +97,24 @@ inline double allowed_relative_error(double error, double value_spread) {
   return value_spread > 0 ? 2 * gain / (1 + gain * gain) : 0.99;
 }
 
+/// Sizes of a head's logits before biases, over all of its rows.
+struct LogitSizes {
+  double plain = 0;   ///< L: at least |scale| |q_i| |k_j|
+  double packed = 0;  ///< L': at least |scale| |q_i| |k_j - mu|
+};
+
+/// What rounding does to exact attention.
+struct ExactRounding {
+  double weights = 0;  ///< delta
+  double sums = 0;     ///< of the output, over max|V|
+
+  /// The output's error over max|V|, with weights that are off by `relative` or by delta, whichever is more.
+  double error(double value_spread, double relative = 0) const {
+    const double delta = std::max(weights, relative);
+    return delta < 1 ? output_error(delta) * value_spread + sums : std::numeric_limits<double>::infinity();
+  }
+};
+
 /// The certificate of a polynomial, the limits of its multi-indices, and the rows' couplings.
 ///
 /// Entries. With e = x.y - s (q-nu).(k-mu), |e| <= axes_error, the weight that is used in the place of

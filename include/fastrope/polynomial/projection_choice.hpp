@@ -45,6 +45,8 @@ struct LowRankRequest {
   double tolerance = 0;     ///< of the output, relative to max|V|
   Index d_v = 0;
   bool may_weigh_keys = true;  ///< a query shift needs a weight for each key
+  /// What rounding does to keys that are computed exactly, beside those of features.
+  std::function<ExactRounding(const LogitSizes&)> exact = [](const LogitSizes&) { return ExactRounding{}; };
   LowRankSteps steps = {};
   /// Whether features of this rank would be cheaper than what else there is.
   std::function<bool(double rank)> pays = [](double) { return true; };
@@ -57,6 +59,7 @@ struct LowRankRows {
   std::span<const RowSource<Real>> queries;
   const RowSource<Real>* keys;
   std::span<const FarPairs> far;
+  const Shift<Real>* key_shift = nullptr;  ///< where the keys are to be measured from, if that is settled
 };
 
 template <class Real>
@@ -102,7 +105,12 @@ class ProjectionSearch {
     const auto many = [](Range rows) { return std::clamp(rows.size() / kShare, kFewRows, kManyRows); };
     const Rows<Real> queries = sample_queries(field_.queries, many(field_.queries)),
                      keys = sample(*rows_.keys, field_.keys, many(field_.keys));
-    choice.keys = choose_shift(keys, request_.steps.shift);
+    choice.keys = choose_shift(keys, request_.steps.shift && rows_.key_shift == nullptr);
+    if (rows_.key_shift != nullptr) {
+      Index row = 0;
+      choice.keys = *rows_.key_shift;
+      choice.keys.reach = farthest(keys, choice.keys.point, row);
+    }
     choice.queries = choose_shift(queries, request_.steps.shift && request_.may_weigh_keys);
     if (scale_ * static_cast<double>(choice.queries.point.norm()) * choice.keys.reach > kMaxWeightExponent)
       choice.queries = choose_shift(queries, false);

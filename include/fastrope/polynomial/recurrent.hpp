@@ -53,7 +53,8 @@ class RecurrentAttention {
   void prefill(const Q& q, const K& k, const V& v, Out&& out);
 
   /// The same for one token, n = 1. Allocates nothing and throws nothing; after RunStatus::executor_failed
-  /// the token may be in the states of some heads. Cost: O(rank d_v) a head.
+  /// the token may be in the states of some heads. With rope, position_out_of_range once tokens() exceeds
+  /// RopeFrequencies::max_position(). Cost: O(rank d_v) a head.
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
   RunStatus step(const Q& q, const K& k, const V& v, Out&& out) noexcept;
 
@@ -158,6 +159,8 @@ RunStatus RecurrentAttention<Real>::step(const Q& q, const K& k, const V& v, Out
   const auto v_view = as_rows(v);
   const auto out_view = as_tensor(out);
   if (!fits(problem_.shapes, q_view, k_view, v_view, out_view)) return RunStatus::shape_mismatch;
+  if (problem_.rotates() && tokens_ > problem_.rotation.frequencies().max_position())
+    return RunStatus::position_out_of_range;
   try {
     problem_.executor.parallel_for(static_cast<Index>(units_.size()),
                                    [&](Index kv, Index) { step_head(kv, q_view, k_view, v_view, out_view); });

@@ -16,6 +16,7 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/numbers.hpp"
 #include "fastrope/core/target.hpp"
+#include "fastrope/position/mask.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
@@ -45,9 +46,10 @@ class LagBias {
       detail::fail("LagBias::t5: a table of ", table.size(), " values is not [buckets, heads = ", heads, "]");
     const Index buckets = table.size() / heads;
     const Index one_way = bidirectional ? buckets / 2 : buckets;
-    if (one_way < 2 || (bidirectional && buckets % 2 != 0) || max_distance <= one_way / 2)
-      detail::fail("LagBias::t5: ", buckets, " buckets ", bidirectional ? "(both ways)" : "(one way)",
-                   " do not fit max_distance = ", max_distance);
+    if (one_way < 2 || (bidirectional && buckets % 2 != 0) || max_distance <= one_way / 2 ||
+        max_distance > Mask::kUnlimited / (2 * heads))
+      detail::fail("LagBias::t5: ", buckets, " buckets ", bidirectional ? "(both ways)" : "(one way)", " of ",
+                   heads, " heads do not fit max_distance = ", max_distance);
     LagBias bias;
     bias.heads_ = heads;
     bias.first_ = bidirectional ? -max_distance : 0;
@@ -66,10 +68,14 @@ class LagBias {
   }
 
   /// values[h * lags + (lag - first_lag)] for lags first_lag .. first_lag + lags - 1, [heads, lags] (heads
-  /// may be 1: all the same). Lags outside are an error when a call needs them.
+  /// may be 1: all the same). Lags outside are an error when a call needs them, and lags beyond
+  /// Mask::kUnlimited, which no positions have, at once.
   static LagBias table(Numbers values, Index heads, Position first_lag) {
     if (heads < 1 || values.size() == 0 || values.size() % heads != 0)
       detail::fail("LagBias::table: ", values.size(), " values are not [heads = ", heads, ", lags]");
+    if (const Index lags = values.size() / heads;
+        first_lag < -Mask::kUnlimited || first_lag > Mask::kUnlimited - lags + 1)
+      detail::fail("LagBias::table: ", lags, " lags from ", first_lag, " on are not within +-2^42");
     LagBias bias;
     bias.heads_ = heads;
     bias.first_ = first_lag;
@@ -115,19 +121,16 @@ class LagBias {
     }
   }
 
-  /// The largest b(lag) of a query head for lags in [first, last], which has a lag. Requires: not empty, covers(first,
-  /// last). Cost: O(1) without a table.
+  /// Whether it is more than a slope.
+  bool is_table() const { return !values_.empty(); }
+
+  /// The largest and smallest b(lag) of a query head for lags in [first, last], which has a lag. Requires: not empty,
+  /// covers(first, last). Cost: O(1) without a table, else O(lags of the table).
   double largest(Index head, Position first, Position last) const {
-    if (values_.empty()) {
-      // -slope |lag| is largest at an end or at 0.
-      double most = std::max((*this)(head, first), (*this)(head, last));
-      if (first <= 0 && 0 <= last) most = std::max(most, (*this)(head, 0));
-      return most;
-    }
-    double most = std::max((*this)(head, first), (*this)(head, last));
-    for (Position lag = std::max(first, first_); lag <= std::min(last, last_); ++lag)
-      most = std::max(most, (*this)(head, lag));
-    return most;
+    return extreme(head, first, last, [](double a, double b) { return std::max(a, b); });
+  }
+  double smallest(Index head, Position first, Position last) const {
+    return extreme(head, first, last, [](double a, double b) { return std::min(a, b); });
   }
 
   /// Throws Error unless there is a bias for each of `heads` heads and every lag in [first, last].
@@ -140,6 +143,17 @@ class LagBias {
   }
 
  private:
+  /// -slope |lag| is extreme at the ends or at 0; a table may be anywhere, but is constant beyond its ends.
+  template <class More>
+  double extreme(Index head, Position first, Position last, More&& more) const {
+    double most = more((*this)(head, first), (*this)(head, last));
+    if (first <= 0 && 0 <= last) most = more(most, (*this)(head, 0));
+    if (is_table())
+      for (Position lag = std::max(first, first_); lag <= std::min(last, last_); ++lag)
+        most = more(most, (*this)(head, lag));
+    return most;
+  }
+
   static Index t5_bucket(Position distance, Index one_way, Index max_distance) {
     const Index exact = one_way / 2;
     if (distance < exact) return distance;

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdlib>
 #include <numeric>
 #include <span>
 #include <vector>
@@ -20,18 +21,21 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// Positions p_i of n_q queries, t_j of n_k keys in ascending order, and the mask over the lags p_i - t_j.
 class LagGrid {
  public:
-  /// Positions beyond this are refused, so that lags and mask arithmetic cannot overflow.
+  /// Positions beyond this, and so more rows, are refused, so that lags and mask arithmetic cannot overflow.
   static constexpr Position kMaxPosition = Position{1} << 40;
 
   /// Empty spans mean the defaults: keys at 0..n_k-1, queries where the last n_q keys stand (n_k-n_q..n_k-1
   /// for default keys, whatever their number). Throws Error if a span has another length, a position is
-  /// beyond kMaxPosition, or n_q > n_k queries have no positions beside keys that have.
+  /// beyond kMaxPosition, n_q > n_k queries have no positions beside keys that have, or the mask's first lag
+  /// is above its last.
   LagGrid(Index n_q, Index n_k, std::span<const Position> query_positions,
           std::span<const Position> key_positions, Mask mask)
       : n_q_(n_q),
         n_k_(n_k),
         mask_(Mask::lags(mask.first, mask.last)),
         queries_(query_positions.begin(), query_positions.end()) {
+    if (n_q < 0 || n_q > kMaxPosition || n_k < 0 || n_k > kMaxPosition)
+      detail::fail("n_q = ", n_q, " and n_k = ", n_k, " must not be negative or beyond 2^40");
     check("query_positions", query_positions, n_q);
     check("key_positions", key_positions, n_k);
     set_keys(key_positions);
@@ -57,20 +61,14 @@ class LagGrid {
   Position key_position(Index j) const { return keys_.empty() ? first_key_ + j : keys_[j]; }
   Position lag(Index i, Index j) const { return query_position(i) - key_position(j); }
 
-  /// The largest |position| of a query or key.
-  Position largest_position() const {
-    Position largest = 0;
-    const auto take = [&](Position p) { largest = std::max(largest, p < 0 ? -p : p); };
-    if (n_q_ > 0) {
-      take(query_position(0));
-      take(query_position(n_q_ - 1));
-    }
-    if (n_k_ > 0) {
-      take(key_position(0));
-      take(key_position(n_k_ - 1));
-    }
-    for (const Position p : queries_) take(p);
-    return largest;
+  /// max |position| of queries and keys; 0 without any.
+  Position farthest_position() const {
+    Position farthest = 0;
+    const auto see = [&](Position p) { farthest = std::max(farthest, std::abs(p)); };
+    for (Position p : queries_) see(p);
+    if (queries_.empty() && n_q_ > 0) see(query_position(0)), see(query_position(n_q_ - 1));
+    if (n_k_ > 0) see(key_position(0)), see(key_position(n_k_ - 1));
+    return farthest;
   }
 
   /// Whether source(j) = j.
@@ -104,7 +102,7 @@ class LagGrid {
     double pairs = 0;
     if (!consecutive()) {
       for (Index i = rows.begin; i < rows.end; ++i) pairs += static_cast<double>(keys_of(i).size());
-    } else if (mask_.first <= mask_.last) {
+    } else {
       pairs = sum_of_bounds(rows, offset() - mask_.first + 1) - sum_of_bounds(rows, offset() - mask_.last);
     }
     return pairs;

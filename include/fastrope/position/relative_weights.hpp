@@ -13,6 +13,7 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/numbers.hpp"
 #include "fastrope/core/target.hpp"
+#include "fastrope/position/mask.hpp"
 #include "fastrope/position/rope.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
@@ -27,14 +28,15 @@ class RelativeWeights {
     friend bool operator==(const Entry&, const Entry&) = default;
   };
 
-  /// values: [|S|, lags], values[s * lags + (lag - first_lag)]. Throws Error if sizes clash or an entry
-  /// repeats.
+  /// values: [|S|, lags], values[s * lags + (lag - first_lag)]. Throws Error if sizes clash, an entry
+  /// repeats, or a lag is beyond Mask::kUnlimited, which no positions have.
   RelativeWeights(std::vector<Entry> support, Position first_lag, Numbers values)
       : support_(std::move(support)), first_(first_lag), values_(std::move(values.values)) {
     const auto entries = static_cast<Index>(support_.size());
     if (entries == 0 || values_.empty() || static_cast<Index>(values_.size()) % entries != 0)
       detail::fail("RelativeWeights: ", values_.size(), " values are not [|S| = ", entries, ", lags]");
     lags_ = static_cast<Index>(values_.size()) / entries;
+    require_lags(first_, lags_);
     for (double v : values_)
       if (!std::isfinite(v)) detail::fail("RelativeWeights: the weight ", v, " is not finite");
     for (std::size_t s = 0; s < support_.size(); ++s)
@@ -52,6 +54,9 @@ class RelativeWeights {
   /// RoPE written as such a family: W(lag) = R(lag)^T, |S| = 2 * rotary_dim + (d - rotary_dim).
   static RelativeWeights rope(const Rope& rope, Index d, Position first_lag, Position last_lag) {
     const RopeFrequencies f = rope_frequencies(rope, d);
+    if (const Position most = f.max_position(); first_lag < -most || last_lag > most)
+      detail::fail("RelativeWeights::rope: the lags ", first_lag, " to ", last_lag, " are not within +-",
+                   most, ", up to which phases are held");
     const double gain = f.attention_factor * f.attention_factor;
     std::vector<Entry> support;
     for (Index m = 0; m < f.pairs(); ++m) {
@@ -101,8 +106,16 @@ class RelativeWeights {
   }
 
  private:
+  static void require_lags(Position first, Index lags) {
+    if (first < -Mask::kUnlimited || first > Mask::kUnlimited - lags + 1)
+      detail::fail("RelativeWeights: ", lags, " lags from ", first, " on are not within +-2^42");
+  }
+
   static std::vector<double> tabulate(Index entries, Position first, Position last,
                                       const std::function<double(Position, Index)>& weight) {
+    if (first > last) detail::fail("RelativeWeights: the first lag, ", first, ", is above the last, ", last);
+    if (first < -Mask::kUnlimited || last > Mask::kUnlimited)
+      detail::fail("RelativeWeights: the lags ", first, " to ", last, " are not within +-2^42");
     std::vector<double> values;
     for (Index s = 0; s < entries; ++s)
       for (Position lag = first; lag <= last; ++lag) values.push_back(weight(lag, s));

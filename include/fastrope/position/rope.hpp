@@ -6,6 +6,7 @@
 //     `scaling` says.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <numbers>
 #include <optional>
@@ -74,6 +75,10 @@ struct Rope {
 /// Rope resolved for a head size: angles per position for each pair, and the factor on the rotated columns of
 /// q and k.
 struct RopeFrequencies {
+  /// The largest angle, in radians, that is formed: beyond it, rounding of theta and of its products with
+  /// positions would change phases by more than 6e-7 (rotation.hpp has the bound).
+  static constexpr double kMaxAngle = 0x1p31;
+
   RopePairing pairing = RopePairing::interleaved;
   std::vector<double> theta = {};  ///< [rotary_dim / 2], radians per position
   double attention_factor = 1.0;
@@ -81,6 +86,9 @@ struct RopeFrequencies {
   Index pairs() const { return static_cast<Index>(theta.size()); }
   Index first_column(Index m) const { return pairing == RopePairing::interleaved ? 2 * m : m; }
   Index second_column(Index m) const { return pairing == RopePairing::interleaved ? 2 * m + 1 : m + pairs(); }
+  double largest_theta() const { return theta.empty() ? 0 : *std::max_element(theta.begin(), theta.end()); }
+  /// The farthest position, or lag, that is turned: 2^31, or where an angle reaches kMaxAngle.
+  Position max_position() const { return static_cast<Position>(kMaxAngle / std::max(1.0, largest_theta())); }
   friend bool operator==(const RopeFrequencies&, const RopeFrequencies&) = default;
 };
 
@@ -96,21 +104,26 @@ inline double yarn_pair(double turns, double context, double base, double rotary
   return rotary_dim * std::log(context / (turns * 2 * std::numbers::pi)) / (2 * std::log(base));
 }
 
-inline void scale_frequencies(std::monostate, const Rope&, RopeFrequencies&) {}
+/// scale_frequencies(scaling, rope, theta) scales what the base alone gives, [pairs], and returns the
+/// attention factor. In long double: there are up to a dozen operations, and theta, which positions multiply,
+/// is to be rounded once (rotation.hpp).
+inline double scale_frequencies(std::monostate, const Rope&, std::vector<long double>&) { return 1; }
 
-inline void scale_frequencies(const LinearScaling& s, const Rope&, RopeFrequencies& f) {
+inline double scale_frequencies(const LinearScaling& s, const Rope&, std::vector<long double>& theta) {
   require_positive("linear scaling factor", s.factor);
-  for (double& theta : f.theta) theta /= s.factor;
+  for (long double& t : theta) t /= s.factor;
+  return 1;
 }
 
-inline void scale_frequencies(const NtkScaling& s, const Rope&, RopeFrequencies& f) {
+inline double scale_frequencies(const NtkScaling& s, const Rope&, std::vector<long double>& theta) {
   require_positive("NTK scaling factor", s.factor);
-  const double last =
-      static_cast<double>(f.pairs() - 1);  // base^(-2m/D) becomes base^(-2m/D) * factor^(-m/(D/2 - 1))
-  for (Index m = 1; m < f.pairs(); ++m) f.theta[m] *= std::pow(s.factor, -static_cast<double>(m) / last);
+  const long double factor = s.factor, last = static_cast<long double>(theta.size()) - 1;
+  for (std::size_t m = 1; m < theta.size(); ++m)  // base^(-2m/D) becomes base^(-2m/D) * factor^(-m/(D/2 - 1))
+    theta[m] *= std::pow(factor, -static_cast<long double>(m) / last);
+  return 1;
 }
 
-inline void scale_frequencies(const YarnScaling& s, const Rope& rope, RopeFrequencies& f) {
+inline double scale_frequencies(const YarnScaling& s, const Rope& rope, std::vector<long double>& theta) {
   require_positive("YaRN factor", s.factor);
   require_positive("YaRN original_context", s.original_context);
   require_positive("YaRN beta_fast", s.beta_fast);
@@ -118,49 +131,56 @@ inline void scale_frequencies(const YarnScaling& s, const Rope& rope, RopeFreque
   if (!(s.beta_fast > s.beta_slow))
     fail("rope: YaRN beta_fast (", s.beta_fast, ") must exceed beta_slow (", s.beta_slow, ")");
   if (!(rope.base > 1)) fail("rope: YaRN needs a base above 1, got ", rope.base);
-  const double rotary_dim = 2.0 * static_cast<double>(f.pairs());
+  const double rotary_dim = 2.0 * static_cast<double>(theta.size());
   const double low =
       std::max(std::floor(yarn_pair(s.beta_fast, s.original_context, rope.base, rotary_dim)), 0.0);
   double high =
       std::min(std::ceil(yarn_pair(s.beta_slow, s.original_context, rope.base, rotary_dim)), rotary_dim - 1);
   if (high == low) high += 1e-3;
-  for (Index m = 0; m < f.pairs(); ++m) {
-    const double interpolated = std::clamp((static_cast<double>(m) - low) / (high - low), 0.0, 1.0);
-    f.theta[m] *= (1 - interpolated) + interpolated / s.factor;
+  for (std::size_t m = 0; m < theta.size(); ++m) {
+    const long double interpolated =
+        std::clamp((static_cast<long double>(m) - low) / (high - low), 0.0L, 1.0L);
+    theta[m] *= (1 - interpolated) + interpolated / s.factor;
   }
-  f.attention_factor = s.attention_factor.value_or(s.factor <= 1 ? 1.0 : 0.1 * std::log(s.factor) + 1.0);
-  require_positive("YaRN attention_factor", f.attention_factor);
+  const double attention_factor =
+      s.attention_factor.value_or(s.factor <= 1 ? 1.0 : 0.1 * std::log(s.factor) + 1.0);
+  require_positive("YaRN attention_factor", attention_factor);
+  return attention_factor;
 }
 
-inline void scale_frequencies(const Llama3Scaling& s, const Rope&, RopeFrequencies& f) {
+inline double scale_frequencies(const Llama3Scaling& s, const Rope&, std::vector<long double>& theta) {
   require_positive("Llama-3 factor", s.factor);
   require_positive("Llama-3 low_freq_factor", s.low_freq_factor);
   require_positive("Llama-3 original_context", s.original_context);
   if (!(s.high_freq_factor > s.low_freq_factor))
     fail("rope: Llama-3 high_freq_factor (", s.high_freq_factor, ") must exceed low_freq_factor (",
          s.low_freq_factor, ")");
-  for (double& theta : f.theta) {
-    const double turns = s.original_context * theta / (2 * std::numbers::pi);
-    const double kept =
-        std::clamp((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0);
-    theta *= kept + (1 - kept) / s.factor;
+  const long double low = s.low_freq_factor, high = s.high_freq_factor;
+  for (long double& t : theta) {
+    const long double turns = s.original_context * t / (2 * std::numbers::pi_v<long double>);
+    const long double kept = std::clamp((turns - low) / (high - low), 0.0L, 1.0L);
+    t *= kept + (1 - kept) / s.factor;
   }
+  return 1;
 }
 
-inline void scale_frequencies(const FactorScaling& s, const Rope&, RopeFrequencies& f) {
-  if (static_cast<Index>(s.factors.size()) != f.pairs())
-    fail("rope: ", s.factors.size(), " frequency factors for ", f.pairs(), " pairs of columns");
-  for (Index m = 0; m < f.pairs(); ++m) {
+inline double scale_frequencies(const FactorScaling& s, const Rope&, std::vector<long double>& theta) {
+  if (s.factors.size() != theta.size())
+    fail("rope: ", s.factors.size(), " frequency factors for ", theta.size(), " pairs of columns");
+  for (std::size_t m = 0; m < theta.size(); ++m) {
     require_positive("frequency factor", s.factors[m]);
-    f.theta[m] /= s.factors[m];
+    theta[m] /= s.factors[m];
   }
   require_positive("attention_factor", s.attention_factor);
-  f.attention_factor = s.attention_factor;
+  return s.attention_factor;
 }
 
 }  // namespace detail
 
 /// The frequencies of `rope` for heads of d columns.
+/// Ensures: each theta is within (1 + 2^9 e / 2^-52) 2^-53 theta of what the formulas give, e the epsilon of
+/// long double (1.25 times the rounding of a double where that has 64 bits): 512 roundings' worth of room for
+/// those of an exponent, |ln theta| times one, of pow and of a ramp between two scalings.
 /// Throws Error if d is odd where all of it turns, rotary_dim is odd, negative or > d, or a parameter is out
 /// of range.
 inline RopeFrequencies rope_frequencies(const Rope& rope, Index d) {
@@ -171,10 +191,18 @@ inline RopeFrequencies rope_frequencies(const Rope& rope, Index d) {
     detail::fail("rope: columns turn in pairs, so ", rope.rotary_dim == 0 ? "d" : "rotary_dim",
                  " must be even, got ", rotary_dim);
   detail::require_positive("base", rope.base);
-  RopeFrequencies f{.pairing = rope.pairing, .theta = std::vector<double>(rotary_dim / 2)};
-  for (Index m = 0; m < f.pairs(); ++m)
-    f.theta[m] = std::pow(rope.base, -2.0 * static_cast<double>(m) / static_cast<double>(rotary_dim));
-  std::visit([&](const auto& scaling) { detail::scale_frequencies(scaling, rope, f); }, rope.scaling);
+  std::vector<long double> theta(static_cast<std::size_t>(rotary_dim / 2));
+  for (std::size_t m = 0; m < theta.size(); ++m)
+    theta[m] = std::pow(static_cast<long double>(rope.base),
+                        -2.0L * static_cast<long double>(m) / static_cast<long double>(rotary_dim));
+  RopeFrequencies f{.pairing = rope.pairing};
+  f.attention_factor = std::visit(
+      [&](const auto& scaling) { return detail::scale_frequencies(scaling, rope, theta); }, rope.scaling);
+  for (const long double t : theta) {
+    f.theta.push_back(static_cast<double>(t));
+    if (!std::isfinite(f.theta.back()))
+      detail::fail("rope: base ", rope.base, " and its scaling make a frequency of ", f.theta.back());
+  }
   return f;
 }
 

@@ -3,12 +3,24 @@
 // Angles position * theta are formed in double (a float product would be off by 0.1 rad at position 2^20) and
 // turned by angle addition: with position = high + low, low < 64,
 //     cos(p theta) = cos(high theta) cos(low theta) - sin(high theta) sin(low theta),
-// two library calls per pair for 64 rows. The error is that of the angle high * theta, half an epsilon of its
-// size.
+// two library calls per pair for 64 rows.
+//
+// Rounding, u = 2^-53, a the attention factor, P = max |p|, Theta = max theta. theta is off by up to t u
+// theta (rope.hpp; t = 1.25 with a long double of 64 bits), and the product with an integer below 2^53 rounds
+// once more: both angles together are off by (|high| + low) (t + 1) u Theta, |high| + low <= P + 126, and no
+// cosine or sine changes by more than its angle. Beyond that,
+//     sqrt(2) u for the library's cos and sin of high theta, each within u (a unit in the last place),
+//     sqrt(2) u for those of low theta,  u for the products with a,  u for those of cosines and sines,
+//     u for their sum,
+// relative to a, since (cos, sin) has length 1. So each entry is within
+//     phase_error(P) = a u [(t + 1.05) (P + 128) Theta + 6],
+// where 1.05 and 6 > 2 sqrt(2) + 3 leave room for second orders: 2.7e-10 at 2^20, 5.5e-7 at 2^31, for a = 1
+// and Theta <= 1.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -40,8 +52,21 @@ class Rotation {
   Index row_size() const { return 2 * pairs(); }
   const RopeFrequencies& frequencies() const { return frequencies_; }
 
-  /// table: [rows.size(), row_size()] for positions position_of(i), i in rows; within 1e-7 (float) or 1e-9
-  /// (double, at |position| <= 2^20) of the true cosine and sine times the attention factor.
+  /// How far a table's entry may be, before it is rounded to Real, from the true cosine or sine times the
+  /// attention factor, for positions of at most `farthest` in absolute value. Requires farthest <=
+  /// frequencies().max_position().
+  double phase_error(Position farthest) const {
+    constexpr double kUnit = 0x1p-53;
+    constexpr double kTheta =
+        1 + 0x1p9 * static_cast<double>(std::numeric_limits<long double>::epsilon() / 0x1p-52L);
+    return frequencies_.attention_factor * kUnit *
+           ((kTheta + 1.05) * (static_cast<double>(farthest) + 2 * kBlock) * frequencies_.largest_theta() +
+            6);
+  }
+
+  /// table: [rows.size(), row_size()] for positions position_of(i), i in rows; within phase_error(max
+  /// |position|), and half an epsilon of Real, of the true cosine and sine times the attention factor.
+  /// Requires |position| <= frequencies().max_position().
   template <class Real, class PositionOf>
   void fill(Range rows, PositionOf&& position_of, Real* table) const {
     for (Index first = 0; first < pairs(); first += kPairs)

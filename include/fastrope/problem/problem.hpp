@@ -1,6 +1,7 @@
 // Problem: one call, checked and resolved. Every path computes from this and never looks at Options.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 #include <span>
@@ -8,6 +9,7 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/row_overlap.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/position/lag_grid.hpp"
@@ -62,16 +64,40 @@ struct Problem {
   bool rotates() const { return rotation.pairs() > 0; }
 
  private:
+  void require_positions() const;
   void require_lags() const;
   void require_no_exponent() const;
 };
+
+namespace detail {
+
+/// Throws Error where a size is negative, or the elements of a tensor are more than any memory holds: counts
+/// of elements, bytes and scratch are products of these, and must not overflow.
+inline void require_size(const char* name, Index heads, Index rows, Index cols) {
+  constexpr Index kMost = Index{1} << 48;
+  if (heads < 0 || rows < 0 || cols < 0)
+    fail(name, " has a negative size: [", heads, ", ", rows, ", ", cols, "]");
+  if (std::max({heads, rows, cols, saturating_product(heads, saturating_product(rows, cols))}) > kMost)
+    fail(name, " is [", heads, ", ", rows, ", ", cols,
+         "], more than the 2^48 elements that a tensor may have");
+}
+
+/// s itself, once that holds for all tensors.
+inline const Shapes& require_sizes(const Shapes& s) {
+  require_size("q", s.heads, s.n_q, s.d);
+  require_size("k", s.kv_heads, s.n_k, s.d);
+  require_size("v", s.kv_heads, s.n_k, s.d_v);
+  require_size("out", s.heads, s.n_q, s.d_v);
+  return s;
+}
+
+}  // namespace detail
 
 /// The shapes of one call's tensors. Throws Error, naming the values, where they clash or a pointer is null.
 template <class Q, class K, class V>
 Shapes shapes_of(const Q& q, const K& k, const V& v) {
   const auto check = [](const char* name, const auto& t) {
-    if (t.heads < 0 || t.rows < 0 || t.cols < 0)
-      detail::fail(name, " has a negative size: [", t.heads, ", ", t.rows, ", ", t.cols, "]");
+    detail::require_size(name, t.heads, t.rows, t.cols);
     if (t.data == nullptr && t.heads * t.rows * t.cols != 0)
       detail::fail(name, " is a null pointer with size [", t.heads, ", ", t.rows, ", ", t.cols, "]");
     if constexpr (requires { t.require_pages(name); }) t.require_pages(name);
@@ -85,7 +111,7 @@ Shapes shapes_of(const Q& q, const K& k, const V& v) {
   return {q.heads, k.heads, q.rows, k.rows, q.cols, v.cols};
 }
 
-/// Throws Error unless out is [heads, n_q, d_v], not null, and no stride of 0 makes rows share memory.
+/// Throws Error unless out is [heads, n_q, d_v], not null, and no two of its rows share memory.
 template <class Out>
 void require_output(const Shapes& s, const TensorView<Out>& out) {
   if (out.heads != s.heads || out.rows != s.n_q || out.cols != s.d_v)
@@ -94,9 +120,7 @@ void require_output(const Shapes& s, const TensorView<Out>& out) {
   if (s.empty()) return;
   if (out.data == nullptr)
     detail::fail("out is a null pointer with size [", s.heads, ", ", s.n_q, ", ", s.d_v, "]");
-  if ((s.n_q > 1 && out.row_stride == 0) || (s.heads > 1 && out.head_stride == 0))
-    detail::fail("out has stride 0 (head_stride ", out.head_stride, ", row_stride ", out.row_stride,
-                 "): rows would overwrite each other");
+  detail::require_separate_rows("out", out);
 }
 
 /// Whether these are the tensors of a call of shapes s.
@@ -121,7 +145,7 @@ inline Rotation resolve_rotation(const Shapes& s, const Options& options) {
 }  // namespace detail
 
 inline Problem::Problem(const Shapes& s, const Options& options)
-    : shapes(s),
+    : shapes(detail::require_sizes(s)),
       grid(s.n_q, s.n_k, options.query_positions, options.key_positions, options.mask),
       rotation(detail::resolve_rotation(s, options)),
       bias(options.bias),
@@ -133,9 +157,6 @@ inline Problem::Problem(const Shapes& s, const Options& options)
       dense_bias(options.dense_bias),
       dense_mask(options.dense_mask),
       executor(options.executor) {
-  if (s.heads < 0 || s.kv_heads < 0 || s.n_q < 0 || s.n_k < 0 || s.d < 0 || s.d_v < 0)
-    detail::fail("shapes must not be negative: heads ", s.heads, ", kv_heads ", s.kv_heads, ", n_q ", s.n_q,
-                 ", n_k ", s.n_k, ", d ", s.d, ", d_v ", s.d_v);
   if (s.heads > 0 && (s.kv_heads == 0 || s.heads % s.kv_heads != 0))
     detail::fail("q has ", s.heads, " heads, which is not a multiple of k's ", s.kv_heads);
   // In float, factors beyond this leave no room for what they multiply.
@@ -153,6 +174,9 @@ inline Problem::Problem(const Shapes& s, const Options& options)
     if (std::isnan(sink) || sink == INFINITY)
       detail::fail("a sink's logit must be below infinity, got ", sink);
   const auto require_dense = [&](const char* name, const auto& dense) {
+    if (dense.data == nullptr && dense.heads != 0 && dense.rows != 0 && dense.cols != 0)
+      detail::fail(name, " is a null pointer with size [", dense.heads, ", ", dense.rows, ", ", dense.cols,
+                   "]: without one, it has none");
     if (dense.data != nullptr && (dense.heads != s.heads || dense.rows != s.n_q || dense.cols != s.n_k))
       detail::fail(name, " is [", dense.heads, ", ", dense.rows, ", ", dense.cols, "], the call is [",
                    s.heads, ", ", s.n_q, ", ", s.n_k, "] (repeat rows or heads by a stride of 0)");
@@ -160,7 +184,16 @@ inline Problem::Problem(const Shapes& s, const Options& options)
   require_dense("dense_bias", dense_bias);
   require_dense("dense_mask", dense_mask);
   if (!kernel.is_softmax()) require_no_exponent();
+  require_positions();
   require_lags();
+}
+
+inline void Problem::require_positions() const {
+  if (!rotates()) return;
+  const Position farthest = grid.farthest_position(), most = rotation.frequencies().max_position();
+  if (farthest > most)
+    detail::fail("rope: a query or a key is ", farthest, " positions from 0, phases are held up to ", most,
+                 " for angles of ", rotation.frequencies().largest_theta(), " a position");
 }
 
 inline void Problem::require_lags() const {
@@ -185,11 +218,12 @@ inline void Problem::require_no_exponent() const {
 
 inline Problem Problem::with(Index n_q, Index n_k, std::span<const Position> query_positions,
                              std::span<const Position> key_positions) const {
-  if (n_q < 0 || n_k < 0) detail::fail("shapes must not be negative: n_q ", n_q, ", n_k ", n_k);
   Problem other = *this;
   other.shapes.n_q = n_q;
   other.shapes.n_k = n_k;
+  detail::require_sizes(other.shapes);
   other.grid = LagGrid(n_q, n_k, query_positions, key_positions, grid.mask());
+  other.require_positions();
   other.require_lags();
   return other;
 }

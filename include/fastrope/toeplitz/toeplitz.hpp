@@ -12,7 +12,6 @@
 #include <Eigen/Core>
 #include <algorithm>
 #include <cstddef>
-#include <cstdlib>
 #include <memory>
 #include <span>
 #include <vector>
@@ -20,6 +19,7 @@
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/executor.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/row_overlap.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/transpose.hpp"
@@ -269,11 +269,14 @@ class ToeplitzOperator {
   /// The lags of any generator's values that are not zero, after a look at the shapes.
   static LagSupport support_of(Index n_rows, Index n_cols, MatrixView<const Real> generators) {
     if (n_rows < 0 || n_cols < 0) detail::fail("a Toeplitz matrix cannot be ", n_rows, " x ", n_cols);
-    const Index size = std::max<Index>(0, n_rows + n_cols - 1);
+    const Index size = std::max<Index>(0, saturating_sum(n_rows, n_cols) - 1);
     if (generators.cols != size)
       detail::fail("ToeplitzOperator: a ", n_rows, " x ", n_cols, " matrix needs a generator of ", size,
                    " values, got ", generators.cols);
     if (generators.rows < 1) detail::fail("ToeplitzOperator: ", generators.rows, " generators");
+    if (is_null(generators))
+      detail::fail("ToeplitzOperator: the generator is a null pointer with size ", generators.rows, " x ",
+                   generators.cols);
     Index first = size, last = -1;
     for (Index m = 0; m < generators.rows; ++m) {
       const Real* values = generators.row(m);
@@ -290,7 +293,7 @@ class ToeplitzOperator {
 
   void check(const char* call, MatrixView<const Real> x, Index x_rows, MatrixView<Real> y,
              Index y_rows) const {
-    if (x.rows != x_rows || y.rows != y_rows || x.cols != y.cols) {
+    if (x.rows != x_rows || y.rows != y_rows || x.cols != y.cols || x.cols < 0) {
       fail(call, "x is ", x.rows, " x ", x.cols, " and y is ", y.rows, " x ", y.cols, ", but x must be ",
            x_rows, " x c and y ", y_rows, " x c");
     }
@@ -298,12 +301,12 @@ class ToeplitzOperator {
       fail(call, "x has ", x.cols, " channels for ", matrices_, " generators");
     if (is_null(x)) fail(call, "x is a null pointer with size ", x.rows, " x ", x.cols);
     if (is_null(y)) fail(call, "y is a null pointer with size ", y.rows, " x ", y.cols);
-    if (y.rows > 1 && std::abs(y.row_stride) < y.cols) {
+    if (rows_overlap(1, y.rows, y.cols, 0, y.row_stride)) {
       fail(call, "y has row stride ", y.row_stride, ", so that its rows of ", y.cols, " values overlap");
     }
   }
   void check_factors(MatrixView<const Real> u, MatrixView<const Real> v) const {
-    if (u.rows != n_rows() || v.rows != n_cols() || u.cols != v.cols) {
+    if (u.rows != n_rows() || v.rows != n_cols() || u.cols != v.cols || u.cols < 0) {
       fail("apply_hadamard", "u is ", u.rows, " x ", u.cols, " and v is ", v.rows, " x ", v.cols,
            ", but u must be ", n_rows(), " x r and v ", n_cols(), " x r");
     }
@@ -311,7 +314,7 @@ class ToeplitzOperator {
     if (is_null(v)) fail("apply_hadamard", "v is a null pointer with size ", v.rows, " x ", v.cols);
   }
 
-  static bool is_null(MatrixView<const Real> m) { return m.data == nullptr && m.rows * m.cols != 0; }
+  static bool is_null(MatrixView<const Real> m) { return m.data == nullptr && m.rows != 0 && m.cols != 0; }
 
   template <class... Parts>
   [[noreturn]] void fail(const char* call, const Parts&... parts) const {

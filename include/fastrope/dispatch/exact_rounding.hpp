@@ -22,7 +22,9 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <limits>
 #include <type_traits>
 
 #include "fastrope/core/index.hpp"
@@ -35,24 +37,6 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// Sizes of a head's logits before biases, over all of its rows.
-struct LogitSizes {
-  double plain = 0;   ///< L: at least |scale| |q_i| |k_j|
-  double packed = 0;  ///< L': at least |scale| |q_i| |k_j - mu|
-};
-
-/// What rounding does to exact attention.
-struct ExactRounding {
-  double weights = 0;  ///< delta
-  double sums = 0;     ///< of the output, over max|V|
-
-  /// The output's error over max|V|, with weights that are off by `relative` or by delta, whichever is more.
-  double error(double value_spread, double relative = 0) const {
-    const double delta = std::max(weights, relative);
-    return delta < 1 ? output_error(delta) * value_spread + sums : std::numeric_limits<double>::infinity();
-  }
-};
-
 /// Half a unit in the last place of a result stored as T, over its size.
 template <class T>
 constexpr double result_rounding() {
@@ -61,10 +45,27 @@ constexpr double result_rounding() {
   return kUnitRoundoff<std::conditional_t<std::is_same_v<T, double>, double, float>>;
 }
 
-/// Of operands of T: float, double, or bfloat16 where hardware multiplies that. Cost: O(1), O(n) for explicit
+/// T of a head: at least what a row's largest lag bias is below the head's, which is taken out. Cost: O(n_q) for a
+/// slope, O(lags) for a table, whose whole range is taken.
+inline double lowest_row_bias(const Problem& problem, Index head) {
+  const LagGrid& grid = problem.grid;
+  const LagGrid::Lags lags = grid.allowed_lags();
+  if (problem.bias.empty() || lags.first > lags.last) return 0;
+  const double most = problem.bias.largest(head, lags.first, lags.last);
+  if (problem.bias.is_table()) return most - problem.bias.smallest(head, lags.first, lags.last);
+  double least = most;
+  for (Index i = 0; i < grid.n_q(); ++i) {
+    const Range keys = grid.keys_of(i);
+    if (!keys.empty())
+      least = std::min(least, problem.bias.largest(head, grid.lag(i, keys.end - 1), grid.lag(i, keys.begin)));
+  }
+  return most - least;
+}
+
+/// Of a head with operands of T: float, double, or bfloat16 where hardware multiplies that. Cost: O(1), O(n) for explicit
 /// positions.
 template <class T>
-ExactRounding exact_rounding(const Problem& problem, const LogitSizes& sizes) {
+ExactRounding exact_rounding(const Problem& problem, Index head, const LogitSizes& sizes) {
   using Real = ArithmeticOf<T>;
   constexpr bool kPairs = std::is_same_v<T, bfloat16>;
   constexpr double u = kUnitRoundoff<Real>;
@@ -82,14 +83,14 @@ ExactRounding exact_rounding(const Problem& problem, const LogitSizes& sizes) {
 
   const double L = sizes.packed, turns = problem.rotates() ? 4 : 0;
   double delta = u * ((static_cast<double>(products) + turns + 6) * L + (turns + 1) * sizes.plain + 1);
-  delta += 4 * problem.rotation.phase_error(problem.grid.largest_position()) * sizes.plain;
+  delta += 4 * problem.rotation.phase_error(problem.grid.farthest_position()) * sizes.plain;
   if (kPairs && problem.rotates()) delta += 2 * 0x1p-8 * sizes.plain;
   if (problem.softcap > 0) delta += 8 * u * std::min(problem.softcap, L);
   double neglected = 0;
   if (!problem.bias.empty() || problem.dense_bias.data != nullptr) {
     const double margin = 4 - std::log(u);
     neglected = 4 * std::exp(-margin);
-    const double lowest = problem.dense_bias.data != nullptr ? 0 : lowest_row_bias(problem);
+    const double lowest = problem.dense_bias.data != nullptr ? 0 : lowest_row_bias(problem, head);
     delta += u * (3 * (lowest + 2 * L + std::log(static_cast<double>(std::max<Index>(s.n_k, 1))) + margin) + L);
   }
   const double folds = static_cast<double>(ceil_div(s.n_k, kStretch) + 4);
