@@ -15,6 +15,7 @@
 #include "fastrope/core/target.hpp"
 #include "fastrope/dispatch/cost_model.hpp"
 #include "fastrope/dispatch/entry_bounds.hpp"
+#include "fastrope/dispatch/exact_rounding.hpp"
 #include "fastrope/dispatch/path_work.hpp"
 #include "fastrope/dispatch/report.hpp"
 #include "fastrope/dispatch/work.hpp"
@@ -66,6 +67,11 @@ class Planning {
     return c;
   }
 
+  /// What rounding does to exact attention of a head.
+  ExactRounding rounding(Index head, const LogitSizes& sizes) const {
+    return exact_rounding<Real>(problem, head, sizes);
+  }
+
   /// Whether `path` may be chosen for so much work of a head.
   bool pays(Path path, const Work& work) const {
     return forced == path ||
@@ -79,13 +85,16 @@ class Planning {
 
   /// Features of query heads of the group, with what is known of them in the candidate. worth(rank): whether
   /// they would pay.
-  std::optional<LowRankFit> low_rank(GroupLook<Real>& look, Range queries, double allowed,
+  std::optional<LowRankFit> low_rank(GroupLook<Real>& look, Index head, Range queries, double allowed,
                                      bool may_weigh_keys, std::span<const FarPairs> far,
-                                     std::function<bool(double)> worth, Candidate& c) const {
+                                     std::function<bool(double)> worth, Candidate& c,
+                                     double factor_error = 0) const {
     LowRankRequest request{.scale = problem.scale,
                            .tolerance = allowed,
                            .d_v = problem.shapes.d_v,
                            .may_weigh_keys = may_weigh_keys,
+                           .factor_error = factor_error,
+                           .exact = [this, head](const LogitSizes& sizes) { return rounding(head, sizes); },
                            .pays = std::move(worth)};
     auto fit = look.fit(queries, far, std::move(request), c.reason);
     if (!fit) return fit;
@@ -94,7 +103,7 @@ class Planning {
     c.degree = fit->polynomial.degree();
     c.rank = static_cast<Index>(fit->rank);
     c.simplex_rank = fit->simplex_rank;
-    c.error_bound = fit->certificate.error_bound;
+    c.error_bound = fit->error_bound;
     c.rounding = fit->rounding;
     c.how = detail::message(fit->limits.size(), " axes, keys shifted by ", name_of(fit->key_shift),
                             ", queries by ", name_of(fit->query_shift));
@@ -104,7 +113,12 @@ class Planning {
   /// The features of a fit, for these query heads.
   LowRankUnit unit(Range heads, const LowRankFit& fit) {
     const auto c = fit.polynomial.coefficients();
-    return {heads, fit.projection, {c.begin(), c.end()}, monomials(fit.limits), {}};
+    return {.heads = heads,
+            .projection = fit.projection,
+            .coefficients = {c.begin(), c.end()},
+            .monomials = monomials(fit.limits),
+            .chunks = {},
+            .allowed = fit.allowed};
   }
   std::shared_ptr<const MonomialSet> monomials(const std::vector<int>& limits) { return sets_.get(limits); }
 
@@ -150,7 +164,7 @@ class PolynomialCandidates {
       return run;
     }
     const auto fit = planning_.low_rank(
-        look, queries, planning_.tolerance, /*may_weigh_keys=*/true,
+        look, heads.begin, queries, planning_.tolerance, /*may_weigh_keys=*/true,
         far_chunks<Real>(planning_.problem, CostModel::kLeastChunk),
         [&](double rank) { return worth(work(rank)); }, c);
     if (fit) finish(heads, fit->rank, worth, c, run, [&] { return planning_.unit(heads, *fit); });

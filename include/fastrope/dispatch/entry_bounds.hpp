@@ -128,6 +128,8 @@ struct KeyMemory {
   RowBounds<Real> lengths = {};
   ValueBounds<Real> values = {};
   std::map<std::tuple<Index, Index, bool>, Measured> measured = {};  ///< by query heads, may_weigh_keys
+  std::optional<Shift<Real>> key_shift = {};  ///< of all that is measured: keys are packed once for all heads
+  Index shift_chosen_at = 0;                  ///< keys that there were then
 };
 
 /// The rows of a key head and of its query heads, as planning looks at them: nothing is read before it is
@@ -141,7 +143,12 @@ class GroupLook {
         keys_(std::move(keys)),
         values_(std::move(values)),
         memory_(std::move(memory)),
-        query_norms_(queries_.size()) {}
+        query_norms_(queries_.size()) {
+    // Keys that have doubled may have moved.
+    if (keys_.count < 2 * memory_.shift_chosen_at) return;
+    memory_.key_shift.reset();
+    memory_.measured.clear();
+  }
 
   const RowSource<Real>& queries(Index head) const { return queries_[static_cast<std::size_t>(head)]; }
   const RowSource<Real>& keys() const { return keys_; }
@@ -183,6 +190,9 @@ class GroupLook {
     return memory_.values;
   }
 
+  /// That of the values if they were looked at; at most 1.
+  double known_spread() const { return looked_at_values_ ? memory_.values.spread() : 1; }
+
   /// Low-rank features of some heads of the group; request.value_spread is found here. Without a fit,
   /// `reason` says why.
   std::optional<LowRankFit> fit(Range heads, std::span<const FarPairs> far, LowRankRequest request,
@@ -192,9 +202,9 @@ class GroupLook {
     request.value_spread = sampled_spread();
     auto [at, is_new] = memory_.measured.try_emplace({heads.begin, heads.end, request.may_weigh_keys});
     typename KeyMemory<Real>::Measured& measured = at->second;
-    // Keys that have doubled may have moved.
-    if (is_new || keys_.count >= 2 * measured.chosen_at) {
-      auto choice = choose_projection<Real>({some, &keys_, far}, request, reason);
+    const Shift<Real>* shift = memory_.key_shift ? &*memory_.key_shift : nullptr;
+    if (is_new) {
+      auto choice = choose_projection<Real>({some, &keys_, far, shift}, request, reason);
       if (!choice) {
         memory_.measured.erase(at);
         return std::nullopt;
@@ -202,7 +212,11 @@ class GroupLook {
       measured = {*choice, RowBounds<Real>(choice->of_keys()), keys_.count, far.size() > 1};
     }
     const auto queries =
-        measure_rows<Real>({some, &keys_, far}, request.scale, measured.choice, measured.keys);
+        measure_rows<Real>({some, &keys_, far, shift}, request.scale, measured.choice, measured.keys);
+    if (shift == nullptr) {
+      memory_.key_shift = measured.choice.keys;
+      memory_.shift_chosen_at = keys_.count;
+    }
     key_norm_ = largest(measured.keys.norms());
     for (Index h = heads.begin; h < heads.end; ++h)
       query_norms_[static_cast<std::size_t>(h)] =

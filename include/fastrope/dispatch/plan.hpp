@@ -4,6 +4,7 @@
 // Making a plan allocates and may throw; running one does neither.
 #pragma once
 
+#include <algorithm>
 #include <exception>
 #include <iterator>
 #include <optional>
@@ -64,7 +65,16 @@ class Plan {
   RunStatus run(const Q& q, const K& k, const V& v, Out&& out,
                 std::span<std::byte> workspace) const noexcept {
     const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
-    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace);
+    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace, nullptr);
+  }
+  /// The same; repaired [heads] becomes the rows of approximate heads that were computed again exactly.
+  template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
+  RunStatus run(const Q& q, const K& k, const V& v, Out&& out, std::span<std::byte> workspace,
+                std::span<Index> repaired) const noexcept {
+    const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
+    if (static_cast<Index>(repaired.size()) != problem_.shapes.heads) return RunStatus::shape_mismatch;
+    std::fill(repaired.begin(), repaired.end(), Index{0});
+    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace, repaired.data());
   }
 
   /// The report with a spot check of `rows` rows of every head's output, recomputed in double precision: the
@@ -104,19 +114,20 @@ class Plan {
     ToeplitzAttention<Real> toeplitz;
 
     Mixture(const Plan& plan, Workspace& workspace)
-        : packed(plan.problem_, workspace),
+        : packed(plan.problem_, workspace, plan.key_shifts_),
           exact(plan.problem_, packed, workspace),
           polynomial(plan.problem_, plan.units_, workspace),
           toeplitz(plan.problem_, plan.segments_ ? &*plan.segments_ : nullptr, plan.toeplitz_heads_,
                    workspace) {}
 
     template <class Q, class K, class V, class Out>
-    void run(const Plan& plan, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out) {
+    void run(const Plan& plan, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+             Index* repaired) {
       const Problem& problem = plan.problem_;
       packed.pack(problem, k, v);
       exact.prepare(problem);
-      polynomial.run(problem, packed, exact, q, out);
-      toeplitz.run(problem, packed, q, out);
+      polynomial.run(problem, packed, exact, q, out, repaired);
+      toeplitz.run(problem, packed, exact, q, out, repaired);
       const auto task = [&](Index t) { return plan.exact_rows_[static_cast<std::size_t>(t)]; };
       exact.run(problem, packed, q, out, MatrixView<Real>{}, static_cast<Index>(plan.exact_rows_.size()),
                 task);
@@ -127,11 +138,12 @@ class Plan {
 
   template <class Q, class K, class V, class Out>
   RunStatus run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-                      std::span<std::byte> memory) const noexcept;
+                      std::span<std::byte> memory, Index* repaired) const noexcept;
 
   Problem problem_;
   Report report_;
   std::vector<LowRankUnit> units_ = {};
+  std::vector<std::vector<Real>> key_shifts_ = {};  // [kv_heads] where there are units: taken out when keys are packed
   std::vector<ToeplitzHead> toeplitz_heads_ = {};
   std::vector<RowTask> exact_rows_ = {};
   std::optional<ToeplitzSegments<Real>> segments_ = {};
@@ -150,6 +162,14 @@ Plan<Real>::Plan(Problem problem, double tolerance, std::vector<GroupPlan> group
     append(exact_rows_, group.exact_rows);
     append(report_.heads, group.reports);
   }
+  if (!units_.empty()) key_shifts_.resize(static_cast<std::size_t>(problem_.shapes.kv_heads));
+  for (LowRankUnit& unit : units_) {
+    // Near keys and far ones are then of the same rows, and s q.mu is in neither. All units of a key head have one shift.
+    std::vector<double>& shift = unit.projection.key_shift;
+    std::vector<Real>& packed = key_shifts_[static_cast<std::size_t>(problem_.kv_head(unit.heads.begin))];
+    packed.assign(shift.begin(), shift.end());
+    std::fill(shift.begin(), shift.end(), 0.0);
+  }
   if (!toeplitz_heads_.empty())
     segments_.emplace(problem_.shapes.n_q, problem_.shapes.n_k, allowed_support(problem_));
   report_.workspace_bytes = all_exact() ? exact_workspace_bytes<Real>(problem_)
@@ -159,7 +179,7 @@ Plan<Real>::Plan(Problem problem, double tolerance, std::vector<GroupPlan> group
 template <class Real>
 template <class Q, class K, class V, class Out>
 RunStatus Plan<Real>::run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-                                std::span<std::byte> memory) const noexcept {
+                                std::span<std::byte> memory, Index* repaired) const noexcept {
   if (!fits(problem_.shapes, q, k, v, out)) return RunStatus::shape_mismatch;
   if (memory.size() < workspace_bytes()) return RunStatus::workspace_too_small;
   if (problem_.shapes.empty()) return RunStatus::ok;
@@ -168,7 +188,7 @@ RunStatus Plan<Real>::run_views(TensorView<const Q> q, const K& k, const V& v, T
       run_exact(problem_, q, k, v, out, MatrixView<Real>{}, memory);
     } else {
       Workspace workspace(memory);
-      Mixture(*this, workspace).run(*this, q, k, v, out);
+      Mixture(*this, workspace).run(*this, q, k, v, out, repaired);
     }
   } catch (...) {
     return RunStatus::executor_failed;

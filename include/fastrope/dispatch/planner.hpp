@@ -73,6 +73,7 @@ class Planner {
                                           [&](const Work& w) { return planning_.pays(Path::polynomial, w); });
     auto toeplitz = toeplitz_.softmax(d.head, look, query);
     Candidate exact = planning_.exact();
+    exact.error_bound = std::numeric_limits<double>::infinity();
     if (exact.reason = look.not_finite(query); !exact.reason.empty()) {
       d.report.entry_bound = std::numeric_limits<double>::infinity();
       if (planning_.forced != Path::automatic)
@@ -80,13 +81,25 @@ class Planner {
       d.report.candidates = {exact};
       return take(d, 0, exact.reason);
     }
-    d.report.entry_bound = problem_.weights
-                               ? weighted_bounds(look, query, problem_).radius
-                               : std::abs(problem_.scale) * look.query_norm(query) * look.key_norm();
+    d.report.entry_bound = bound_exact(look, d.head, query, exact);
     d.report.candidates = {exact, std::move(polynomial.candidate), std::move(toeplitz.candidate)};
     d.polynomial = std::move(polynomial.runnable);
     d.toeplitz = std::move(toeplitz.runnable);
     choose(d);
+  }
+
+  /// The error of a head's exact path, from the rows' lengths. Returns the bound on its entries.
+  double bound_exact(GroupLook<Real>& look, Index head, Index query, Candidate& exact) const {
+    double entries = 0, terms = 0;
+    if (problem_.weights) {
+      const WeightedBounds bounds = weighted_bounds(look, query, problem_);
+      entries = bounds.radius;
+      terms = bounds.feature_radius;
+    } else {
+      entries = terms = std::abs(problem_.scale) * look.query_norm(query) * look.key_norm();
+    }
+    exact.error_bound = exact.rounding = planning_.rounding(head, {terms, terms}).error(look.known_spread());
+    return entries;
   }
 
   /// Lets all heads of a key head share their features where that is cheaper than what was drafted.
@@ -189,8 +202,6 @@ class Planner {
         group.polynomial.push_back(std::move(*d.toeplitz->state));
       if (d.report.path == Path::toeplitz && d.toeplitz->transforms) {
         group.toeplitz.push_back(std::move(*d.toeplitz->transforms));
-        group.exact_rows.insert(group.exact_rows.end(), d.toeplitz->exact_rows.begin(),
-                                d.toeplitz->exact_rows.end());
       }
       if (d.report.path == Path::exact) {
         const RowTasks<Real> blocks(problem_, {d.head, d.head + 1});
@@ -225,8 +236,10 @@ GroupPlan Planner<Real>::plan_exact(Index kv, const std::string& reason) const {
   for (Index h = 0; h < problem_.group(); ++h) {
     Draft& d = drafts.emplace_back(kv * problem_.group() + h);
     d.report.entry_bound = std::numeric_limits<double>::quiet_NaN();
-    d.report.candidates = {planning_.exact()};
-    d.report.candidates[0].reason = reason;
+    Candidate exact = planning_.exact();
+    exact.error_bound = exact.rounding = std::numeric_limits<double>::infinity();
+    exact.reason = reason;
+    d.report.candidates = {exact};
     take(d, 0, reason);
   }
   return finish(drafts);

@@ -49,6 +49,8 @@ Report predict(const Shapes& shapes, const Options& options, double radius, cons
   ProjectionChoice<Real> in_place;
   in_place.queries = in_place.keys = {Centre::none, Point<Real>::Zero(shapes.d), 0};
   KeyMemory<Real> memory;
+  memory.key_shift = in_place.keys;
+  memory.shift_chosen_at = shapes.n_k;
   for (Index first = 0; first < problem.group(); ++first)
     for (const Index last : {first + 1, problem.group()})
       for (const bool weigh : {false, true})

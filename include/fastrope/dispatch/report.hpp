@@ -24,12 +24,11 @@ struct Candidate {
   int degree = 0;           ///< of the polynomial; 0 for exact
   Index rank = 0;           ///< features or Toeplitz terms; 0 for exact
   double simplex_rank = 0;  ///< the rank if all multi-indices of the degree were kept, in the rows' own axes
-  double error_bound =
-      0;  ///< certified max |out - exact| / max|V|, in exact arithmetic but for the transforms' rounding
-  double rounding = 0;      ///< estimate of what rounding adds to that
+  double error_bound = 0;   ///< proved, max |out - exact| / max|V|; infinity where nobody looked
+  double rounding = 0;      ///< the part of it that is rounding
   Work work = {};           ///< that it is
   double seconds = 0;       ///< predicted, one core
-  Index exact_rows = 0;     ///< rows that the Toeplitz path leaves to the exact one
+  Index exact_rows = 0;     ///< rows that transforms are expected to leave to the exact path
   std::string how = {};     ///< the transformations of an approximate path
   std::string reason = {};  ///< why it was chosen or lost
 };
@@ -40,10 +39,11 @@ struct HeadReport {
   double entry_bound = 0;  ///< certified bound on |scale q^T W k| after the shifts; NaN where nobody looked
   int degree = 0;
   Index rank = 0;
-  double error_bound = 0;
-  double rounding = 0;
+  double error_bound = 0;  ///< proved, max |out - exact| / max|V|, rounding included; infinity where nobody looked
+  double rounding = 0;     ///< the part of it that is rounding, that of the result to out's type included
   std::string reason = {};
   std::vector<Candidate> candidates = {};
+  Index repaired_rows = 0;    ///< of an approximate head: computed again exactly, as their sums could not be vouched for
   Index verified_rows = 0;    ///< of a spot check, if there was one
   double observed_error = 0;  ///< max |out - exact| / max|V| in them
 };
@@ -162,6 +162,7 @@ inline std::string json_of(const HeadReport& head) {
       .member("rank", head.rank)
       .member("error_bound", head.error_bound)
       .member("rounding", head.rounding)
+      .member("repaired_rows", head.repaired_rows)
       .member("reason", head.reason);
   if (head.verified_rows > 0)
     object.member("verified_rows", head.verified_rows).member("observed_error", head.observed_error);
@@ -200,7 +201,8 @@ inline std::ostream& operator<<(std::ostream& out, const Report& report) {
          << detail::number(head.entry_bound) << ": " << head.reason << '\n';
     if (head.verified_rows > 0)
       text << "    error of " << head.verified_rows << " rows " << detail::number(head.observed_error)
-           << ", promised " << detail::number(head.error_bound) << " and rounding\n";
+           << ", promised " << detail::number(head.error_bound) << '\n';
+    if (head.repaired_rows > 0) text << "    " << head.repaired_rows << " rows computed again exactly\n";
     if (h == 0) text << "    path         |x| <=  degree     rank     Gflop        ms  error <=  rounding\n";
     for (const Candidate& c : head.candidates) detail::print_candidate(text, c, c.path == head.path);
   }

@@ -29,11 +29,9 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// The Toeplitz path of one head: by transforms, with the rows that they leave to the exact path, or by a
-/// state.
+/// The Toeplitz path of one head: by transforms or by a state.
 struct ToeplitzRun {
   std::optional<ToeplitzHead> transforms = {};
-  std::vector<RowTask> exact_rows = {};
   std::optional<LowRankUnit> state = {};
 };
 
@@ -79,27 +77,26 @@ class ToeplitzCandidates {
   }
 
  private:
-  static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
-  /// Of Rotation's tables at positions up to 2^20 or so; the positions' part of logits has exact lags.
-  static constexpr double kTableError = 2e-9;
-
-  /// By transforms: the bounds of their rounding leave some rows to the exact path.
+  /// By transforms. Rows whose rounding they cannot vouch for will be exact.
   Runner<ToeplitzRun> transforms(Index head, GroupLook<Real>& look, Index query,
                                  const std::optional<PositionPart>& part) const {
     Runner<ToeplitzRun> run{{.path = Path::toeplitz, .feasible = false}};
     Candidate& c = run.candidate;
-    // The transforms need a share of the tolerance too, and so does what rounds the part of the positions.
-    double tolerance = 0.75 * planning_.tolerance, part_rounding = 0;
-    if (part) part_rounding = (kEpsilon + kTableError) * position_logit_bound(problem_, *part);
-    tolerance -= part_rounding;
+    // The transforms need a share of the tolerance too.
+    const double tolerance = 0.75 * planning_.tolerance;
+    // The positions' part of the logits, in double, but of means turned by tables.
+    const double part_error =
+        part ? 4 * problem_.rotation.phase_error(2 * problem_.grid.farthest_position()) *
+                   position_logit_bound(problem_, *part)
+             : 0;
     LowRankUnit unit{
         .heads = {head, head + 1}, .projection = {}, .coefficients = {}, .monomials = {}, .chunks = {}};
-    double delta = 0, terms = 0;
+    double terms = 0;
     if (problem_.weights) {
       const double spread = look.value_bounds().spread();
       if (c.reason = look.not_finite(query); !c.reason.empty()) return run;
       const WeightedBounds bounds = weighted_bounds(look, query, problem_);
-      const auto polynomial = weighted_fit(bounds, spread, tolerance, c);
+      const auto polynomial = weighted_fit(head, bounds, spread, tolerance, c);
       if (!polynomial) return run;
       if (!features_fit(look, query, bounds, polynomial->degree())) {
         c.reason =
@@ -110,8 +107,7 @@ class ToeplitzCandidates {
       const std::vector<int> limits =
           simplex_limits(static_cast<Index>(problem_.weights->support().size()), polynomial->degree());
       if (!planning_.set_rank(c, limits)) return run;
-      delta = polynomial->relative_error();
-      terms = amplification(*polynomial, bounds.feature_radius);
+      terms = amplification(polynomial->coefficients(), bounds.feature_radius);
       unit.projection = Projection::identity(problem_.shapes.d, bounds.balance);
       unit.coefficients = {polynomial->coefficients().begin(), polynomial->coefficients().end()};
       unit.monomials = planning_.monomials(limits);
@@ -119,22 +115,23 @@ class ToeplitzCandidates {
     } else {
       const FarPairs all{{0, problem_.shapes.n_q}, problem_.shapes.n_k};
       const auto fit = planning_.low_rank(
-          look, {query, query + 1}, tolerance, /*may_weigh_keys=*/false, {&all, 1},
-          [&](double rank) { return pays(toeplitz_work<Real>(problem_, rank, 1)); }, c);
+          look, head, {query, query + 1}, tolerance, /*may_weigh_keys=*/false, {&all, 1},
+          [&](double rank) { return pays(toeplitz_work<Real>(problem_, rank, 1)); }, c, part_error);
       if (!fit) return run;
-      delta = fit->certificate.relative_error;
-      terms = amplification(fit->polynomial, fit->radius);
+      terms = amplification(fit->polynomial.coefficients(), fit->radius);
+      // The rows' sums are judged by their transforms.
+      c.error_bound -= fit->allowed;
+      c.rounding -= fit->allowed;
       const Work work = toeplitz_work<Real>(problem_, fit->rank, 1);
       planning_.count(work, c);
       if (!pays(work)) return run;
       unit = planning_.unit({head, head + 1}, *fit);
-      c.rounding += part_rounding;
     }
     ToeplitzRun found{.transforms = ToeplitzHead(problem_, std::move(unit), part)};
     if (part) say(c, "positions' part of the logits in the generator");
     const std::size_t generators = found.transforms->terms.size();
     say(c, detail::message("transforms of ", generators, " generator", generators > 1 ? "s" : ""));
-    const Work work = with_exact_rows(delta, terms, found, c);
+    const Work work = with_exact_rows(terms, found, c);
     planning_.count(work, c);
     if (c.feasible && pays(work)) run.runnable = std::move(found);
     return run;
@@ -154,20 +151,26 @@ class ToeplitzCandidates {
       removes = removes || chunk.first > 0 || (!chunk.later.empty() && chunk.later.end < problem_.shapes.n_k);
     }
     if (!past && !later) return run;
-    // What rounds the bias is counted before, as the fit has to leave room for it.
-    double bias_rounding = 0;
-    for (const auto& tail : {tails.past, tails.later})
-      if (tail) bias_rounding = std::max(bias_rounding, tail->miss + kEpsilon * std::abs(tail->factor.level));
+    // Of a factor: its line misses the bias, its exponent is rounded in double in a few parts, and it is rounded to Real
+    // and multiplied by the key's weight.
+    double factor_error = 0;
+    for (const auto& tail : {tails.past, tails.later}) {
+      if (!tail) continue;
+      const double exponents = std::abs(tail->factor.level) +
+                               std::abs(tail->factor.slope) * static_cast<double>(tails.allowed.last - tails.allowed.first);
+      factor_error = std::max(factor_error, tail->miss + 8 * kUnitRoundoff<double> * exponents);
+    }
+    factor_error += 3 * kUnitRoundoff<Real>;
     const auto best_chunks = [&](double rank) {
       return planning_.cost.template best_chunks<Real>(problem_, rank, 1, chunks);
     };
     // A heavy key that leaves a window would leave its rounding behind: there keys may not be weighed.
     const auto fit = planning_.low_rank(
-        look, {query, query + 1}, planning_.tolerance - 2 * bias_rounding,
+        look, head, {query, query + 1}, planning_.tolerance,
         /*may_weigh_keys=*/!removes, least,
-        [&](double rank) { return pays(polynomial_work<Real>(problem_, rank, 1, best_chunks(rank))); }, c);
+        [&](double rank) { return pays(polynomial_work<Real>(problem_, rank, 1, best_chunks(rank))); }, c,
+        factor_error);
     if (!fit) return run;
-    c.rounding += 2 * bias_rounding;
     const auto announce = [&](const LagTail& tail, const char* from) {
       say(c, tail.factor.slope == 0 ? detail::message("running sums for lags ", from, tail.inner)
                                     : detail::message("a recurrence with slope ", tail.factor.slope,
@@ -193,7 +196,7 @@ class ToeplitzCandidates {
   std::optional<PositionPart> position_part(const GroupLook<Real>& look, Index query) const {
     constexpr double kMost = 0.7;  // of the rows' mean square
     constexpr Index kSample = 128;
-    if (problem_.rotation.pairs() == 0 || !near_origin()) return std::nullopt;
+    if (problem_.rotation.pairs() == 0) return std::nullopt;
     PositionPart part;
     struct Squares {
       double mean, all;
@@ -230,62 +233,53 @@ class ToeplitzCandidates {
                            bounds.largest_weight <= limit && 1 / limit <= bounds.largest_weight);
   }
 
-  /// Positions whose angles tables hold to kTableError.
-  bool near_origin() const {
-    constexpr Position kFar = Position{1} << 20;
-    const LagGrid& grid = problem_.grid;
-    for (const Position p : {grid.query_position(0), grid.query_position(grid.n_q() - 1),
-                             grid.key_position(0), grid.key_position(grid.n_k() - 1)})
-      if (p > kFar || p < -kFar) return false;
-    return true;
-  }
-
-  /// The polynomial of a general family.
-  std::optional<ExpPolynomial> weighted_fit(const WeightedBounds& bounds, double value_spread,
+  /// The polynomial of a general family. Columns are rounded by the scale and their balance, in either direction, and
+  /// queries scaled back: 6 u of the features' products.
+  std::optional<ExpPolynomial> weighted_fit(Index head, const WeightedBounds& bounds, double value_spread,
                                             double tolerance, Candidate& c) const {
-    double left = tolerance;
-    for (int attempt = 0; attempt < 3 && left > 0; ++attempt) {
-      std::optional<ExpPolynomial> p;
-      try {
-        p = ExpPolynomial::fit(bounds.radius, allowed_relative_error(left, value_spread));
-      } catch (const Error& error) {
-        c.reason = error.what();
-        return std::nullopt;
-      }
-      c.degree = p->degree();
-      c.error_bound = certify(*p, {}, std::span<const double>(), 0, value_spread).error_bound;
-      c.rounding = rounding_estimate(*p, bounds.feature_radius, -bounds.radius, bounds.radius,
-                                     problem_.shapes.n_k, kEpsilon);
-      if (c.error_bound + c.rounding <= tolerance) return p;
-      left = tolerance - c.rounding;
+    const ExactRounding exact = planning_.rounding(head, {bounds.feature_radius, bounds.feature_radius});
+    const double entry_error = kHigherOrder * 6 * kUnitRoundoff<Real> * bounds.feature_radius;
+    const double left = tolerance - exact.sums;
+    std::optional<ExpPolynomial> p;
+    try {
+      p = ExpPolynomial::fit(bounds.radius + entry_error,
+                             allowed_relative_error(std::max(left, 0.0), value_spread) - 2 * entry_error);
+    } catch (const Error& error) {
+      c.reason = error.what();
+      return std::nullopt;
     }
-    c.reason =
-        detail::message("rounding alone is about ", c.rounding, " at degree ", c.degree, " (entries up to ",
-                        bounds.radius, ", features up to ", bounds.feature_radius, ")");
+    c.degree = p->degree();
+    const Certificate certificate = certify(*p, {}, std::span<const double>(), entry_error, value_spread);
+    c.error_bound = exact.error(value_spread, certificate.relative_error);
+    c.rounding = c.error_bound - certify(*p, {}, std::span<const double>(), 0, value_spread).error_bound;
+    if (c.error_bound <= tolerance) return p;
+    c.reason = detail::message("rounding alone may reach ", exact.error(value_spread), " and the error at degree ",
+                               c.degree, " ", c.error_bound, " (entries up to ", bounds.radius, ", features up to ",
+                               bounds.feature_radius, ")");
     return std::nullopt;
   }
 
-  /// Leaves the rows whose transforms' error would break the tolerance to the exact path. Returns the work of
-  /// both.
-  Work with_exact_rows(double delta, double terms, ToeplitzRun& run, Candidate& c) const {
-    const std::vector<double> bounds =
-        transform_error<Real>(problem_, run.transforms->generator, c.entry_bound, delta, terms);
-    const double allowed = planning_.tolerance - c.error_bound - c.rounding;
+  /// Lets rows be off by what is left of the tolerance, or by twice what is expected where that is less; those of which
+  /// more is expected will be exact. Returns the work of both.
+  Work with_exact_rows(double terms, ToeplitzRun& run, Candidate& c) const {
+    const std::vector<double> expected = expected_transform_rounding<Real>(problem_, *run.transforms, terms);
+    const double left = planning_.tolerance - c.error_bound;
     double exact_pairs = 0, worst = 0;
-    // Tiles, whatever the executor, so that every executor has the same plan.
     constexpr Index kTile = QueryBlock<Real>::kTileRows;
     for (Index begin = 0; begin < problem_.shapes.n_q; begin += kTile) {
       const Range rows{begin, std::min(begin + kTile, problem_.shapes.n_q)};
-      const double largest = *std::max_element(bounds.begin() + rows.begin, bounds.begin() + rows.end);
-      if (largest <= allowed) {
+      const double largest = *std::max_element(expected.begin() + rows.begin, expected.begin() + rows.end);
+      if (largest <= left) {
         worst = std::max(worst, largest);
         continue;
       }
-      run.exact_rows.push_back({run.transforms->low_rank.heads.begin, rows});
       c.exact_rows += rows.size();
       exact_pairs += problem_.grid.pairs_of(rows);
     }
-    c.error_bound += worst;
+    const double allowed = std::min(left, 2 * worst);
+    run.transforms->low_rank.allowed = allowed;
+    c.error_bound += allowed;
+    c.rounding += allowed;
     if (c.exact_rows == problem_.shapes.n_q) {
       c.feasible = false;
       c.reason = "the transforms' rounding would break the tolerance in every row";

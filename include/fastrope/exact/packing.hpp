@@ -7,7 +7,9 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <span>
 #include <type_traits>
+#include <vector>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
@@ -49,10 +51,14 @@ class PackedKeys {
   using Real = ArithmeticOf<T>;
   static constexpr Index kWidth = kTileCols<Real>;
 
-  /// Of all keys.
-  PackedKeys(const Problem& problem, Workspace& workspace)
+  /// Of all keys. key_shifts: what is taken from the keys of each head after they are turned, [kv_heads] of [d] or of
+  /// none: a constant, which falls out of the softmax. What it views must outlive it.
+  explicit PackedKeys(const Problem& problem, Workspace& workspace,
+                      std::span<const std::vector<Real>> key_shifts = {})
       : PackedKeys(problem, {0, problem.shapes.n_k},
-                   WorkerScratch(problem.executor.workers(), worker_bytes(problem), workspace), workspace) {}
+                   WorkerScratch(problem.executor.workers(), worker_bytes(problem), workspace), workspace) {
+    key_shifts_ = key_shifts;
+  }
   /// Of the panels that hold `keys`, with worker_bytes(problem) of scratch that nobody else uses while a task
   /// runs.
   PackedKeys(const Problem& problem, Range keys, const WorkerScratch& scratch, Workspace& workspace)
@@ -89,7 +95,7 @@ class PackedKeys {
     Workspace share = scratch_.of(worker);
     Real* scratch = share.take<Real>(scratch_size(problem.shapes)).data();
     const Range keys{p * kWidth, (p + 1) * kWidth};
-    pack_panel(problem, k.head(kv), keys, panels_ + at * kWidth * words_, scratch);
+    pack_panel(problem, k.head(kv), key_shift(kv), keys, panels_ + at * kWidth * words_, scratch);
     finite_[at] = pack_values(problem, v.head(kv), keys, values_ + at * kValueRows * value_stride_, scratch);
   }
   static std::size_t worker_bytes(const Problem& problem) {
@@ -127,6 +133,12 @@ class PackedKeys {
     return {queries, words_, 1};
   }
 
+  /// [d]: what was taken from the keys of a head; null for nothing.
+  const Real* key_shift(Index kv) const {
+    const auto at = static_cast<std::size_t>(kv);
+    return at < key_shifts_.size() && !key_shifts_[at].empty() ? key_shifts_[at].data() : nullptr;
+  }
+
   /// Words of a row of keys or queries.
   Index words() const { return words_; }
   /// Panel p of a key head: [words, kWidth], zeros past key n_k.
@@ -155,11 +167,13 @@ class PackedKeys {
   }
 
   template <class K>
-  void pack_panel(const Problem& problem, const K& k, Range keys, Real* panel, Real* scratch) const {
+  void pack_panel(const Problem& problem, const K& k, const Real* shift, Range keys, Real* panel,
+                  Real* scratch) const {
     const Index count = intersect(keys, {0, problem.grid.n_k()}).size();
     const Index d = problem.shapes.d;
     detail::pack_columns(count, kWidth, words_, panel, scratch, row_size(d), [&](Index j, Real* x) {
       tables_.load_key(problem, k.row(problem.grid.source(keys.begin + j)), keys.begin + j, x);
+      for (Index c = 0; shift != nullptr && c < d; ++c) x[c] -= shift[c];
       make_words<T>(d, x);
     });
   }
@@ -201,6 +215,7 @@ class PackedKeys {
   Real* values_;  // [kv_heads, panel_count * kValueRows, value_stride]
   bool* finite_;  // [kv_heads, panel_count]
   WorkerScratch scratch_;
+  std::span<const std::vector<Real>> key_shifts_ = {};
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

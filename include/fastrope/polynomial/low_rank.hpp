@@ -11,6 +11,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "fastrope/core/error.hpp"
@@ -40,8 +41,10 @@ struct LowRankFit {
   double simplex_rank;       ///< of all monomials, in the rows' own axes, at the degree that they need
   Centre key_shift;
   Centre query_shift;
-  Certificate certificate;
-  double rounding;  ///< rounding_estimate
+  Certificate certificate;   ///< of the approximation, rounded rows included
+  double allowed;            ///< LowRankUnit::allowed
+  double error_bound;        ///< of the output, over max|V|: all of it
+  double rounding;           ///< the part of it that is rounding
 };
 
 /// What one pass over the rows of a projection's choice tells.
@@ -58,8 +61,7 @@ template <class Real>
 std::vector<RowBounds<Real>> measure_rows(const LowRankRows<Real>& rows, double scale,
                                           ProjectionChoice<Real>& choice, RowBounds<Real>& keys);
 
-/// Fits features to rows with these bounds, of measure_rows, all finite. Ensures certificate.error_bound +
-/// rounding <= tolerance and rank <= kMaxRank; without a fit, `reason` says why, with figures. Cost: a few
+/// Fits features to rows with these bounds, of measure_rows, all finite. Ensures error_bound <= tolerance and rank <= kMaxRank; without a fit, `reason` says why, with figures. Cost: a few
 /// polynomials.
 template <class Real>
 std::optional<LowRankFit> fit_low_rank(const ProjectionChoice<Real>& choice,
@@ -112,6 +114,12 @@ class LowRankSearch {
     const double radius = with_allowance(shifted_, 1);
     axes_radius_ = radius;
     mean_entry_ = -std::min(radius, scale_ * query_reach_ * choice_.mean_key);
+    near_ = request_.exact({scale_ * query_norm_ * key_norm_, scale_ * query_norm_ * key_reach_});
+    if (const double exact = near_.error(request_.value_spread); !(exact <= request_.tolerance)) {
+      refuse(message("rounding alone may reach ", exact, " with logits up to ", plain_radius_,
+                     ", in exact attention too"));
+      return best_;
+    }
     try_axes(identity_axes(d_), {});
     if (!projected_.empty()) {
       const double stretch = choice_.axes.queries.norm() * choice_.axes.keys.norm();
@@ -151,8 +159,9 @@ class LowRankSearch {
     const Eigen::MatrixXd missed = b.transpose() * c - Eigen::MatrixXd::Identity(d_, d_);
     const double axes_error =
         axes_radius_ * (missed.norm() + static_cast<double>(d_ + 2) * kDouble * b.norm() * c.norm());
+    const double entry_error = axes_error + rows_rounding(axes, couplings.empty()) + request_.factor_error;
 
-    const double tolerance = request_.tolerance,
+    const double tolerance = request_.tolerance - near_.sums,
                  radius = couplings.empty() ? axes_radius_ : couplings.front();
     std::optional<ExpPolynomial> polynomial;
     try {
@@ -165,23 +174,42 @@ class LowRankSearch {
     const int enough = couplings.empty() ? 1 : 2;
     for (int feasible = 0, degree = lowest; degree <= highest && feasible < enough; ++degree) {
       if (degree > lowest) polynomial = ExpPolynomial::minimax(radius, degree);
-      const double rounding =
-          rounding_estimate(*polynomial, radius, mean_entry_, plain_radius_, keys_, kEpsilon);
+      const double rounding = expected_rounding<Real>(polynomial->coefficients(), kChain, radius, mean_entry_);
       if (rounding >= tolerance) {
         refuse(message("rounding alone is about ", rounding, " at degree ", degree, " (entries up to ",
                        radius, ", ", plain_radius_, " before any shift)"));
         return;
       }
       const double allowed = allowed_relative_error(tolerance - rounding, request_.value_spread);
-      const double left = (1 + allowed) * std::exp(-axes_error) - 1 - polynomial->relative_error();
+      const double left = (1 + allowed) * std::exp(-entry_error) - 1 - polynomial->relative_error();
       if (!(left > 0)) {
         refuse(message("entries up to ", radius, " are off by ", polynomial->relative_error(), " at degree ",
-                       degree, " and by ", axes_error, " from rounded axes"));
+                       degree, " and by ", entry_error, " from rounded rows and axes"));
         continue;
       }
       ++feasible;
-      consider(*polynomial, axes, couplings, axes_error, left * kBudgetShare, rounding);
+      consider(*polynomial, axes, couplings, axes_error, entry_error, left * kBudgetShare);
     }
+  }
+
+  /// What rounding the rows to Real on their way to x and y, and the keys' weights, does to the exponent of a weight,
+  /// to first order with unit roundoff u (dispatch/exact_rounding.hpp: turning a row costs 4 u of its length):
+  ///     x' = s (q - nu): u s [7 |q| + |nu| + |q - nu|]   turned, scaled and scaled back; nu; the difference
+  ///     k' = k - mu:     u [5 |k| + 2 |k'|]              turned, converted, shifted, at times back and forth
+  ///     x = B x', y = C k': d u (|B|_F |x'|, |C|_F |k'|), nothing in the rows' own axes
+  ///     weights: u [(d + 7) s |nu| |k'| + 61] + eps_e    a sum of d products, less the largest of at most 60; exp
+  /// |x.y| moves by the error of either side times the other's length, which B and C stretch by |B| |C| <= |B|_F |C|_F.
+  double rows_rounding(const Axes& axes, bool own) const {
+    constexpr double u = kUnitRoundoff<Real>;
+    const double b = own ? 1 : axes.queries.norm(), c = own ? 1 : axes.keys.norm(),
+                 nu = static_cast<double>(choice_.queries.point.norm()), d = static_cast<double>(d_);
+    const double of_queries = 7 * query_norm_ + nu + query_reach_, of_keys = 5 * key_norm_ + 2 * key_reach_;
+    const double entries =
+        scale_ * b * c *
+        (of_queries * key_reach_ + query_reach_ * of_keys + (own ? 0 : 2 * d) * query_reach_ * key_reach_);
+    if (nu == 0) return kHigherOrder * u * entries;
+    const double exponential = std::is_same_v<Real, float> ? 3.5e-7 : 4e-16;
+    return kHigherOrder * (u * (entries + (d + 7) * scale_ * nu * key_reach_ + 61) + exponential);
   }
 
   /// Rounds the axes to Real and scales them by a power of two, which rounds nothing more, so that x and y
@@ -196,7 +224,7 @@ class LowRankSearch {
 
   /// Keeps the candidate if its rank is the smallest so far and its certificate holds.
   void consider(const ExpPolynomial& polynomial, const Axes& axes, std::span<const double> couplings,
-                double axes_error, double tail_budget, double rounding) {
+                double axes_error, double entry_error, double tail_budget) {
     const std::vector<int> simplex = simplex_limits(d_, polynomial.degree());
     if (simplex_rank_ == 0) simplex_rank_ = rank_of(simplex);
     std::vector<std::vector<double>> losses;
@@ -217,12 +245,21 @@ class LowRankSearch {
       return;
     }
     const std::span<const int> cut = couplings.empty() ? std::span<const int>() : limits;
-    const Certificate certificate = certify(polynomial, cut, losses, axes_error, request_.value_spread);
-    if (!(certificate.error_bound + rounding <= request_.tolerance)) {
-      refuse(message("the certified error ", certificate.error_bound, " and rounding, about ", rounding,
+    const double spread = request_.value_spread;
+    const Certificate certificate = certify(polynomial, cut, losses, entry_error, spread);
+    // Keys that are near are off by their own rounding, all others by the certificate.
+    const double fixed = near_.error(spread, certificate.relative_error), left = request_.tolerance - fixed;
+    const double expected =
+        expected_rounding<Real>(polynomial.coefficients(), static_cast<Index>(rank), polynomial.radius(), mean_entry_);
+    if (!(left >= expected)) {
+      refuse(message("the certified error ", fixed, " and the sums' rounding, about ", expected,
                      ", exceed the tolerance at degree ", polynomial.degree()));
       return;
     }
+    // Rows beyond twice what is expected are rare enough to be computed again.
+    const double allowed = std::min(left, 2 * expected) * kBudgetShare;
+    const double bound = fixed + allowed;
+    const double without = certify(polynomial, cut, losses, axes_error, spread).error_bound;
     limits.resize(static_cast<std::size_t>(variables));
     best_ = LowRankFit{.projection = projection(axes, variables),
                        .polynomial = polynomial,
@@ -234,7 +271,9 @@ class LowRankSearch {
                        .key_shift = choice_.keys.centre,
                        .query_shift = choice_.queries.centre,
                        .certificate = certificate,
-                       .rounding = rounding};
+                       .allowed = allowed,
+                       .error_bound = bound,
+                       .rounding = bound - without};
   }
 
   Projection projection(const Axes& axes, Index variables) const {
@@ -273,6 +312,7 @@ class LowRankSearch {
   double weight_max_ = 0;
   double axes_radius_ = 0;
   double mean_entry_ = 0;
+  ExactRounding near_ = {};  // of keys that are not far
   double simplex_rank_ = 0;
   double refused_rank_ = std::numeric_limits<double>::infinity();
   std::string reason_ = {};

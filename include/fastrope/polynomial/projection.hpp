@@ -76,7 +76,7 @@ void project_keys(const Projection& projection, double scale, Index width, Index
                   Index y_stride, Real* weight) {
   using namespace simd;
   const Index d = static_cast<Index>(projection.key_shift.size());
-  std::fill_n(weight, width, static_cast<Real>(-projection.weight_max * kLog2E));
+  std::fill_n(weight, width, Real{0});
   for (Index c = 0; c < d; ++c) {
     const Vec<Real> mu = set(static_cast<Real>(projection.key_shift[static_cast<std::size_t>(c)]));
     const Vec<Real> nu =
@@ -87,8 +87,10 @@ void project_keys(const Projection& projection, double scale, Index width, Index
       store<Real>(fma(nu, shifted, load(weight + i)), weight + i);
     }
   }
+  // Last, so that what is summed before is no larger than it has to be.
+  const Vec<Real> most = set(static_cast<Real>(projection.weight_max * kLog2E));
   for (Index i = 0; i < width; i += kLanes<Real>)
-    store<Real>(exp2_nonpositive<Real>(load(weight + i)), weight + i);
+    store<Real>(exp2_nonpositive<Real>(sub(load(weight + i), most)), weight + i);
   std::fill(weight + count, weight + width, Real{0});
   detail::apply_axes(projection.key_axes, projection.variables(), d, panel, width, y, y_stride);
 }

@@ -45,6 +45,7 @@ struct LowRankRequest {
   double tolerance = 0;     ///< of the output, relative to max|V|
   Index d_v = 0;
   bool may_weigh_keys = true;  ///< a query shift needs a weight for each key
+  double factor_error = 0;     ///< relative, of factors of the lag beside the entries
   /// What rounding does to keys that are computed exactly, beside those of features.
   std::function<ExactRounding(const LogitSizes&)> exact = [](const LogitSizes&) { return ExactRounding{}; };
   LowRankSteps steps = {};

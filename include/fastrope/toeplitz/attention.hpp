@@ -18,6 +18,9 @@
 
 #include <Eigen/Core>
 #include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
 #include <optional>
 #include <span>
 #include <utility>
@@ -46,6 +49,7 @@ class ToeplitzAttention {
       : heads_(heads), segments_(segments) {
     if (heads.empty()) return;
     for (const ToeplitzHead& head : heads) {
+      degree_ = std::max<Index>(degree_, std::ssize(head.low_rank.coefficients) - 1);
       columns_ = std::max(columns_, head.low_rank.projection.variables());
       generators_ = std::max(generators_, std::ssize(head.terms));
       sides_ = std::max<Index>(sides_, head.part ? 2 : 1);
@@ -57,11 +61,11 @@ class ToeplitzAttention {
     of_worker_ = WorkerScratch(workers, workspace, [&](Workspace& share) { Scratch(*this, problem, share); });
   }
 
-  /// out: [heads, n_q, d_v]. Writes every row of the planned heads; the rows whose bound is too large hold no
-  /// meaning until the exact path has written them.
+  /// out: [heads, n_q, d_v]. Writes every row of the planned heads. repaired: null or [heads], to which the rows are
+  /// added that the exact path computed again.
   template <class Q, class Out>
-  void run(const Problem& problem, const PackedKeys<Real>& packed, TensorView<const Q> q,
-           TensorView<Out> out) const {
+  void run(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
+           TensorView<const Q> q, TensorView<Out> out, Index* repaired = nullptr) const {
     const Executor& executor = problem.executor;
     const Index workers = executor.workers(), count = std::ssize(heads_);
     const Index n_q = problem.shapes.n_q, channels = problem.shapes.d_v + 1;
@@ -83,6 +87,9 @@ class ToeplitzAttention {
                  else
                    load_keys(problem, packed, head, part - query_blocks, m, s);
                });
+      for_each(1, [&](const ToeplitzHead& head, const HeadMemory& m, Index, const Scratch& s) {
+        find_errors(problem, head, m, s);
+      });
       const Index width = std::max<Index>(1, batch * channels / (4 * workers));
       for (Index g = 0; g < most_generators(begin, batch); g += generators_) {
         for_each(generators_,
@@ -98,15 +105,27 @@ class ToeplitzAttention {
                        add_term(problem, head.low_rank, term, m.spectrum(k), some, m, s);
                  });
       }
-      for_each(query_blocks, [&](const ToeplitzHead& head, const HeadMemory& m, Index part, const Scratch&) {
-        write(problem, block(part, n_q), m, out.head(head.low_rank.heads.begin));
+      executor.parallel_for(batch * query_blocks, [&](Index t, Index worker) {
+        Workspace share = of_head_.of(t / query_blocks);
+        const ToeplitzHead& head = heads_[static_cast<std::size_t>(begin + t / query_blocks)];
+        const Index h = head.low_rank.heads.begin;
+        const HeadMemory m(*this, problem, share);
+        for (Range rows = block(t % query_blocks, n_q); !rows.empty(); rows.begin += kTile) {
+          const Range tile{rows.begin, std::min(rows.begin + kTile, rows.end)};
+          if (write(problem, head, tile, m, out.head(h))) continue;
+          exact.run_task(problem, packed, q, out, MatrixView<Real>{}, {h, tile}, worker);
+          if (repaired != nullptr)
+            std::atomic_ref(repaired[h]).fetch_add(tile.size(), std::memory_order_relaxed);
+        }
       });
     }
   }
 
  private:
   static constexpr Index kRows = PackedKeys<Real>::kWidth;
-  static constexpr Index kBlock = 16 * kRows;  ///< rows of a task
+  static constexpr Index kTile = QueryBlock<Real>::kTileRows;
+  static constexpr Index kBlock = 16 * kTile;  ///< rows of a task
+  static_assert(kBlock % kRows == 0);
   /// Transformed generators that are held at a time.
   static constexpr Index kGenerators = 16;
 
@@ -125,7 +144,8 @@ class ToeplitzAttention {
     Real* queries;  // [columns, n_q], projected
     Real* keys;     // [columns, n_k], projected
     Real* values;   // [d_v + 1, n_k]: the columns of V times the keys' weights, and the weights
-    Real* sums;     // [d_v + 1, n_q]
+    double* sums;   // [d_v + 1, n_q]
+    double* errors;  // [2, degree + 1]: e_p, and 2 u (2 p + 4) |c_p| Y^p
     Real* spectra;  // [generators, buffer_size]
     Index spectrum_size;
 
@@ -133,7 +153,8 @@ class ToeplitzAttention {
         : queries(w.take<Real>(t.columns_ * problem.shapes.n_q).data()),
           keys(w.take<Real>(t.columns_ * problem.shapes.n_k).data()),
           values(w.take<Real>((problem.shapes.d_v + 1) * problem.shapes.n_k).data()),
-          sums(w.take<Real>((problem.shapes.d_v + 1) * problem.shapes.n_q).data()),
+          sums(w.take<double>((problem.shapes.d_v + 1) * problem.shapes.n_q).data()),
+          errors(w.take<double>(2 * (t.degree_ + 1)).data()),
           spectrum_size(t.segments_->embedding().buffer_size()) {
       spectrum_size = round_up(spectrum_size, kAlignment / sizeof(Real));
       spectra = w.take<Real>(t.generators_ * spectrum_size).data();
@@ -155,6 +176,8 @@ class ToeplitzAttention {
     Real* key_term;    // [n_k]
     Real* padded;      // [buffer_size]
     Real* other;       // [buffer_size]
+    double* norms;     // [kRows]
+    double* squares;   // [degree + 1, d_v + 1]
 
     Scratch(const ToeplitzAttention& t, const Problem& problem, Workspace& w)
         : panel(w.take<Real>(t.sides_ * problem.shapes.d * kRows).data()),
@@ -168,7 +191,9 @@ class ToeplitzAttention {
           query_term(w.take<Real>(problem.shapes.n_q).data()),
           key_term(w.take<Real>(problem.shapes.n_k).data()),
           padded(w.take<Real>(t.segments_->embedding().buffer_size()).data()),
-          other(w.take<Real>(t.segments_->embedding().buffer_size()).data()) {}
+          other(w.take<Real>(t.segments_->embedding().buffer_size()).data()),
+          norms(w.take<double>(kRows).data()),
+          squares(w.take<double>((t.degree_ + 1) * (problem.shapes.d_v + 1)).data()) {}
   };
 
   template <class Q>
@@ -200,7 +225,7 @@ class ToeplitzAttention {
         std::copy_n(s.projected + c * kRows, some.size(), m.queries + c * n_q + i);
     }
     for (Index c = 0; c <= problem.shapes.d_v; ++c)
-      std::fill(m.sums + c * n_q + rows.begin, m.sums + c * n_q + rows.end, Real{0});
+      std::fill(m.sums + c * n_q + rows.begin, m.sums + c * n_q + rows.end, 0.0);
   }
 
   void load_keys(const Problem& problem, const PackedKeys<Real>& packed, const ToeplitzHead& head, Index part,
@@ -212,6 +237,9 @@ class ToeplitzAttention {
     for (Index j = rows.begin; j < rows.end; j += kRows) {
       const Index count = std::min(kRows, rows.end - j);
       std::copy_n(packed.panel(kv, j / kRows), d * kRows, s.shifted);
+      if (const Real* shift = packed.key_shift(kv))
+        for (Index l = 0; l < d; ++l)
+          for (Index i = 0; i < count; ++i) s.shifted[l * kRows + i] += shift[l];
       if (head.part) {
         const Real c = static_cast<Real>(head.part->balance);
         const auto position = [&](Index r) { return problem.grid.key_position(r); };
@@ -258,8 +286,7 @@ class ToeplitzAttention {
     key_term.setOnes();
     for (const Monomial* x = &monomials[static_cast<std::size_t>(term.monomial)]; x->degree > 0;
          x = &monomials[static_cast<std::size_t>(x->parent)]) {
-      const auto [a, b] = problem.weights ? problem.weights->support()[static_cast<std::size_t>(x->variable)]
-                                          : RelativeWeights::Entry{x->variable, x->variable};
+      const auto [a, b] = columns_of(problem, x->variable);
       query_term *= Vector(m.queries + a * n_q, n_q);
       key_term *= Vector(m.keys + b * n_k, n_k);
     }
@@ -274,22 +301,105 @@ class ToeplitzAttention {
             key_term.segment(keys.begin, keys.size()) * Vector(m.values + c * n_k + keys.begin, keys.size());
         std::fill(s.padded + at + keys.size(), s.padded + embedding.length(), Real{0});
         Real* const product = embedding.multiply(spectrum, s.padded, s.other);
-        Vector(m.sums + c * n_q + rows.begin, rows.size()) +=
-            query_term.segment(rows.begin, rows.size()) * Vector(product, rows.size());
+        Eigen::Map<Eigen::ArrayXd>(m.sums + c * n_q + rows.begin, rows.size()) +=
+            (query_term.segment(rows.begin, rows.size()) * Vector(product, rows.size())).template cast<double>();
       }
   }
 
+  /// Columns a and b of rows and keys that variable l multiplies.
+  static RelativeWeights::Entry columns_of(const Problem& problem, Index l) {
+    return problem.weights ? problem.weights->support()[static_cast<std::size_t>(l)] : RelativeWeights::Entry{l, l};
+  }
+
+  /// |x_i| or |y_j| of the features of rows [begin, end): to norms [kRows], of columns [columns, n].
+  template <class ColumnOf>
+  static void feature_norms(Range rows, Index variables, const Real* columns, Index n, ColumnOf&& column_of,
+                            double* norms) {
+    std::fill_n(norms, rows.size(), 0.0);
+    for (Index l = 0; l < variables; ++l) {
+      const auto [column, size] = column_of(l);
+      const Real* x = columns + column * n;
+      for (Index i = rows.begin; i < rows.end; ++i) {
+        const double value = size * static_cast<double>(x[i]);
+        norms[i - rows.begin] += value * value;
+      }
+    }
+    for (Index i = 0; i < rows.size(); ++i) norms[i] = std::sqrt(norms[i]) * kHigherOrder;
+  }
+
+  struct SizedColumn {
+    Index column;
+    double size;
+  };
+
+  /// head.hpp has what they are.
+  void find_errors(const Problem& problem, const ToeplitzHead& head, const HeadMemory& m, const Scratch& s) const {
+    const LowRankUnit& unit = head.low_rank;
+    const Index n_k = problem.shapes.n_k, d_v = problem.shapes.d_v, variables = unit.monomials->variables();
+    const Index degrees = std::ssize(unit.coefficients);
+    double largest_norm = 0, largest_value = 0;
+    std::fill_n(s.squares, degrees * (d_v + 1), 0.0);
+    for (Index begin = 0; begin < n_k; begin += kRows) {
+      const Range keys{begin, std::min(begin + kRows, n_k)};
+      feature_norms(
+          keys, variables, m.keys, n_k,
+          [&](Index l) {
+            return SizedColumn{columns_of(problem, l).b,
+                               problem.weights ? head.weight_sizes[static_cast<std::size_t>(l)] : 1.0};
+          },
+          s.norms);
+      for (Index j = keys.begin; j < keys.end; ++j) {
+        const double norm = s.norms[j - keys.begin];
+        largest_norm = std::max(largest_norm, norm);
+        for (Index c = 0; c <= d_v; ++c) {
+          const double value = static_cast<double>(m.values[c * n_k + j]);
+          if (c < d_v) largest_value = std::max(largest_value, std::abs(value));
+          double square = value * value;
+          for (Index p = 0; p < degrees; ++p, square *= norm * norm) s.squares[p * (d_v + 1) + c] += square;
+        }
+      }
+    }
+    const double u = kUnitRoundoff<Real>, transform = transform_rounding<Real>(problem.shapes) * head.generator_norm;
+    double power = 1;
+    for (Index p = 0; p < degrees; ++p, power *= largest_norm) {
+      const double* square = s.squares + p * (d_v + 1);
+      const double numerator = d_v > 0 ? std::sqrt(*std::max_element(square, square + d_v)) : 0;
+      const double c = kHigherOrder * std::abs(unit.coefficients[static_cast<std::size_t>(p)]);
+      m.errors[p] = transform * c * (std::sqrt(square[d_v]) + (largest_value > 0 ? numerator / largest_value : 0));
+      m.errors[degrees + p] = 2 * u * static_cast<double>(2 * p + 4) * c * power;
+    }
+  }
+
+  /// Writes some rows, unless what one is off by is more than is allowed: then returns false.
   template <class Out>
-  void write(const Problem& problem, Range rows, const HeadMemory& m, MatrixView<Out> out) const {
-    const Index n_q = problem.shapes.n_q, d_v = problem.shapes.d_v;
+  bool write(const Problem& problem, const ToeplitzHead& head, Range rows, const HeadMemory& m,
+             MatrixView<Out> out) const {
+    const LowRankUnit& unit = head.low_rank;
+    const Index n_q = problem.shapes.n_q, d_v = problem.shapes.d_v, degrees = std::ssize(unit.coefficients);
+    std::array<double, kTile> norms;
+    feature_norms(
+        rows, unit.monomials->variables(), m.queries, n_q,
+        [&](Index l) { return SizedColumn{columns_of(problem, l).a, 1.0}; }, norms.data());
+    for (Index i = rows.begin; i < rows.end; ++i) {
+      const double norm = norms[static_cast<std::size_t>(i - rows.begin)];
+      double transforms = 0, features = 0;
+      for (Index p = degrees; p-- > 0;) {
+        transforms = transforms * norm + m.errors[p];
+        features = features * norm + m.errors[degrees + p];
+      }
+      const double error = transforms + features * head.row_sums[static_cast<std::size_t>(i)];
+      if (!(m.sums[d_v * n_q + i] > 0 && error <= unit.allowed * m.sums[d_v * n_q + i])) return false;
+    }
     for (Index i = rows.begin; i < rows.end; ++i)
       for (Index c = 0; c < d_v; ++c)
-        out(i, c) = static_cast<Out>(m.sums[c * n_q + i] / m.sums[d_v * n_q + i]);
+        out(i, c) = static_cast<Out>(static_cast<Real>(m.sums[c * n_q + i] / m.sums[d_v * n_q + i]));
+    return true;
   }
 
   std::span<const ToeplitzHead> heads_;
   const ToeplitzSegments<Real>* segments_;
   Index columns_ = 0;     // of projected rows
+  Index degree_ = 0;
   Index sides_ = 1;       // columns before projection, over d
   Index generators_ = 0;  // held at a time
   WorkerScratch of_head_;

@@ -3,13 +3,14 @@
 // A lag bias and a mask make one generator T(lag) for all terms of the polynomial; a general family W(lag)
 // multiplies it by a product of its entries, and terms with the same product share it.
 //
-// Guarantee: beside the polynomial's certificate, the transforms' rounding is bounded for each row.
-// With eps_F the error of a product relative to |t|_2 |x|_2 (circulant.hpp), numerators and denominators are
-// off by at most E max|V| and E,
-//     E = eps_F |t|_2 sqrt(n_k) sum_p |c_p| R^p
-// (Cauchy-Schwarz over the terms of a degree: sum_m phi_m(x)^2 = |x|^2p), and the denominator is at least
-// D_i = (1 - delta) e^-R sum_j T(i-j). With rho_i = E / D_i the output moves by at most 2 rho_i / (1 - rho_i)
-// max|V|. Rows where that breaks the tolerance (the first ones of a causal mask) are done by the exact path.
+// Guarantee: beside the polynomial's certificate, the rounding of each row is bounded when it is done. With k_F u the
+// error of a product relative to |t|_2 |x|_2 (circulant.hpp), terms summed in double, and features and generators of up to 2
+// p + 4 roundings, numerator and denominator are off by at most, over max|V| and together,
+//     sum_p e_p |x_i|^p + 2 u (T 1)_i sum_p (2 p + 4) |c_p| Y^p |x_i|^p,
+//     e_p = k_F u |t|_2 |c_p| (S^N_p + S^D_p),   S_p^2 = sum_j v_j^2 |y_j|^2p
+// (Cauchy-Schwarz over the terms of a degree, sum_(|alpha| = p) (p! / alpha!) x^(2 alpha) = |x|^2p, on both sides): S^N
+// of the worst column over max|V|, S^D of ones, Y = max|y_j|. Rows for which that is more than `allowed` of the
+// denominator (the first ones of a causal mask, say) are done again by exact tiles.
 #pragma once
 
 #include <algorithm>
@@ -26,6 +27,7 @@
 #include "fastrope/core/target.hpp"
 #include "fastrope/polynomial/attention.hpp"
 #include "fastrope/polynomial/monomials.hpp"
+#include "fastrope/polynomial/rounding.hpp"
 #include "fastrope/position/relative_weights.hpp"
 #include "fastrope/problem/problem.hpp"
 #include "fastrope/toeplitz/circulant.hpp"
@@ -65,18 +67,53 @@ struct SharedGenerator {
 
 /// What the Toeplitz path needs to know of one head: found by the planner.
 struct ToeplitzHead {
-  LowRankUnit low_rank;           ///< of one head
+  LowRankUnit low_rank;           ///< of one head, without chunks
   std::vector<double> generator;  ///< T(lag), from lag_generator
+  std::vector<double> row_sums;   ///< [n_q]: at least (T 1)_i
+  double generator_norm;          ///< at least |t|_2
+  std::vector<double> weight_sizes;  ///< [support]: max|W_s| over the lags that are allowed; empty without weights
   std::vector<SharedGenerator> terms;
   std::optional<PositionPart> part;  ///< that is in the generator; the features then have 2 d columns
 
   ToeplitzHead(const Problem& problem, LowRankUnit unit, std::optional<PositionPart> position_part = {})
       : low_rank(std::move(unit)),
         generator(lag_generator(problem, low_rank.heads.begin, position_part)),
+        row_sums(sums_of_rows(generator, problem.shapes)),
+        generator_norm(norm_of(generator)),
+        weight_sizes(sizes_of_weights(problem)),
         terms(share_generators(low_rank, problem.weights ? &*problem.weights : nullptr)),
         part(std::move(position_part)) {}
 
  private:
+  /// Of a running sum, with what it may be off by.
+  static std::vector<double> sums_of_rows(std::span<const double> generator, const Shapes& s) {
+    std::vector<double> prefix{0}, sums;
+    for (const double t : generator) prefix.push_back(prefix.back() + t);
+    const double slack =
+        prefix.back() * std::numeric_limits<double>::epsilon() * static_cast<double>(prefix.size());
+    for (Index i = 0; i < s.n_q; ++i)
+      sums.push_back(prefix[static_cast<std::size_t>(i + s.n_k)] - prefix[static_cast<std::size_t>(i)] + slack);
+    return sums;
+  }
+  static std::vector<double> sizes_of_weights(const Problem& problem) {
+    std::vector<double> sizes;
+    if (!problem.weights) return sizes;
+    const LagGrid::Lags lags = problem.grid.allowed_lags();
+    for (Index s = 0; s < std::ssize(problem.weights->support()); ++s) {
+      double size = 0;
+      for (Position lag = lags.first; lag <= lags.last; ++lag)
+        size = std::max(size, std::abs((*problem.weights)(lag, s)));
+      sizes.push_back(size);
+    }
+    return sizes;
+  }
+  static double norm_of(std::span<const double> generator) {
+    double square = 0;
+    for (const double t : generator) square += t * t;
+    return std::sqrt(square) *
+           (1 + static_cast<double>(generator.size()) * std::numeric_limits<double>::epsilon());
+  }
+
   /// Without weights all terms share T; with weights those whose entries of W are the same up to their signs.
   static std::vector<SharedGenerator> share_generators(const LowRankUnit& unit,
                                                        const RelativeWeights* weights) {
@@ -124,35 +161,25 @@ inline std::string toeplitz_refusal(const Problem& problem) {
   return {};
 }
 
-/// A bound on the transforms' part of each row's error, relative to max|V|: 2 rho_i / (1 - rho_i), infinity
-/// where rho_i >= 1 or the row has no keys. `amplification` is sum_p |c_p| F^p, F >= R the bound on the
-/// features' norms (for a general W that of q^ and k^ in WeightedBounds, which carry max|W_s|). Result:
-/// [n_q].
+/// k_F u: the error of a product by transforms over |t|_2 |x|_2.
 template <class Real>
-std::vector<double> transform_error(const Problem& problem, std::span<const double> generator, double radius,
-                                    double delta, double amplification) {
-  const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
-  std::vector<double> prefix{0};
-  double total = 0, energy = 0;
-  for (double t : generator) {
-    total += t;
-    prefix.push_back(total);
-    energy += t * t;
-  }
-  const double length = static_cast<double>(fft_length(std::max<Index>(1, n_q + n_k - 1)));
-  const double eps_f = 10 * std::numeric_limits<Real>::epsilon() * (1 + std::log2(length));
-  const double error = eps_f * std::sqrt(energy * static_cast<double>(n_k)) * amplification;
-  // What the running sum may be off by.
-  const double slack =
-      prefix.back() * std::numeric_limits<double>::epsilon() * static_cast<double>(prefix.size());
-  std::vector<double> bounds;
-  for (Index i = 0; i < n_q; ++i) {
-    const double sum =
-        prefix[static_cast<std::size_t>(i + n_k)] - prefix[static_cast<std::size_t>(i)] - slack;
-    const double rho = sum > 0 ? error / ((1 - delta) * std::exp(-radius) * sum) : 1;
-    bounds.push_back(rho < 1 ? 2 * rho / (1 - rho) : std::numeric_limits<double>::infinity());
-  }
-  return bounds;
+double transform_rounding(const Shapes& s) {
+  const double length = static_cast<double>(fft_length(std::max<Index>(1, s.n_q + s.n_k - 1)));
+  return 20 * kUnitRoundoff<Real> * (1 + std::log2(length));
+}
+
+/// About what each row's bound will be, over its denominator, for choices that need no proof: values of size 1, keys as
+/// long as they can be, a denominator of its lags' factors. amplification: sum_p |c_p| F^p, F the bound on the features'
+/// norms. Result: [n_q], infinity for a row without keys.
+template <class Real>
+std::vector<double> expected_transform_rounding(const Problem& problem, const ToeplitzHead& head,
+                                                double amplification) {
+  const Shapes& s = problem.shapes;
+  const double error = 2 * transform_rounding<Real>(s) * head.generator_norm *
+                       std::sqrt(static_cast<double>(s.n_k)) * amplification;
+  std::vector<double> expected;
+  for (const double sum : head.row_sums) expected.push_back(error / sum);
+  return expected;
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET
