@@ -23,11 +23,12 @@
 
 /// What all plans with arithmetic in Real, float or double, have in common. prefix: extern or nothing.
 #define FASTROPE_PLANS(prefix, Real)                                                                       \
-  prefix template fastrope::Plan<Real>::Plan(fastrope::Problem, double, std::vector<fastrope::GroupPlan>); \
+  prefix template fastrope::Plan<Real>::Plan(fastrope::Problem, double, const fastrope::Storage&, std::vector<fastrope::GroupPlan>); \
   prefix template fastrope::GroupPlan fastrope::Planner<Real>::plan(fastrope::Index,                       \
                                                                     fastrope::GroupLook<Real>&);           \
   prefix template fastrope::GroupPlan fastrope::Planner<Real>::plan_exact(fastrope::Index,                 \
-                                                                          const std::string&) const;       \
+                                                                          const std::string&,              \
+                                                                          fastrope::GroupLook<Real>*) const; \
   prefix template fastrope::GroupPlan fastrope::Planner<Real>::plan_kernel(fastrope::Index);               \
   prefix template std::optional<fastrope::ProjectionChoice<Real>> fastrope::choose_projection(             \
       const fastrope::LowRankRows<Real>&, const fastrope::LowRankRequest&, std::string&);                  \
@@ -45,12 +46,12 @@
   prefix template fastrope::Plan<fastrope::ArithmeticOf<Q>>                                              \
   fastrope::detail::plan_tensors<fastrope::ArithmeticOf<Q>>(                                             \
       fastrope::TensorView<const Q>, const Rows&, const Rows&, const fastrope::Options&,                 \
-      fastrope::CacheBounds<fastrope::ArithmeticOf<Q>>*, const fastrope::CostModel&);                    \
+      fastrope::CacheBounds<fastrope::ArithmeticOf<Q>>*, const fastrope::CostModel&, double, bool);      \
   prefix template fastrope::RunStatus fastrope::Plan<fastrope::ArithmeticOf<Q>>::run_views(              \
       fastrope::TensorView<const Q>, const Rows&, const Rows&, fastrope::TensorView<Out>,                \
-      std::span<std::byte>) const noexcept;                                                              \
+      std::span<std::byte>, fastrope::Index*) const noexcept;                                            \
   prefix template void fastrope::run_exact(                                                              \
-      const fastrope::Problem&, fastrope::TensorView<const Q>, const Rows&, const Rows&,                 \
+      const fastrope::Problem&, bool, fastrope::TensorView<const Q>, const Rows&, const Rows&,           \
       fastrope::TensorView<Out>, fastrope::MatrixView<fastrope::ArithmeticOf<Q>>, std::span<std::byte>); \
   prefix template std::vector<double> fastrope::observed_errors(                                         \
       const fastrope::Problem&, fastrope::TensorView<const Q>, const Rows&, const Rows&,                 \

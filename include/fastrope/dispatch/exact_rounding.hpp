@@ -37,12 +37,13 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// Half a unit in the last place of a result stored as T, over its size.
-template <class T>
+/// What rounding a result of Real once more to T, as it is stored, does at most, over its size; for float16 beside
+/// 2^-25 in absolute value, as it has no smaller numbers.
+template <class Real, class T>
 constexpr double result_rounding() {
   if constexpr (std::is_same_v<T, bfloat16>) return 0x1p-8;
   if constexpr (std::is_same_v<T, float16>) return 0x1p-11;
-  return kUnitRoundoff<std::conditional_t<std::is_same_v<T, double>, double, float>>;
+  return std::is_same_v<T, Real> ? 0 : kUnitRoundoff<T>;
 }
 
 /// T of a head: at least what a row's largest lag bias is below the head's, which is taken out. Cost: O(n_q) for a

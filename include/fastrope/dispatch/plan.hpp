@@ -44,13 +44,19 @@ inline void require_tolerance(const Options& options) {
     detail::fail("path ", options.path, " approximates: it cannot meet tolerance 0");
 }
 
+/// What bounds have to know of how tensors are stored.
+struct Storage {
+  bool pairs = false;          ///< q, k and v are such that bfloat16 products may serve
+  double result_rounding = 0;  ///< of out, if it is not of the arithmetic type, over its size
+};
+
 /// A planned attention call with arithmetic in Real. Copies are independent; one plan may be run by several
 /// threads at once, each with its own workspace.
 template <class Real>
 class Plan {
  public:
   /// What make_plan found, a group for each key head.
-  Plan(Problem problem, double tolerance, std::vector<GroupPlan> groups);
+  Plan(Problem problem, double tolerance, const Storage& storage, std::vector<GroupPlan> groups);
 
   /// Path, bounds, cost and reason of every head.
   const Report& report() const { return report_; }
@@ -147,20 +153,37 @@ class Plan {
   std::vector<ToeplitzHead> toeplitz_heads_ = {};
   std::vector<RowTask> exact_rows_ = {};
   std::optional<ToeplitzSegments<Real>> segments_ = {};
+  bool allow_pairs_ = false;  // of bfloat16, where tensors are stored so
 };
 
 template <class Real>
-Plan<Real>::Plan(Problem problem, double tolerance, std::vector<GroupPlan> groups)
+Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std::vector<GroupPlan> groups)
     : problem_(std::move(problem)) {
   report_ = {.shapes = problem_.shapes, .tolerance = tolerance};
   const auto append = [](auto& all, auto& some) {
     all.insert(all.end(), std::make_move_iterator(some.begin()), std::make_move_iterator(some.end()));
   };
+  std::vector<double> pair_bounds;
   for (GroupPlan& group : groups) {
     append(units_, group.polynomial);
     append(toeplitz_heads_, group.toeplitz);
     append(exact_rows_, group.exact_rows);
     append(report_.heads, group.reports);
+    append(pair_bounds, group.pair_bounds);
+  }
+  // Products of bfloat16 where nobody asked for more, or where their bound leaves room for them in every head.
+  const bool room = storage.pairs && all_exact() &&
+                    std::all_of(pair_bounds.begin(), pair_bounds.end(), [&](double b) { return b <= tolerance; });
+  allow_pairs_ = tolerance == 0 || room;
+  for (std::size_t h = 0; h < report_.heads.size(); ++h) {
+    HeadReport& head = report_.heads[h];
+    if (room) {
+      head.error_bound = head.rounding = pair_bounds[h];
+      head.reason += ", with products of bfloat16";
+    }
+    const double result = storage.result_rounding * (1 + head.error_bound);
+    head.error_bound += result;
+    head.rounding += result;
   }
   if (!units_.empty()) key_shifts_.resize(static_cast<std::size_t>(problem_.shapes.kv_heads));
   for (LowRankUnit& unit : units_) {
@@ -185,7 +208,7 @@ RunStatus Plan<Real>::run_views(TensorView<const Q> q, const K& k, const V& v, T
   if (problem_.shapes.empty()) return RunStatus::ok;
   try {
     if (all_exact()) {
-      run_exact(problem_, q, k, v, out, MatrixView<Real>{}, memory);
+      run_exact(problem_, allow_pairs_, q, k, v, out, MatrixView<Real>{}, memory);
     } else {
       Workspace workspace(memory);
       Mixture(*this, workspace).run(*this, q, k, v, out, repaired);
@@ -200,7 +223,8 @@ namespace detail {
 
 /// plan_group(kv) for every key head.
 template <class Real, class PlanGroup>
-Plan<Real> plan_groups(Problem problem, double tolerance, const Executor& executor, PlanGroup&& plan_group) {
+Plan<Real> plan_groups(Problem problem, double tolerance, const Storage& storage, const Executor& executor,
+                       PlanGroup&& plan_group) {
   const auto count = static_cast<std::size_t>(problem.shapes.kv_heads);
   std::vector<GroupPlan> groups(count);
   std::vector<std::exception_ptr> errors(count);  // an executor's threads need not let exceptions through
@@ -213,7 +237,7 @@ Plan<Real> plan_groups(Problem problem, double tolerance, const Executor& execut
   });
   for (const std::exception_ptr& error : errors)
     if (error) std::rethrow_exception(error);
-  return {std::move(problem), tolerance, std::move(groups)};
+  return {std::move(problem), tolerance, storage, std::move(groups)};
 }
 
 /// Every head exact, for the reason given.
@@ -222,8 +246,8 @@ Plan<Real> exact_plan(const Shapes& shapes, const Options& options, const char* 
   const Problem problem(shapes, options);
   const CostModel cost;
   const Planner<Real> planner(problem, options.tolerance, options.path, cost);
-  return plan_groups<Real>(problem, options.tolerance, Executor::serial(),
-                           [&](Index kv) { return planner.plan_exact(kv, reason); });
+  return plan_groups<Real>(problem, options.tolerance, {}, Executor::serial(),
+                           [&](Index kv) { return planner.plan_exact(kv, reason, nullptr); });
 }
 
 }  // namespace detail
@@ -239,7 +263,7 @@ Plan<Real> make_plan(const Shapes& shapes, const Options& options, const CostMod
   if (!options.kernel.is_softmax()) {
     const Problem problem(shapes, options);
     Planner<Real> planner(problem, options.tolerance, options.path, cost);
-    return detail::plan_groups<Real>(problem, options.tolerance, Executor::serial(),
+    return detail::plan_groups<Real>(problem, options.tolerance, {}, Executor::serial(),
                                      [&](Index kv) { return planner.plan_kernel(kv); });
   }
   if (options.tolerance != 0)
@@ -250,27 +274,67 @@ Plan<Real> make_plan(const Shapes& shapes, const Options& options, const CostMod
 
 namespace detail {
 
+/// The least that any approximation of a head could take: degree 1, beside reading the rows once.
+template <class Real>
+Work least_work(const Problem& problem, const CostModel& cost) {
+  const Shapes& s = problem.shapes;
+  const Index variables = problem.weights ? std::ssize(problem.weights->support()) : s.d;
+  const double rank = static_cast<double>(variables + 1);
+  std::vector<Work> paths = {toeplitz_work<Real>(problem, rank, 1)};
+  if (polynomial_refusal(problem).empty())
+    paths.push_back(polynomial_work<Real>(problem, rank, 1, cost.best_chunks<Real>(problem, rank, 1)));
+  else if (!problem.weights)  // lags may separate in tails, of all rows at best
+    paths.push_back(polynomial_work<Real>(problem, rank, 1, std::vector<FarPairs>{{{0, s.n_q}, s.n_k}}));
+  return *std::min_element(paths.begin(), paths.end(), [&](const Work& a, const Work& b) {
+    return cost.seconds<Real>(a) < cost.seconds<Real>(b);
+  });
+}
+
+/// Why every head is to be exact whatever the data; empty where a look at them could pay, or was asked for.
+template <class Real>
+std::string exact_reason(const Problem& problem, const Options& options, const CostModel& cost, bool asked) {
+  if (problem.shapes.empty() || problem.shapes.n_k == 0) return "there is nothing to attend to";
+  if (options.path == Path::exact) return "forced";
+  if (asked || options.path != Path::automatic) return {};
+  const bool pays = cost.seconds<Real>(exact_work<Real>(problem)) >
+                    1 / cost.look + cost.seconds<Real>(least_work<Real>(problem, cost));
+  return pays ? "" : "exact costs less than a look at the data and the cheapest approximation of these shapes";
+}
+
+/// Whether the lengths of the rows, which bound the exact path's rounding, are worth reading beside it.
+template <class Real>
+bool lengths_pay(const Problem& problem, const CostModel& cost) {
+  constexpr double kShare = 0.02;
+  const Shapes& s = problem.shapes;
+  const double rows = static_cast<double>(s.n_q) + static_cast<double>(s.n_k) / static_cast<double>(problem.group());
+  const double seconds = cost.seconds<Real>({.element = rows * static_cast<double>(s.d) / kStreamed});
+  return seconds <= kShare * cost.seconds<Real>(exact_work<Real>(problem));
+}
+
+/// look: whether make_plan was asked for, which looks at the rows wherever an approximation is possible; attend only
+/// where that could pay.
 template <class Real, class Q, class K, class V>
 Plan<Real> plan_tensors(TensorView<const Q> q, const K& k, const V& v, const Options& options,
-                        CacheBounds<Real>* seen, const CostModel& cost) {
+                        CacheBounds<Real>* seen, const CostModel& cost, double result_rounding, bool look) {
   const Shapes shapes = shapes_of(q, k, v);
   require_tolerance(options);
-  if (options.tolerance == 0 || options.path == Path::exact || !options.kernel.is_softmax())
-    return make_plan<Real>(shapes, options, cost);
-  if (shapes.empty() || shapes.n_k == 0)
-    return exact_plan<Real>(shapes, options, "there is nothing to attend to");
+  if (options.tolerance == 0 || !options.kernel.is_softmax()) return make_plan<Real>(shapes, options, cost);
   const Problem problem(shapes, options);
   Planner<Real> planner(problem, options.tolerance, options.path, cost);
+  const std::string exact = exact_reason<Real>(problem, options, cost, look);
+  const bool lengths = !shapes.empty() && (look || lengths_pay<Real>(problem, cost));
   const auto plan = [&](std::vector<KeyMemory<Real>>& heads) {
-    return plan_groups<Real>(problem, options.tolerance, problem.executor, [&](Index kv) {
+    const Storage storage{kStoredPairs<Q, K, V>, result_rounding};
+    return plan_groups<Real>(problem, options.tolerance, storage, problem.executor, [&](Index kv) {
+      if (!exact.empty() && !lengths) return planner.plan_exact(kv, exact, nullptr);
       KeyMemory<Real>& memory = heads[static_cast<std::size_t>(kv)];
-      auto look = group_look<Real>(problem, kv, q, k, v, std::move(memory));
-      GroupPlan group = planner.plan(kv, look);
-      memory = std::move(look.memory());
+      auto of_rows = group_look<Real>(problem, kv, q, k, v, std::move(memory));
+      GroupPlan group = exact.empty() ? planner.plan(kv, of_rows) : planner.plan_exact(kv, exact, &of_rows);
+      memory = std::move(of_rows.memory());
       return group;
     });
   };
-  if (seen != nullptr) return seen->update(problem, plan);
+  if (seen != nullptr && exact.empty()) return seen->update(problem, plan);
   std::vector<KeyMemory<Real>> heads(static_cast<std::size_t>(shapes.kv_heads));
   return plan(heads);
 }
@@ -287,7 +351,7 @@ Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, c
                                            const CostModel& cost = {}) {
   using Real = ArithmeticOf<ElementOf<Q>>;
   return detail::plan_tensors<Real>(TensorView<const ElementOf<Q>>(as_tensor(q)), as_rows(k), as_rows(v),
-                                    options, nullptr, cost);
+                                    options, nullptr, cost, result_rounding<Real, ElementOf<Q>>(), true);
 }
 
 /// The same for a cache whose first seen.rows() keys and values earlier plans have looked at: the look costs
@@ -298,7 +362,7 @@ Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, c
                                            const CostModel& cost = {}) {
   using Real = ArithmeticOf<ElementOf<Q>>;
   return detail::plan_tensors<Real>(TensorView<const ElementOf<Q>>(as_tensor(q)), as_rows(k), as_rows(v),
-                                    options, &seen, cost);
+                                    options, &seen, cost, result_rounding<Real, ElementOf<Q>>(), true);
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -28,6 +29,7 @@ struct GroupPlan {
   std::vector<LowRankUnit> polynomial = {};
   std::vector<ToeplitzHead> toeplitz = {};
   std::vector<RowTask> exact_rows = {};
+  std::vector<double> pair_bounds = {};  ///< of the heads' exact paths, if products were of bfloat16
 };
 
 /// Plans the heads of one problem, those of a key head together. Members may be called by several threads at
@@ -48,8 +50,8 @@ class Planner {
   /// Throws Error when the forced path cannot be run or cannot meet the tolerance.
   GroupPlan plan(Index kv, GroupLook<Real>& look);
 
-  /// The exact path without a look at the data.
-  GroupPlan plan_exact(Index kv, const std::string& reason) const;
+  /// The exact path, with its bound if there is a look at the rows.
+  GroupPlan plan_exact(Index kv, const std::string& reason, GroupLook<Real>* look) const;
 
   /// With a polynomial kernel the exact path and features are both exact: whichever is cheaper.
   /// Throws Error when a forced path cannot be run.
@@ -64,6 +66,7 @@ class Planner {
     std::optional<ToeplitzRun> toeplitz = {};
 
     std::size_t chosen = 0;  ///< of the report's candidates
+    double pair_bound = std::numeric_limits<double>::infinity();
 
     explicit Draft(Index h) : head(h) {}
   };
@@ -81,7 +84,7 @@ class Planner {
       d.report.candidates = {exact};
       return take(d, 0, exact.reason);
     }
-    d.report.entry_bound = bound_exact(look, d.head, query, exact);
+    d.report.entry_bound = bound_exact(look, query, exact, d);
     d.report.candidates = {exact, std::move(polynomial.candidate), std::move(toeplitz.candidate)};
     d.polynomial = std::move(polynomial.runnable);
     d.toeplitz = std::move(toeplitz.runnable);
@@ -89,7 +92,7 @@ class Planner {
   }
 
   /// The error of a head's exact path, from the rows' lengths. Returns the bound on its entries.
-  double bound_exact(GroupLook<Real>& look, Index head, Index query, Candidate& exact) const {
+  double bound_exact(GroupLook<Real>& look, Index query, Candidate& exact, Draft& d) const {
     double entries = 0, terms = 0;
     if (problem_.weights) {
       const WeightedBounds bounds = weighted_bounds(look, query, problem_);
@@ -98,7 +101,10 @@ class Planner {
     } else {
       entries = terms = std::abs(problem_.scale) * look.query_norm(query) * look.key_norm();
     }
-    exact.error_bound = exact.rounding = planning_.rounding(head, {terms, terms}).error(look.known_spread());
+    const double spread = look.known_spread();
+    exact.error_bound = exact.rounding = planning_.rounding(d.head, {terms, terms}).error(spread);
+    if constexpr (simd::kBfloat16Products && std::is_same_v<Real, float>)
+      if (!problem_.weights) d.pair_bound = exact_rounding<bfloat16>(problem_, d.head, {terms, terms}).error(spread);
     return entries;
   }
 
@@ -163,8 +169,11 @@ class Planner {
     }
     const bool says_little = candidates[winner].path == Path::exact && planning_.forced == Path::automatic;
     const Candidate& closest = runner_up(candidates);
-    take(d, winner,
-         says_little ? detail::message(closest.path, ": ", closest.reason) : candidates[winner].reason);
+    std::string reason =
+        says_little ? detail::message(closest.path, ": ", closest.reason) : candidates[winner].reason;
+    if (candidates[winner].error_bound > planning_.tolerance && problem_.kernel.is_softmax())
+      reason += detail::message("; exact arithmetic can promise only ", candidates[winner].error_bound);
+    take(d, winner, reason);
   }
 
   void take(Draft& d, std::size_t winner, const std::string& reason) const {
@@ -207,6 +216,7 @@ class Planner {
         const RowTasks<Real> blocks(problem_, {d.head, d.head + 1});
         for (Index b = 0; b < blocks.count(); ++b) group.exact_rows.push_back(blocks[b]);
       }
+      group.pair_bounds.push_back(d.pair_bound);
       group.reports.push_back(std::move(d.report));
     }
     return group;
@@ -231,7 +241,7 @@ GroupPlan Planner<Real>::plan(Index kv, GroupLook<Real>& look) {
 }
 
 template <class Real>
-GroupPlan Planner<Real>::plan_exact(Index kv, const std::string& reason) const {
+GroupPlan Planner<Real>::plan_exact(Index kv, const std::string& reason, GroupLook<Real>* look) const {
   std::vector<Draft> drafts;
   for (Index h = 0; h < problem_.group(); ++h) {
     Draft& d = drafts.emplace_back(kv * problem_.group() + h);
@@ -239,6 +249,7 @@ GroupPlan Planner<Real>::plan_exact(Index kv, const std::string& reason) const {
     Candidate exact = planning_.exact();
     exact.error_bound = exact.rounding = std::numeric_limits<double>::infinity();
     exact.reason = reason;
+    if (look != nullptr) d.report.entry_bound = bound_exact(*look, h, exact, d);
     d.report.candidates = {exact};
     take(d, 0, reason);
   }

@@ -119,7 +119,7 @@ class BatchPlan {
     if (views.empty()) return RunStatus::ok;
     try {
       const auto& first = views.front();
-      with_operand(problems_.front(), first.q, as_rows(first.k), as_rows(first.v), [&](auto operand) {
+      with_operand(problems_.front(), true, first.q, as_rows(first.k), as_rows(first.v), [&](auto operand) {
         using T = typename decltype(operand)::type;
         Workspace memory(workspace);
         const std::span<ExactCall<T>> calls = make_calls<T>(memory);

@@ -128,17 +128,20 @@ class ExactCall {
   Way way_;
 };
 
-/// f(std::type_identity<T>{}) for the operand type T that suits these tensors: pairs of bfloat16 where q, k
-/// and v are stored so and the hardware multiplies them, their arithmetic type elsewhere. Products of pairs
-/// round q and k (after rotation and scaling) and the weights to 2^-9 relative, beside what storage has
-/// rounded.
+/// Whether these tensors can be multiplied as they are stored, in pairs of bfloat16: the hardware does, and Q, K and V
+/// are all of it.
+template <class Q, class K, class V>
+inline constexpr bool kStoredPairs = simd::kBfloat16Products && std::is_same_v<const Q, const bfloat16> &&
+                                     std::is_convertible_v<decltype(K::data), const bfloat16*> &&
+                                     std::is_convertible_v<decltype(V::data), const bfloat16*>;
+
+/// f(std::type_identity<T>{}) for the operand type T that suits these tensors: pairs of bfloat16 where they are stored
+/// so, hardware multiplies them and their rounding is allowed (dispatch/exact_rounding.hpp has it); their arithmetic
+/// type elsewhere, and for polynomial kernels, whose terms may cancel.
 template <class Q, class K, class V, class F>
-void with_operand(const Problem& problem, const TensorView<const Q>&, const K&, const V&, F&& f) {
-  constexpr bool all_bfloat16 = std::is_same_v<const Q, const bfloat16> &&
-                                std::is_convertible_v<decltype(K::data), const bfloat16*> &&
-                                std::is_convertible_v<decltype(V::data), const bfloat16*>;
-  if constexpr (simd::kBfloat16Products && all_bfloat16)
-    if (!problem.weights) return f(std::type_identity<bfloat16>{});
+void with_operand(const Problem& problem, bool allow_pairs, const TensorView<const Q>&, const K&, const V&, F&& f) {
+  if constexpr (kStoredPairs<Q, K, V>)
+    if (allow_pairs && !problem.weights && problem.kernel.is_softmax()) return f(std::type_identity<bfloat16>{});
   f(std::type_identity<ArithmeticOf<Q>>{});
 }
 
@@ -163,9 +166,9 @@ std::size_t exact_workspace_bytes(const Problem& problem) {
 
 /// Attends with exact_workspace_bytes of memory.
 template <class Q, class K, class V, class Out>
-void run_exact(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+void run_exact(const Problem& problem, bool allow_pairs, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
                MatrixView<ArithmeticOf<Q>> lse, std::span<std::byte> memory) {
-  with_operand(problem, q, k, v, [&](auto operand) {
+  with_operand(problem, allow_pairs, q, k, v, [&](auto operand) {
     Workspace workspace(memory);
     ExactCall<typename decltype(operand)::type>(problem, workspace).run(problem, q, k, v, out, lse);
   });
