@@ -51,8 +51,8 @@
       fastrope::TensorView<const Q>, const Rows&, const Rows&, fastrope::TensorView<Out>,                \
       std::span<std::byte>, fastrope::Index*) const noexcept;                                            \
   prefix template void fastrope::run_exact(                                                              \
-      const fastrope::Problem&, bool, fastrope::TensorView<const Q>, const Rows&, const Rows&,           \
-      fastrope::TensorView<Out>, fastrope::MatrixView<fastrope::ArithmeticOf<Q>>, std::span<std::byte>); \
+      const fastrope::Problem&, fastrope::TensorView<const Q>, const Rows&, const Rows&,           \
+      fastrope::TensorView<Out>, fastrope::MatrixView<fastrope::ArithmeticOf<Q>>, std::span<std::byte>, bool); \
   prefix template std::vector<double> fastrope::observed_errors(                                         \
       const fastrope::Problem&, fastrope::TensorView<const Q>, const Rows&, const Rows&,                 \
       fastrope::TensorView<Out>, fastrope::Index)

@@ -41,9 +41,14 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// 2^-25 in absolute value, as it has no smaller numbers.
 template <class Real, class T>
 constexpr double result_rounding() {
-  if constexpr (std::is_same_v<T, bfloat16>) return 0x1p-8;
-  if constexpr (std::is_same_v<T, float16>) return 0x1p-11;
-  return std::is_same_v<T, Real> ? 0 : kUnitRoundoff<T>;
+  if constexpr (std::is_same_v<T, Real>)
+    return 0;
+  else if constexpr (std::is_same_v<T, bfloat16>)
+    return 0x1p-8;
+  else if constexpr (std::is_same_v<T, float16>)
+    return 0x1p-11;
+  else
+    return kUnitRoundoff<T>;
 }
 
 /// T of a head: at least what a row's largest lag bias is below the head's, which is taken out. Cost: O(n_q) for a

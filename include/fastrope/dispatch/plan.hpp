@@ -208,7 +208,7 @@ RunStatus Plan<Real>::run_views(TensorView<const Q> q, const K& k, const V& v, T
   if (problem_.shapes.empty()) return RunStatus::ok;
   try {
     if (all_exact()) {
-      run_exact(problem_, allow_pairs_, q, k, v, out, MatrixView<Real>{}, memory);
+      run_exact(problem_, q, k, v, out, MatrixView<Real>{}, memory, allow_pairs_);
     } else {
       Workspace workspace(memory);
       Mixture(*this, workspace).run(*this, q, k, v, out, repaired);

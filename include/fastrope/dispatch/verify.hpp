@@ -81,7 +81,7 @@ std::vector<double> observed_errors(const Problem& problem, TensorView<const Q> 
       simd::convert(q.head(h).row(sampled[static_cast<std::size_t>(r)]), s.d,
                     queries.data() + (h * rows + r) * s.d);
   std::vector<std::byte> memory(exact_workspace_bytes<double>(some));
-  run_exact(some, false, contiguous(static_cast<const double*>(queries.data()), s.heads, rows, s.d), k, v,
+  run_exact(some, contiguous(static_cast<const double*>(queries.data()), s.heads, rows, s.d), k, v,
             contiguous(exact.data(), s.heads, rows, s.d_v), MatrixView<double>{}, memory);
 
   std::vector<double> errors;

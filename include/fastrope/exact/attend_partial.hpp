@@ -45,7 +45,7 @@ void attend_partial(const Q& q, const K& k, const V& v, Out&& out, MatrixView<Ar
   const Problem problem(shapes, options);
 
   std::vector<std::byte> memory(exact_workspace_bytes<Real>(problem));
-  run_exact(problem, true, q_view, k_view, v_view, out_view, lse, memory);
+  run_exact(problem, q_view, k_view, v_view, out_view, lse, memory);
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

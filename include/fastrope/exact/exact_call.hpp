@@ -166,8 +166,8 @@ std::size_t exact_workspace_bytes(const Problem& problem) {
 
 /// Attends with exact_workspace_bytes of memory.
 template <class Q, class K, class V, class Out>
-void run_exact(const Problem& problem, bool allow_pairs, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-               MatrixView<ArithmeticOf<Q>> lse, std::span<std::byte> memory) {
+void run_exact(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+               MatrixView<ArithmeticOf<Q>> lse, std::span<std::byte> memory, bool allow_pairs = true) {
   with_operand(problem, allow_pairs, q, k, v, [&](auto operand) {
     Workspace workspace(memory);
     ExactCall<typename decltype(operand)::type>(problem, workspace).run(problem, q, k, v, out, lse);

@@ -106,6 +106,19 @@ struct SoftmaxRows {
     return rows;
   }
 
+  /// Makes room for scores up to `candidate`: the maximum rises to the next integer and what was summed shrinks by the
+  /// same factor, a power of two.
+  void raise(Index i, Real candidate) const {
+    if (!(candidate > maximum[i])) return;
+    const Real next = std::ceil(candidate);
+    if (maximum[i] != kEmpty) {
+      const Real shrink = std::exp2(maximum[i] - next);
+      scale_by(shrink, parts + i * kLanes, kLanes);
+      scale_by(shrink, row(i), width);
+    }
+    maximum[i] = next;
+  }
+
   /// scores [rows, cols], base-2 when multiplied by `factor` > 0, row stride `stride`, become weights 2^(factor score -
   /// maximum), rounded to T, and their sums are added. Requires cols a multiple of the vector length. The outputs are
   /// left to the caller.
@@ -166,18 +179,6 @@ struct SoftmaxRows {
   }
 
  private:
-  /// Makes room for scores up to `candidate`: the maximum rises to the next integer and what was summed shrinks by the
-  /// same factor, a power of two.
-  void raise(Index i, Real candidate) const {
-    const Real next = std::ceil(candidate);
-    if (maximum[i] != kEmpty) {
-      const Real shrink = std::exp2(maximum[i] - next);
-      scale_by(shrink, parts + i * kLanes, kLanes);
-      scale_by(shrink, row(i), width);
-    }
-    maximum[i] = next;
-  }
-
   static void scale_by(Real factor, Real* x, Index count) {
     for (Index c = 0; c < count; c += kLanes)
       simd::store<Real>(simd::mul(simd::load(x + c), simd::set(factor)), x + c);
