@@ -8,9 +8,11 @@
 #include <cstddef>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "fastrope/polynomial/rounding.hpp"
 #include "support/dense_polynomial.hpp"
 #include "support/inputs.hpp"
 
@@ -141,20 +143,27 @@ class StateTest : public testing::Test {
  protected:
   static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
 
-  /// Roundings that an element of the state may have, in relation to the sizes of its summands. A feature has
-  /// one for each degree and one for the weight's product, the coefficient 2. Sums of a segment are taken one
-  /// by one; their errors are random, so that the root of their number is allowed, and twice that.
+  /// Roundings that an element of the state may have, in relation to the sizes of its summands: a feature's, and those
+  /// of a block's sum, half an epsilon each; folds are of double.
   static double state_roundings(int degree, Index n) {
-    const auto segment = static_cast<double>(std::min<Index>(n, 16 * kKeyBlock<Real>));
-    return degree + 4 + 2 * std::sqrt(segment);
+    const auto folds = static_cast<double>(ceil_div(n, kKeyBlock<Real>) + 4);
+    return key_roundings<Real>(degree) / 2 + (std::is_same_v<Real, double> ? folds : 1);
   }
 
-  static std::vector<Real> state_of(const MonomialSet& set, std::span<const double> coefficients,
-                                    const Keys<Real>& keys) {
-    std::vector<Real> state(static_cast<std::size_t>(set.rank() * (keys.blocks().d_v + 1)));
+  static double once(Index) { return 1; }
+
+  static std::vector<double> state_of(const MonomialSet& set, std::span<const double> coefficients,
+                                      const Keys<Real>& keys) {
+    std::vector<double> state(static_cast<std::size_t>(set.rank() * (keys.blocks().d_v + 1)));
     const Scratch<Real> scratch(set, keys.blocks());
-    add_keys(set, coefficients, keys.blocks(), keys.all(), {0, set.rank()}, scratch.arrays(), state.data());
+    add_keys(set, coefficients, keys.blocks(), keys.all(), {0, set.rank()}, scratch.arrays(), once, state.data());
     return state;
+  }
+  /// The copy that rows read.
+  static std::vector<Real> rounded(const std::vector<double>& state) {
+    std::vector<Real> copy;
+    for (const double x : state) copy.push_back(static_cast<Real>(x));
+    return copy;
   }
 
   /// Every element, after it was added to what was there, some blocks of the keys at a time.
@@ -166,12 +175,12 @@ class StateTest : public testing::Test {
     const std::vector<double> c = coefficients_of(set.degree());
     const Keys<Real> keys(n, set.variables(), d_v, random);
     const Index channels = d_v + 1;
-    const auto before = random.gaussian<Real>(1, set.rank(), channels).values;
+    const auto before = random.gaussian<double>(1, set.rank(), channels).values;
     auto state = before;
     const Scratch<Real> scratch(set, keys.blocks());
     if (parts.empty()) parts = {keys.all()};
     for (const Range& part : parts)
-      add_keys(set, c, keys.blocks(), part, {0, set.rank()}, scratch.arrays(), state.data());
+      add_keys(set, c, keys.blocks(), part, {0, set.rank()}, scratch.arrays(), once, state.data());
     std::vector<double> expected(before.begin(), before.end()), size = expected;
     for (double& s : size) s = std::abs(s);
     std::vector<double> factor;
@@ -187,7 +196,7 @@ class StateTest : public testing::Test {
         }
     }
     for (std::size_t e = 0; e < state.size(); ++e)
-      ASSERT_NEAR(static_cast<double>(state[e]), expected[e],
+      ASSERT_NEAR(state[e], expected[e],
                   state_roundings(set.degree(), n) * kEpsilon * size[e])
           << "term " << e / static_cast<std::size_t>(channels) << ", column "
           << e % static_cast<std::size_t>(channels);
@@ -203,7 +212,7 @@ class StateTest : public testing::Test {
     for (double& coefficient : c_size) coefficient = std::abs(coefficient);
     const Keys<Real> keys(n, set.variables(), d_v, random);
     const QueryRows<Real> x(set.variables(), 0.5, random);
-    const std::vector<Real> sums = x.apply(set, d_v, state_of(set, c, keys));
+    const std::vector<Real> sums = x.apply(set, d_v, rounded(state_of(set, c, keys)));
     std::vector<double> z(limits.size()), z_size = z;
     for (Index i = 0; i < x.kWidth; i += 5) {
       std::vector<double> expected(static_cast<std::size_t>(d_v + 1)), size = expected;
@@ -275,8 +284,7 @@ TYPED_TEST(StateTest, AnyNumberOfKeys) {
   this->expect_state({3, 3}, 0, 3, random);
 }
 
-TYPED_TEST(StateTest, SeveralSegments) {
-  // A segment is 16 blocks.
+TYPED_TEST(StateTest, ManyBlocks) {
   Inputs random(3);
   constexpr Index kBlock = kKeyBlock<TypeParam>;
   for (const Index d_v : {1, 3, 6, 18})
@@ -337,16 +345,16 @@ TYPED_TEST(StateTest, AnySplitOfTheTermsGivesTheSameBits) {
   const std::vector<double> c = coefficients_of(set.degree());
   for (const Index d_v : {1, 4, 7, 30}) {
     const Keys<Real> keys(5 * kKeyBlock<Real> - 9, set.variables(), d_v, random);
-    const std::vector<Real> whole = this->state_of(set, c, keys);
+    const std::vector<double> whole = this->state_of(set, c, keys);
     for (Index size = kFeatureBlock; size < set.rank() + kFeatureBlock; size += kFeatureBlock) {
-      std::vector<Real> state(whole.size());
+      std::vector<double> state(whole.size());
       std::vector<Range> parts;
       for (Index begin = 0; begin < set.rank(); begin += size)
         parts.push_back({begin, std::min(begin + size, set.rank())});
       std::shuffle(parts.begin(), parts.end(), random.random());
       for (const Range& part : parts) {
         const Scratch<Real> scratch(set, keys.blocks());
-        add_keys(set, c, keys.blocks(), keys.all(), part, scratch.arrays(), state.data());
+        add_keys(set, c, keys.blocks(), keys.all(), part, scratch.arrays(), this->once, state.data());
       }
       EXPECT_EQ(state, whole) << "d_v " << d_v << ", " << size << " terms at a time";
     }
@@ -359,6 +367,49 @@ TYPED_TEST(StateTest, BlocksOfKeysAddUp) {
   for (const Index d_v : {1, 3, 7, 20})
     this->expect_state({4, 4, 2}, 21 * kKeyBlock<TypeParam> - 9, d_v, random,
                        {{0, 1}, {1, 3}, {3, 3}, {3, 20}, {20, 21}});
+}
+
+TYPED_TEST(StateTest, ABlockIsTakenOutAsItCameIn) {
+  // A heavy block comes and goes, with a factor: it leaves no more than a rounding of double behind.
+  Inputs random(8);
+  const MonomialSet set(Limits{3, 3, 2});
+  const std::vector<double> c = coefficients_of(set.degree());
+  for (const Index d_v : {1, 7, 30}) {
+    const Keys<TypeParam> keys(4 * kKeyBlock<TypeParam>, set.variables(), d_v, random);
+    const Scratch<TypeParam> scratch(set, keys.blocks());
+    const auto add = [&](Range blocks, double factor, std::vector<double>& state) {
+      add_keys(set, c, keys.blocks(), blocks, {0, set.rank()}, scratch.arrays(), [&](Index) { return factor; },
+               state.data());
+    };
+    std::vector<double> kept(static_cast<std::size_t>(set.rank() * (d_v + 1))), state = kept;
+    add({2, 4}, 1, kept);
+    add({0, 2}, 1e6, state);
+    std::vector<double> heavy = state;
+    add({2, 4}, 1, state);
+    add({0, 2}, -1e6, state);
+    for (std::size_t e = 0; e < state.size(); ++e) {
+      double size = 0;  // of any state on the way, about
+      for (const double x : heavy) size = std::max(size, std::abs(x));
+      ASSERT_NEAR(state[e], kept[e], 12 * std::numeric_limits<double>::epsilon() * size) << e;
+    }
+  }
+}
+
+TYPED_TEST(StateTest, RoundedWithItsSquares) {
+  Inputs random(9);
+  const MonomialSet set(Limits{4, 4, 3, 2});
+  const Index channels = 5, degrees = set.degree() + 1;
+  const auto state = random.gaussian<double>(1, set.rank(), channels).values;
+  std::vector<TypeParam> copy(state.size());
+  std::vector<double> squares(static_cast<std::size_t>(degrees * channels), 1e9), expected(squares.size());
+  round_state(set, channels, {0, set.rank()}, state.data(), copy.data(), squares.data());
+  EXPECT_EQ(copy, this->rounded(state));
+  for (std::size_t f = 0; f < set.terms().size(); ++f)
+    for (Index m = 0; m < channels; ++m) {
+      const double x = state[f * static_cast<std::size_t>(channels) + static_cast<std::size_t>(m)];
+      expected[static_cast<std::size_t>(set.terms()[f].degree * channels + m)] += x * x / set.terms()[f].multinomial;
+    }
+  for (std::size_t e = 0; e < squares.size(); ++e) EXPECT_NEAR(squares[e], expected[e], 1e-12 * expected[e]) << e;
 }
 
 }  // namespace
