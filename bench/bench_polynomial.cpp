@@ -96,7 +96,7 @@ void run_polynomial(benchmark::State& state, const Case& c, bool beside_exact) {
   state.counters["of_peak"] = share.value();
   if (exact) state.counters["faster"] = faster.value();
   state.counters["error"] = bench::sampled_error(a, in);
-  state.counters["promised"] = call.head().error_bound + call.head().rounding;
+  state.counters["promised"] = call.head().error_bound;
   state.counters["degree"] = call.head().degree;
   state.counters["rank"] = static_cast<double>(call.head().rank);
   state.counters["plan_ms"] = call.plan_seconds() * 1e3;

@@ -242,7 +242,7 @@ void run_attention(benchmark::State& state, const Attention& a) {
   toeplitz();  // its output is what `error` is about
   state.counters["faster"] = faster.value();
   state.counters["error"] = bench::sampled_error(c, in);
-  state.counters["promised"] = toeplitz.head().error_bound + toeplitz.head().rounding;
+  state.counters["promised"] = toeplitz.head().error_bound;
   state.counters["rank"] = static_cast<double>(toeplitz.head().rank);
 }
 

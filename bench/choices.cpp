@@ -61,7 +61,7 @@ int main() {
       of_path[static_cast<int>(t.path) - 1] = t.seconds;
       if (t.path == report.path) chosen = &t;
     }
-    const double regret = chosen->seconds / best - 1, promised = report.error_bound + report.rounding;
+    const double regret = chosen->seconds / best - 1, promised = report.error_bound;
     std::printf("%-10s %-6s %6td %3td %6.2f %7.0e", name_of(head.bias), head.causal ? "causal" : "full",
                 head.n, head.d, head.radius, head.tolerance);
     for (int p = 0; p < 3; ++p)

@@ -220,7 +220,7 @@ int main() try {
       ++exact_rows;
     } else {
       ++fast_rows;
-      kept = kept && o.error <= o.chosen.error_bound + o.chosen.rounding;
+      kept = kept && o.error <= o.chosen.error_bound;
       least = std::min(least, o.exact_time / o.time);
       most = std::max(most, o.exact_time / o.time);
     }

@@ -66,7 +66,7 @@ TEST(CacheBounds, ChunksKeepTheirPromises) {
       EXPECT_EQ(bounds.rows(), end);
       for (const HeadReport& head : report.heads) {
         polynomial += head.path == Path::polynomial;
-        EXPECT_LE(head.observed_error, head.error_bound + head.rounding + 4e-6) << report;
+        EXPECT_LE(head.observed_error, head.error_bound + 4e-6) << report;
       }
       begin = end;
     }

@@ -45,7 +45,7 @@ TEST(Large, AMillionTokens) {
     const HeadReport& head = report.heads.front();
     EXPECT_EQ(head.path, path);
     EXPECT_EQ(head.verified_rows, 3);
-    EXPECT_LE(head.observed_error, head.error_bound + head.rounding) << path;
+    EXPECT_LE(head.observed_error, head.error_bound) << path;
     EXPECT_LT(report.workspace_bytes, 10 * inputs) << path;
   };
   expect_kept(Path::polynomial);

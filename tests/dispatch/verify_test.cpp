@@ -84,7 +84,7 @@ TEST(Verify, OfAnApproximationIsWithinThePromise) {
   for (const HeadReport& head : attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), options).heads) {
     EXPECT_EQ(head.path, Path::polynomial);
     EXPECT_GT(head.observed_error, 1e-7);
-    EXPECT_LE(head.observed_error, head.error_bound + head.rounding);
+    EXPECT_LE(head.observed_error, head.error_bound);
   }
 }
 

@@ -290,7 +290,7 @@ void check(Bytes& bytes) {
   }
 
   for (const HeadReport& head : report.heads)
-    if (head.path != Path::exact && !(head.error_bound + head.rounding <= c.base.tolerance))
+    if (head.path != Path::exact && !(head.error_bound <= c.base.tolerance))
       fail(c, "the report promises more than was asked for");
   const auto queries = row_norms(q), keys = row_norms(k);
   const double size = entry_size<T>(c, largest_tame(queries), largest_tame(keys)) + c.bias_size;

@@ -362,8 +362,8 @@ TYPED_TEST(TailPromiseTest, HoldsForEveryStructure) {
           const double observed = max_abs_difference(TensorView<const TypeParam>(in.out.view().head(h)),
                                                      TensorView<const double>(reference.out.view().head(h))) /
                                   max_abs(in.v.view());
-          EXPECT_LE(observed, head.error_bound + head.rounding) << c << ", " << how;
-          EXPECT_LE(head.error_bound + head.rounding, 1e-2);
+          EXPECT_LE(observed, head.error_bound) << c << ", " << how;
+          EXPECT_LE(head.error_bound, 1e-2);
         }
       }
     }
@@ -392,7 +392,7 @@ void expect_promise(const AttentionCase& c, AttentionInputs<float>& in) {
   const Report report = attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
   const HeadReport& head = report.heads[0];
   EXPECT_LE(max_abs_difference(in.out.view(), in.reference(c).out.view()) / max_abs(in.v.view()),
-            head.error_bound + head.rounding + 1e-6)
+            head.error_bound + 1e-6)
       << c << ", " << head.path << ", " << head.candidates[2].how;
 }
 
@@ -446,9 +446,9 @@ bool expect_toeplitz_promise(AttentionCase c, AttentionInputs<float>& in) {
     const std::string& how = head.candidates[2].how;
     state = state || how.find("transforms") == std::string::npos;
     EXPECT_LE(max_abs_difference(in.out.view(), expected.view()) / max_abs(in.v.view()),
-              head.error_bound + head.rounding)
+              head.error_bound)
         << c << ", " << how;
-    EXPECT_LE(head.error_bound + head.rounding, tolerance) << c << ", " << how;
+    EXPECT_LE(head.error_bound, tolerance) << c << ", " << how;
   }
   return state;
 }
