@@ -4,8 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <Eigen/Core>
+#include <limits>
 #include <type_traits>
 #include <vector>
+
+#include "support/error_of.hpp"
 
 namespace {
 
@@ -13,6 +16,7 @@ using fastrope::contiguous;
 using fastrope::Index;
 using fastrope::MatrixView;
 using fastrope::TensorView;
+using fastrope_test::error_of;
 
 template <class T>
 using RowMajor = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
@@ -138,6 +142,19 @@ TEST(TensorView, RowsAreThoseOfEveryHead) {
   for (Index h = 0; h < 2; ++h)
     for (Index i = 0; i < 3; ++i) EXPECT_EQ(some.head(h).row(i), all.head(h).row(i + 1));
   EXPECT_EQ(rows(all, {5, 5}).rows, 0);
+}
+
+TEST(TensorView, RowsThatDoNotExistAreNoShare) {
+  const TensorView<float> all(nullptr, 2, 5, 3, 15, 3);
+  EXPECT_EQ(rows(all, {7, 2}).rows, 0) << "no rows at all";
+  EXPECT_EQ(error_of([&] { rows(all, {2, 6}); }), "rows 2 to 6 of a tensor that has 5");
+  EXPECT_EQ(error_of([&] { rows(all, {-1, 2}); }), "rows -1 to 2 of a tensor that has 5");
+}
+
+TEST(TensorView, ContiguousStridesDoNotOverflow) {
+  constexpr Index kMost = std::numeric_limits<Index>::max();
+  static_assert(fastrope::contiguous(static_cast<float*>(nullptr), 1, kMost, kMost).head_stride == kMost);
+  static_assert(fastrope::contiguous(static_cast<float*>(nullptr), 2, 3, 4).head_stride == 12);
 }
 
 TEST(TensorView, AStrideOfZeroRepeats) {

@@ -212,20 +212,22 @@ TEST(BatchPlan, WaitsForItsThreadsAsOftenAsOneCallDoes) {
 TEST(BatchPlan, BeginsWithTheLongestTasks) {
   int rounds = 0;
   Batch<float> batch(shared_case(), {{1, 900}, {20, 300}, {60, 500}, {100, 100}});
-  // An executor that leaves out all but the first task of the round that attends, and is told so.
-  const auto attend = [&] {
-    batch.attend(Executor(1, [&](Index tasks, TaskRef task) {
-      const bool attends = ++rounds == 3;
-      for (Index i = 0; i < (attends ? 1 : tasks); ++i) task(i, 0);
-    }));
+  const auto look = [&] {
+    for (std::size_t s = 0; s < batch.inputs.size(); ++s) {
+      const std::vector<float>& out = batch.inputs[s].out.values;
+      const bool written =
+          std::any_of(out.begin(), out.end(), [](float x) { return std::isfinite(x) && x != 0; });
+      EXPECT_EQ(written, s == 2) << "sequence " << s;
+    }
   };
-  EXPECT_THROW(attend(), Error);
-  for (std::size_t s = 0; s < batch.inputs.size(); ++s) {
-    const std::vector<float>& out = batch.inputs[s].out.values;
-    const bool written =
-        std::any_of(out.begin(), out.end(), [](float x) { return std::isfinite(x) && x != 0; });
-    EXPECT_EQ(written, s == 2) << "sequence " << s;
-  }
+  batch.attend(Executor(1, [&](Index tasks, TaskRef task) {
+    const bool attends = ++rounds == 3;
+    for (Index i = 0; i < tasks; ++i) {
+      task(i, 0);
+      if (attends && i == 0) look();
+    }
+  }));
+  EXPECT_GE(rounds, 3);
 }
 
 TEST(BatchPlan, OneScratchForAWorkerWhateverTheNumberOfSequences) {
@@ -376,7 +378,8 @@ TEST(BatchPlan, ErrorsNameTheSequenceAndTheValues) {
   EXPECT_THAT(call_error(views), HasSubstr("sequence 1: v has n_k = 29 rows, k has n_k = 30"));
   views = batch.views();
   views[2].out.row_stride = 0;
-  EXPECT_THAT(call_error(views), HasSubstr("sequence 2: out is [4, 50, 9] with head_stride 450 and row_stride 0"));
+  EXPECT_THAT(call_error(views),
+              HasSubstr("sequence 2: out is [4, 50, 9] with head_stride 450 and row_stride 0"));
 }
 
 /// Tokens of all sequences one after the other, [tokens, heads, d], as engines keep them.

@@ -13,7 +13,8 @@
 // numbers: a = 0 would need c y < w. With z >= w, (z, y) is the same question again. So the remainders of
 // Euclid's algorithm on (S, T) are r = |a S - b T| of pairs (a, b) that grow, and the first r < w belongs to
 // the close pair that is least in both numbers: rows overlap if and only if this one has a <= A and b <= B.
-// Cost: the steps of Euclid's algorithm at most, a few dozen; one or two for the usual layouts.
+// No number overflows: a <= T and b <= S, since the last remainder, 0, has (T, S) over their common divisor.
+// Cost: that of Euclid's algorithm at most, a few dozen steps; one or two for the usual layouts.
 #pragma once
 
 #include <algorithm>
@@ -30,7 +31,7 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// Requires sizes >= 0; strides may be anything.
 constexpr bool rows_overlap(Index heads, Index rows, Index cols, Index head_stride, Index row_stride) {
   if (heads <= 0 || rows <= 0 || cols <= 0) return false;
-  const auto length = [](Index stride) {  // the least Index has no negative; nothing is as far as that
+  const auto length = [](Index stride) {  // of the least Index, one less: it has no negative
     return stride < 0 ? -std::max(stride, -std::numeric_limits<Index>::max()) : stride;
   };
   /// |a S - b T| = size
@@ -39,14 +40,11 @@ constexpr bool rows_overlap(Index heads, Index rows, Index cols, Index head_stri
   };
   const auto in_range = [&](const Difference& r) { return r.a < heads && r.b < rows; };
   Difference x{length(head_stride), 1, 0}, y{length(row_stride), 0, 1};
-  if (y.size < cols && in_range(y)) return true;
-  if (heads == 1 || rows == 1) return x.size < cols && in_range(x);
-  if (x.size < cols) return true;
+  if ((heads > 1 && x.size < cols) || (rows > 1 && y.size < cols)) return true;
   while (in_range(x) && in_range(y)) {
     if (x.size < y.size) std::swap(x, y);
     const Index q = x.size / y.size;
-    x = {x.size % y.size, saturating_sum(x.a, saturating_product(q, y.a)),
-         saturating_sum(x.b, saturating_product(q, y.b))};
+    x = {x.size % y.size, x.a + q * y.a, x.b + q * y.b};
     if (x.size < cols) return in_range(x);
   }
   return false;  // all that follow are larger still

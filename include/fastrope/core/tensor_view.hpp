@@ -11,6 +11,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
 
@@ -133,16 +134,18 @@ template <class T>
 using ArithmeticOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 /// Some rows of every head: a sequence's share of tensors that hold the tokens of many, one after the other.
-/// Requires 0 <= range.begin and range.end <= rows.
+/// Throws Error for rows that x does not have.
 template <class T>
 constexpr TensorView<T> rows(const TensorView<T>& x, Range range) {
+  if (!range.empty() && (range.begin < 0 || range.end > x.rows))
+    detail::fail("rows ", range.begin, " to ", range.end, " of a tensor that has ", x.rows);
   return {x.data + range.begin * x.row_stride, x.heads, range.size(), x.cols, x.head_stride, x.row_stride};
 }
 
 /// A [heads, rows, cols] array without gaps.
 template <class T>
 constexpr TensorView<T> contiguous(T* data, Index heads, Index rows, Index cols) {
-  return {data, heads, rows, cols, rows * cols, cols};
+  return {data, heads, rows, cols, saturating_product(rows, cols), cols};
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -64,7 +64,8 @@ struct FactorScaling {
 using RopeScaling =
     std::variant<std::monostate, LinearScaling, NtkScaling, YarnScaling, Llama3Scaling, FactorScaling>;
 
-/// Rotary positions of one layer.
+/// Rotary positions of one layer. Phases are held for positions within +-RopeFrequencies::max_position(),
+/// 2^31 for frequencies of at most 1; calls with others are refused.
 struct Rope {
   double base = 10000.0;
   RopePairing pairing = RopePairing::interleaved;
