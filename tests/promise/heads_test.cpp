@@ -54,7 +54,7 @@ class Heads : public testing::TestWithParam<Storage> {
   int kept_ = 0, refused_ = 0;
 };
 INSTANTIATE_TEST_SUITE_P(Promise, Heads, testing::Values(Storage::float32, Storage::float64),
-                         [](const auto& info) { return to_string(info.param); });
+                         [](const auto& test) { return to_string(test.param); });
 
 TEST_P(Heads, OfBoundedModels) {
   if (kHeadsDir.empty()) GTEST_SKIP() << "set the CMake variable FASTROPE_HEADS_DIR to the folder of heads";

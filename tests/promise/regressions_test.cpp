@@ -101,9 +101,9 @@ TEST_P(WideRows, WithACommonMean) {
   const auto make_call = [](const PromiseProblem& p) {
     return std::make_unique<StoredCall<float, float, float>>(p);
   };
-  const auto tightest = tightest_tolerance(problem, *make_call(problem), 4);
-  ASSERT_TRUE(tightest);
-  expect_kept(with_signs_of_errors(problem, *tightest, make_call), *tightest * 1.5);
+  double tolerance = 2e-5;  // not far above the tightest that is accepted
+  while (tolerance < 0.1 && !make_call(problem)->plan(problem.options(tolerance))) tolerance *= 2;
+  expect_kept(with_signs_of_errors(problem, tolerance, make_call), 1.2 * tolerance);
 }
 INSTANTIATE_TEST_SUITE_P(PromiseRegression, WideRows, testing::Values(256, 576));
 
