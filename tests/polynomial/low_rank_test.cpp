@@ -170,7 +170,10 @@ TYPED_TEST(LowRankTest, EntriesAreWithinTheCertificate) {
     }
     ++fits;
     EXPECT_TRUE(c.reason.empty());
-    EXPECT_LE(fit->certificate.error_bound + fit->rounding, c.request.tolerance);
+    EXPECT_LE(fit->error_bound, c.request.tolerance);
+    EXPECT_LE(fit->certificate.error_bound, fit->error_bound);
+    EXPECT_LE(fit->allowed, fit->rounding);
+    EXPECT_LE(fit->rounding, fit->error_bound);
     EXPECT_LE(fit->rank, fit->simplex_rank);
     EXPECT_EQ(fit->rank, rank_of(fit->limits));
     EXPECT_EQ(static_cast<Index>(fit->limits.size()), fit->projection.variables());
