@@ -144,5 +144,27 @@ TEST(CacheBounds, RefuseWhatTheyDoNotKnow) {
   other.chunk(0, 1000, bounds);
 }
 
+TEST(CacheBounds, RefuseKeysThatHaveMoved) {
+  // A key was dropped from the middle: the first one stands where it did, the last of those that were seen does not.
+  Sequence s(3000, 0.5), moved(3000, 0.5);
+  for (Index j = 0; j < 3000; ++j) {
+    s.c.key_positions.push_back(j);
+    moved.c.key_positions.push_back(j < 1000 ? j : j + 1);
+  }
+  CacheBounds<float> bounds;
+  const auto chunk = [&](Sequence& sequence, Index begin, Index end) {
+    AttentionCase& c = sequence.c;
+    const std::vector<Position> all = c.key_positions;
+    c.key_positions.resize(static_cast<std::size_t>(end));
+    c.query_positions.assign(c.key_positions.begin() + begin, c.key_positions.end());
+    const std::string error = error_of([&] { sequence.chunk(begin, end, bounds); });
+    c.key_positions = all;
+    return error;
+  };
+  EXPECT_EQ(chunk(s, 0, 2000), "no Error");
+  EXPECT_NE(chunk(moved, 2000, 3000).find("keys at 0 to 2000: clear() the bounds"), std::string::npos);
+  EXPECT_EQ(chunk(s, 2000, 3000), "no Error");
+}
+
 }  // namespace
 }  // namespace fastrope_test

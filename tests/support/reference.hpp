@@ -143,8 +143,14 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
     const Index kv = h / (q.heads / k.heads);
     const double sink = options.sinks.empty() ? -kInfinity : options.sinks[static_cast<std::size_t>(h)];
     for (Index i = 0; i < n_q; ++i) {
-      std::vector<std::pair<Index, double>> logits;  // of the allowed keys
-      double top = sink;
+      // Of the allowed keys: scores, and biases, which may be so large that a score added to one would be lost. So the
+      // largest of them is taken out first, and given back to the logarithm of the sum.
+      struct Logit {
+        Index j;
+        double x, bias;
+      };
+      std::vector<Logit> logits;
+      double largest_bias = -kInfinity;
       for (Index j = 0; j < n_k; ++j) {
         const Position lag = query_position(i) - key_position(j);
         const double dense = options.dense_bias.data == nullptr ? 0 : options.dense_bias.head(h)(i, j);
@@ -160,20 +166,24 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
         }
         double x = scale * product;
         if (options.softcap > 0) x = options.softcap * std::tanh(x / options.softcap);
-        if (bias) x += bias(h, lag);
-        x += dense;
-        logits.emplace_back(j, x);
-        if (x > top) top = x;
+        logits.push_back({j, x, dense + (bias ? bias(h, lag) : 0)});
+        largest_bias = std::max(largest_bias, logits.back().bias);
+      }
+      if (!std::isfinite(largest_bias)) largest_bias = 0;
+      double top = sink - largest_bias;
+      for (Logit& logit : logits) {
+        logit.x += logit.bias - largest_bias;
+        top = std::max(top, logit.x);
       }
       if (kernel || top == -kInfinity) top = 0;
-      double sum = std::exp(sink - top);
-      for (const auto& [j, x] : logits) {
+      double sum = std::exp(sink - largest_bias - top);
+      for (const auto& [j, x, unused] : logits) {
         const double weight = kernel ? kernel(x) : std::exp(x - top);
         sum += weight;
         for (Index c = 0; c < d_v; ++c) result.out(h, i, c) += weight * static_cast<double>(v.head(kv)(j, c));
       }
       for (Index c = 0; c < d_v; ++c) result.out(h, i, c) = sum == 0 ? 0 : result.out(h, i, c) / sum;
-      result.lse(0, h, i) = top + std::log(std::abs(sum));
+      result.lse(0, h, i) = top + largest_bias + std::log(std::abs(sum));
     }
   }
   return result;
