@@ -10,9 +10,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
+#include <limits>
+#include <optional>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fastrope/dispatch/cost_model.hpp"
@@ -228,7 +232,7 @@ class PromiseMaker {
         s.n_k = kind == full || !approximates_ ? size_between(1, chance(0.1) ? 500 : 120)
                                                : size_between(200, 500);
         s.n_q = kind == full || !approximates_ ? size_between(1, 60) : size_between(1, 30);
-        if (chance(0.05)) s.n_q = 1;  // decoding
+        if (chance(0.12)) s.n_q = 1;  // decoding
         if (chance(0.05)) s.n_q = size_between(60, 250);
         break;
       case Size::medium:
