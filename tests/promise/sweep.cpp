@@ -2,6 +2,7 @@
 //   promise_sweep FIRST COUNT [--log FILE] [--workers N] [--small]
 // A line for every block of 1000 seeds is added to the log, so that what was done is not done again; the
 // totals are those of all blocks asked for. Exits with 1 where a promise was broken.
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>

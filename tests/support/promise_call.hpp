@@ -2,14 +2,9 @@
 // so that what a storage needs is compiled once (tests/promise/calls_*.cpp).
 #pragma once
 
-#include <cstddef>
-#include <limits>
 #include <memory>
 #include <optional>
-#include <utility>
-#include <vector>
 
-#include "fastrope/dispatch/cost_model.hpp"
 #include "fastrope/dispatch/report.hpp"
 #include "fastrope/problem/options.hpp"
 #include "support/promise_problem.hpp"

@@ -5,11 +5,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <exception>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <sstream>
 #include <string>
-#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "fastrope/dispatch/report.hpp"
@@ -106,7 +108,8 @@ inline std::vector<Index> checked_rows(const PromiseProblem& problem) {
   const fastrope::Shapes& s = problem.call.shapes;
   const double row = static_cast<double>(s.heads * s.n_k * (s.d + s.d_v + 16));
   const double all = row * static_cast<double>(s.n_q);
-  return some_rows(s.n_q, all < 5e7 ? s.n_q : row > 1e6 ? 8 : 64);
+  const bool quick = problem.storage != Storage::float64;
+  return some_rows(s.n_q, all < (quick ? 5e7 : 1e7) ? s.n_q : row > 1e6 ? 8 : quick ? 64 : 32);
 }
 
 template <class Real>

@@ -10,9 +10,13 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <functional>
+#include <limits>
+#include <optional>
 #include <ostream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fastrope/dispatch/cost_model.hpp"
@@ -209,6 +213,10 @@ class PromiseMaker {
     s.d_v = chance(0.9) ? integer(1, 8) : integer(9, small ? 130 : 24);
     if (!small) s.d = std::min<Index>(s.d, approximates_ ? 8 : 64);
     if (approximates_ && s.d > 8) s.heads = s.kv_heads = 1;
+    if (approximates_ && problem_.storage == Storage::float64) {  // high degrees: ranks of thousands
+      s.d = std::min<Index>(s.d, 5);
+      s.d_v = std::min<Index>(s.d_v, 16);
+    }
 
     // Masks: what they leave far decides how many keys and queries there have to be.
     const double mask = random_.uniform(0, 1);
@@ -224,7 +232,7 @@ class PromiseMaker {
         s.n_k = kind == full || !approximates_ ? size_between(1, chance(0.1) ? 500 : 120)
                                                : size_between(200, 500);
         s.n_q = kind == full || !approximates_ ? size_between(1, 60) : size_between(1, 30);
-        if (chance(0.05)) s.n_q = 1;  // decoding
+        if (chance(0.12)) s.n_q = 1;  // decoding
         if (chance(0.05)) s.n_q = size_between(60, 250);
         break;
       case Size::medium:
@@ -480,8 +488,11 @@ class PromiseMaker {
           break;
         }
         case 4: {  // radius is the noise's
-          const double mean = std::sqrt(random_.uniform(20, 130)),
-                       noise = std::sqrt(radius) * random_.uniform(0.1, 1);
+          // Where it cannot be shifted away, it is all of the radius.
+          const bool stays =
+              approximates_ && (options().rope || options().path != fastrope::Path::polynomial);
+          const double mean = std::sqrt(stays ? random_.uniform(0.5, 4) : random_.uniform(20, 130));
+          const double noise = std::sqrt(stays ? std::min(radius, 1.0) : radius) * random_.uniform(0.1, 1);
           const Draw mean_row = along(direction, s.kv_heads, 1, [](Index, Index) { return 1; });
           const double sigma = noise / std::sqrt(static_cast<double>(s.d));
           const double sign = chance(0.3) ? -1 : 1;
