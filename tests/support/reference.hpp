@@ -143,14 +143,15 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
     const Index kv = h / (q.heads / k.heads);
     const double sink = options.sinks.empty() ? -kInfinity : options.sinks[static_cast<std::size_t>(h)];
     for (Index i = 0; i < n_q; ++i) {
-      // Of the allowed keys: scores, and biases, which may be so large that a score added to one would be lost. So the
-      // largest of them is taken out first, and given back to the logarithm of the sum.
+      // Of the allowed keys: scores, and biases, which may be so large that what is added to one would be lost. So the
+      // largest of the dense ones is taken out first, then that of what is left with the lags', and both are given back
+      // to the logarithm of the sum.
       struct Logit {
         Index j;
-        double x, bias;
+        double x, lags, dense;
       };
       std::vector<Logit> logits;
-      double largest_bias = -kInfinity;
+      double largest_dense = -kInfinity, largest_rest = -kInfinity;
       for (Index j = 0; j < n_k; ++j) {
         const Position lag = query_position(i) - key_position(j);
         const double dense = options.dense_bias.data == nullptr ? 0 : options.dense_bias.head(h)(i, j);
@@ -166,18 +167,22 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
         }
         double x = scale * product;
         if (options.softcap > 0) x = options.softcap * std::tanh(x / options.softcap);
-        logits.push_back({j, x, dense + (bias ? bias(h, lag) : 0)});
-        largest_bias = std::max(largest_bias, logits.back().bias);
+        logits.push_back({j, x, bias ? bias(h, lag) : 0, dense});
+        largest_dense = std::max(largest_dense, dense);
       }
-      if (!std::isfinite(largest_bias)) largest_bias = 0;
+      if (!std::isfinite(largest_dense)) largest_dense = 0;
+      for (const Logit& logit : logits)
+        largest_rest = std::max(largest_rest, logit.dense - largest_dense + logit.lags);
+      if (!std::isfinite(largest_rest)) largest_rest = 0;
+      const double largest_bias = largest_dense + largest_rest;
       double top = sink - largest_bias;
       for (Logit& logit : logits) {
-        logit.x += logit.bias - largest_bias;
+        logit.x += logit.dense - largest_dense + logit.lags - largest_rest;
         top = std::max(top, logit.x);
       }
       if (kernel || top == -kInfinity) top = 0;
       double sum = std::exp(sink - largest_bias - top);
-      for (const auto& [j, x, unused] : logits) {
+      for (const auto& [j, x, lags, of_dense] : logits) {
         const double weight = kernel ? kernel(x) : std::exp(x - top);
         sum += weight;
         for (Index c = 0; c < d_v; ++c) result.out(h, i, c) += weight * static_cast<double>(v.head(kv)(j, c));

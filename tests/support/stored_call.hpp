@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "fastrope/fastrope.hpp"
@@ -60,7 +61,13 @@ class StoredCall final : public PromiseCall {
   fastrope::Report run_plan(const Plan& plan, Tensor<Out>& out) const {
     std::vector<std::byte> memory(plan.workspace_bytes(), std::byte{0xff});
     plan.run(stored_q_.view(), stored_k_.view(), stored_v_.view(), out.view(), memory);
-    return plan.report();
+    fastrope::Report report = plan.report();
+    // A plan takes results to be of q's type.
+    if (!std::is_same_v<Out, Q>)
+      for (fastrope::HeadReport& head : report.heads)
+        head.error_bound +=
+            (1 + head.error_bound) * fastrope::result_rounding<fastrope::ArithmeticOf<Q>, Out>();
+    return report;
   }
 
   const Tensor<Q> stored_q_;

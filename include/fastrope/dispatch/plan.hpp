@@ -181,6 +181,7 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
       head.error_bound = head.rounding = pair_bounds[h];
       head.reason += ", with products of bfloat16";
     }
+    if (storage.result_rounding == 0) continue;
     const double result = storage.result_rounding * (1 + head.error_bound);
     head.error_bound += result;
     head.rounding += result;

@@ -172,7 +172,8 @@ class Planner {
     std::string reason =
         says_little ? detail::message(closest.path, ": ", closest.reason) : candidates[winner].reason;
     if (candidates[winner].error_bound > planning_.tolerance && problem_.kernel.is_softmax())
-      reason += detail::message("; exact arithmetic can promise only ", candidates[winner].error_bound);
+      reason += detail::message("; exact arithmetic can promise only ", candidates[winner].error_bound,
+                                ", not the tolerance");
     take(d, winner, reason);
   }
 

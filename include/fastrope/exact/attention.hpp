@@ -37,7 +37,7 @@ class QueryBlock {
       : words_(words_of<T>(problem.shapes.d)),
         queries_(workspace.take<Real>(kRows * words_).data()),
         allowed_(workspace.take<Range>(kRows).data()),
-        references_(workspace.take<double>(kRows).data()),
+        references_(workspace.take<BiasReference>(kRows).data()),
         scores_(workspace.take<Real>(kTileRows * kStride).data()),
         scratch_(workspace.take<Real>(std::max(kKeys, PackedKeys<T>::scratch_size(problem.shapes))).data()),
         stretch_(kRows, value_stride, workspace),
@@ -94,9 +94,9 @@ class QueryBlock {
     for (Index i = rows_.begin; i < rows_.end; ++i) {
       const Index r = i - rows_.begin;
       if (!problem.sinks.empty())
-        totals_.add_sink(r, (problem.sinks[static_cast<std::size_t>(head_)] - references_[r]) * kLog2E);
+        totals_.add_sink(r, (problem.sinks[static_cast<std::size_t>(head_)] - references_[r].total()) * kLog2E);
       totals_.template write<Real>(r, out.row(i), problem.shapes.d_v);
-      if (lse != nullptr) lse[i] = static_cast<Lse>(totals_.lse(r) + references_[r]);
+      if (lse != nullptr) lse[i] = static_cast<Lse>(totals_.lse(r) + references_[r].total());
     }
   }
 
@@ -188,7 +188,7 @@ class QueryBlock {
   Index words_;         // of a query
   Real* queries_;       // [tiles], as packed
   Range* allowed_;      // [kRows], the keys that each row may attend to
-  double* references_;  // [kRows], of the rows' biases
+  BiasReference* references_;  // [kRows]
   Real* scores_;        // [kTileRows, kStride], then the weights' words
   Real* scratch_;       // a row of a lag function, or what packing wants
   SoftmaxRows<Real> stretch_;

@@ -121,7 +121,7 @@ class DecodeAttention {
         width_(round_up(problem.shapes.d_v, simd::kLanes<Real>)),
         splits_(std::max<Index>(1, ceil_div(problem.shapes.n_k, kSplit))),
         queries_(workspace.take<Real>(problem.shapes.kv_heads * rows_ * key_stride_).data()),
-        references_(workspace.take<double>(problem.shapes.kv_heads * rows_).data()),
+        references_(workspace.take<BiasReference>(problem.shapes.kv_heads * rows_).data()),
         states_(problem.shapes.kv_heads * splits_ * rows_, width_, workspace),
         scratch_(scratch) {}
 
@@ -345,9 +345,9 @@ class DecodeAttention {
     totals.clear(1);
     for (Index s = 0; s < splits_; ++s) totals.add(0, states_, (kv * splits_ + s) * rows_ + row);
     if (!problem.sinks.empty())
-      totals.add_sink(0, (problem.sinks[static_cast<std::size_t>(head)] - references_[task]) * kLog2E);
+      totals.add_sink(0, (problem.sinks[static_cast<std::size_t>(head)] - references_[task].total()) * kLog2E);
     totals.template write<Real>(0, out.head(head).row(i), problem.shapes.d_v);
-    if (lse.data != nullptr) lse(head, i) = static_cast<Real>(totals.lse(0) + references_[task]);
+    if (lse.data != nullptr) lse(head, i) = static_cast<Real>(totals.lse(0) + references_[task].total());
   }
 
   RotationTables<Real> tables_;
@@ -357,7 +357,7 @@ class DecodeAttention {
   Index width_;       // d_v in whole vectors
   Index splits_;
   Real* queries_;             // [kv_heads, rows, key_stride], zero past d
-  double* references_;        // [kv_heads, rows], of the rows' biases
+  BiasReference* references_; // [kv_heads, rows]
   SoftmaxRows<Real> states_;  // [kv_heads, splits, rows]
   WorkerScratch scratch_;
 };

@@ -24,6 +24,16 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
+/// What is taken out of a row's biases, in natural units: the largest dense one, and of those of the lag, with what is
+/// left of the dense ones if there are both, the largest in the row, or in the head if there are no dense ones. Apart,
+/// as the first may be so large that the second would be lost beside it.
+struct BiasReference {
+  double dense = 0;
+  double rest = 0;
+
+  double total() const { return dense + rest; }
+};
+
 /// Makes score blocks for one problem; shared by all workers.
 template <class Real>
 class Scores {
@@ -69,20 +79,25 @@ class Scores {
     return factor == 0 ? 1 : 2 * std::abs(std::frexp(factor, &exponent));
   }
 
-  /// What is taken out of the biases of query i of head h, in natural units: the largest one that its keys `allowed`
-  /// have, if there is a dense bias, or that the head has; 0 without any.
-  double reference(const Problem& problem, Index h, Index i, Range allowed) const {
-    if (problem.dense_bias.data == nullptr) return lag_reference(h);
-    double most = -std::numeric_limits<double>::infinity();
+  /// What is taken out of the biases of query i of head h, over its keys `allowed`.
+  BiasReference reference(const Problem& problem, Index h, Index i, Range allowed) const {
+    if (problem.dense_bias.data == nullptr) return {0, lag_reference(h)};
+    constexpr double kNone = -std::numeric_limits<double>::infinity();
     const float* row = problem.dense_bias.head(h).row(i);
-    if (problem.bias.empty() && problem.dense_mask.data == nullptr && problem.grid.in_order()) {
-      most = simd::largest(row + allowed.begin, allowed.size());
-    } else {
+    const auto largest = [&](auto&& value) {
+      double most = kNone;
       for (Index j = allowed.begin; j < allowed.end; ++j)
-        if (dense_allows(problem, h, i, j))
-          most = std::max(most, static_cast<double>(row[problem.grid.source(j)]) + lag_bias(problem, h, i, j));
+        if (dense_allows(problem, h, i, j)) most = std::max(most, value(j));
+      return std::isfinite(most) ? most : 0;
+    };
+    const auto dense = [&](Index j) { return static_cast<double>(row[problem.grid.source(j)]); };
+    if (problem.bias.empty()) {
+      if (problem.dense_mask.data != nullptr || !problem.grid.in_order()) return {largest(dense), 0};
+      const double most = simd::largest(row + allowed.begin, allowed.size());
+      return {std::isfinite(most) ? most : 0, 0};
     }
-    return std::isfinite(most) ? most : 0;
+    const double of_dense = largest(dense);
+    return {of_dense, largest([&](Index j) { return dense(j) - of_dense + lag_bias(problem, h, i, j); })};
   }
   /// What is taken out of a head's lag bias where there is no dense one.
   double lag_reference(Index h) const { return bias_.count() > 0 ? lag_references_[h] : 0; }
@@ -116,7 +131,7 @@ class Scores {
   /// padded.size()], row stride `stride`, of `padded` keys, whole vectors of them, to be multiplied by `factor`;
   /// references: of the rows; scratch: [padded.size()].
   void finish(const Problem& problem, Index h, Range rows, Range padded, Range keys, const Range* allowed,
-              const double* references, Real factor, Real* scores, Index stride, Real* scratch) const {
+              const BiasReference* references, Real factor, Real* scores, Index stride, Real* scratch) const {
     using namespace simd;
     constexpr Index kStep = kLanes<Real>;
     const Index count = rows.size(), size = padded.size();
@@ -179,8 +194,8 @@ class Scores {
 
   /// Dense bias, with the lag's if there are both, and mask on the scores of the allowed keys; those at the others may
   /// become anything.
-  static void add_dense(const Problem& problem, Index h, Index i, Range keys, Range allowed, double reference,
-                        Real* scores, Real* scratch) {
+  static void add_dense(const Problem& problem, Index h, Index i, Range keys, Range allowed,
+                        const BiasReference& reference, Real* scores, Real* scratch) {
     using namespace simd;
     std::fill_n(scratch, keys.size(), Real{0});
     if (problem.dense_bias.data != nullptr) {
@@ -188,12 +203,12 @@ class Scores {
       Real* bias = scratch + (allowed.begin - keys.begin);
       if (problem.bias.empty() && problem.grid.in_order()) {
         convert(row + allowed.begin, allowed.size(), bias);
-        const auto largest = static_cast<Real>(reference);  // one of them
+        const auto largest = static_cast<Real>(reference.dense);  // one of them
         for (Index m = 0; m < allowed.size(); ++m) bias[m] -= largest;
       } else {
         for (Index j = allowed.begin; j < allowed.end; ++j)
-          *bias++ = static_cast<Real>(static_cast<double>(row[problem.grid.source(j)]) +
-                                      lag_bias(problem, h, i, j) - reference);
+          *bias++ = static_cast<Real>(static_cast<double>(row[problem.grid.source(j)]) - reference.dense +
+                                      lag_bias(problem, h, i, j) - reference.rest);
       }
     }
     if (problem.dense_mask.data != nullptr) {

@@ -298,7 +298,9 @@ class PolynomialAttention {
       shrink = std::exp(-decay);
       state.anchor = nearest;
     }
-    const auto blocks_of = [](Range keys) { return Range{keys.begin / kWidth, ceil_div(keys.end, kWidth)}; };
+    const auto blocks_of = [](Range keys) {
+      return keys.empty() ? Range{} : Range{keys.begin / kWidth, ceil_div(keys.end, kWidth)};
+    };
     const Range remove = blocks_of(change.remove), add = blocks_of(change.add);
     if (!change.restart && remove.empty() && add.empty() && shrink == 1) return;
     const auto factor_of = [&](Index b) {
