@@ -76,7 +76,7 @@ TEST(ExpectedRounding, CoversIdenticalKeysOppositeToTheQuery) {
           worst = std::max(worst, std::abs(static_cast<double>(attend(p, x, y, v)(0, 0, 0) / value - 1)));
         }
         const auto rank = static_cast<Index>(rank_of(simplex_limits(variables, p.degree())));
-        const double estimate = expected_rounding<float>(p.coefficients(), rank, radius, -radius);
+        const double estimate = expected_rounding<float>(p.coefficients(), rank, keys, radius, -radius);
         EXPECT_LE(worst, estimate) << radius << ' ' << variables << ' ' << keys;
         closest = std::max(closest, worst / estimate);
       }

@@ -545,7 +545,7 @@ TEST(LongSums, OfIdenticalKeysInAWindowStayWithinTheRounding) {
     const Tensor<float> out = run_units(problem, units, in);
     double worst = 0;
     for (const float x : out.values) worst = std::max(worst, std::abs(static_cast<double>(x) / 0.7f - 1));
-    const double estimate = expected_rounding<float>(p.coefficients(), units[0].monomials->rank(), radius, -radius);
+    const double estimate = expected_rounding<float>(p.coefficients(), units[0].monomials->rank(), n, radius, -radius);
     EXPECT_LE(worst, estimate);
     EXPECT_GT(worst, 1e-3 * estimate) << "an estimate that loose says nothing";
   }

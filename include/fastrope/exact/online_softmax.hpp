@@ -243,7 +243,7 @@ struct SoftmaxTotals {
   template <class Real>
   void add_far(Index i, double exponent, Real more, double bound, const Real* values) const {
     const double level = std::ceil(exponent);
-    const double factor = raise(i, level) * std::exp2(exponent - level);
+    const double factor = raise(i, level) * (exponent == level ? 1 : std::exp2(exponent - level));
     sum[i] += factor * static_cast<double>(more);
     error[i] += factor * bound;
     for (Index c = 0; c < width; ++c) row(i)[c] += factor * static_cast<double>(values[c]);

@@ -174,7 +174,7 @@ class LowRankSearch {
     const int enough = couplings.empty() ? 1 : 2;
     for (int feasible = 0, degree = lowest; degree <= highest && feasible < enough; ++degree) {
       if (degree > lowest) polynomial = ExpPolynomial::minimax(radius, degree);
-      const double rounding = expected_rounding<Real>(polynomial->coefficients(), kChain, radius, mean_entry_);
+      const double rounding = expected_rounding<Real>(polynomial->coefficients(), kChain, keys_, radius, mean_entry_);
       if (rounding >= tolerance) {
         refuse(message("rounding alone is about ", rounding, " at degree ", degree, " (entries up to ",
                        radius, ", ", plain_radius_, " before any shift)"));
@@ -250,7 +250,8 @@ class LowRankSearch {
     // Keys that are near are off by their own rounding, all others by the certificate.
     const double fixed = near_.error(spread, certificate.relative_error), left = request_.tolerance - fixed;
     const double expected =
-        expected_rounding<Real>(polynomial.coefficients(), static_cast<Index>(rank), polynomial.radius(), mean_entry_);
+        expected_rounding<Real>(polynomial.coefficients(), static_cast<Index>(rank), keys_, polynomial.radius(),
+                                mean_entry_);
     if (!(left >= expected)) {
       refuse(message("the certified error ", fixed, " and the sums' rounding, about ", expected,
                      ", exceed the tolerance at degree ", polynomial.degree()));

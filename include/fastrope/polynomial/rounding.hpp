@@ -85,14 +85,17 @@ void state_errors(std::span<const double> coefficients, Index rank, Index channe
 /// About what a row's bound will be, relative to its denominator, for choices that need no proof: with states as large
 /// as keys in one direction make them at degree 0, and a quarter of that beyond, and denominators of e^mean_entry a key.
 template <class Real>
-double expected_rounding(std::span<const double> coefficients, Index rank, double radius, double mean_entry) {
+double expected_rounding(std::span<const double> coefficients, Index rank, Index keys, double radius,
+                         double mean_entry) {
+  const double folds = 6 * static_cast<double>(ceil_div(keys, kKeyBlock<Real>) + 1);
   double sum = 0, power = 1;
   for (std::size_t p = 0; p < coefficients.size(); ++p, power *= radius) {
     const int degree = static_cast<int>(p);
     const double of_rows = (p == 0 ? 2 : 0.5) * row_roundings(degree, rank);
-    sum += std::abs(coefficients[p]) * power * (key_roundings<Real>(degree) + of_rows);
+    sum += std::abs(coefficients[p]) * power *
+           (kUnitRoundoff<Real> * (key_roundings<Real>(degree) + of_rows) + kUnitRoundoff<double> * folds);
   }
-  return kUnitRoundoff<Real> * sum * std::exp(-mean_entry);
+  return sum * std::exp(-mean_entry);
 }
 
 /// sum_p |c_p| radius^p: what the terms of an entry add up to at most.
