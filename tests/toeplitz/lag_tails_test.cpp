@@ -306,16 +306,18 @@ TEST(StateOfTails, EqualsTransforms) {
     const ToeplitzSegments<double> segments(900, 1000, allowed_support(problem));
     const auto parts = [&](Workspace& w) {
       PackedKeys<double> packed(problem, w);
-      return std::pair{packed, ToeplitzAttention<double>(problem, &segments, heads, w)};
+      ExactAttention<double> exact(problem, packed, w);
+      return std::tuple{packed, exact, ToeplitzAttention<double>(problem, &segments, heads, w)};
     };
     Workspace counting;
     parts(counting);
     std::vector<std::byte> memory(counting.bytes());
     Workspace workspace(memory);
-    auto [packed, transforms] = parts(workspace);
+    auto [packed, exact, transforms] = parts(workspace);
     packed.pack(problem, in.k.view(), in.v.view());
+    exact.prepare(problem);
     Tensor<double> by_transforms = in.out;
-    transforms.run(problem, packed, std::as_const(in).q.view(), by_transforms.view());
+    transforms.run(problem, packed, exact, std::as_const(in).q.view(), by_transforms.view());
     for (Index h = 0; h < 2; ++h)
       for (Index i = 0; i < 900; ++i) {
         double row = 0;  // of the generator: rows that keep few digits are the exact path's

@@ -121,8 +121,7 @@ struct KeyMemory {
   struct Measured {
     ProjectionChoice<Real> choice = {};
     RowBounds<Real> keys = {};
-    Index chosen_at = 0;    ///< keys that there were then
-    bool prefixes = false;  ///< rows saw some of them only
+    Index chosen_at = 0;  ///< keys that there were then
   };
 
   RowBounds<Real> lengths = {};
@@ -209,7 +208,7 @@ class GroupLook {
         memory_.measured.erase(at);
         return std::nullopt;
       }
-      measured = {*choice, RowBounds<Real>(choice->of_keys()), keys_.count, far.size() > 1};
+      measured = {*choice, RowBounds<Real>(choice->of_keys()), keys_.count};
     }
     const auto queries =
         measure_rows<Real>({some, &keys_, far, shift}, request.scale, measured.choice, measured.keys);
@@ -225,18 +224,17 @@ class GroupLook {
     for (Index h = heads.begin; h < heads.end; ++h)
       if (reason = not_finite(h); !reason.empty()) return std::nullopt;
     ProjectionChoice<Real> choice = measured.choice;
-    choice.mean_key = mean_key(measured, far.size() > 1);
+    choice.mean_key = mean_key(measured);
     return fit_low_rank<Real>(choice, {queries, &measured.keys}, far, request, reason);
   }
 
  private:
   /// A mean of keys, of which those that came after the choice may lie as far out as any.
-  double mean_key(const typename KeyMemory<Real>::Measured& measured, bool prefixes) const {
+  double mean_key(const typename KeyMemory<Real>::Measured& measured) const {
     const double known = static_cast<double>(measured.chosen_at) / static_cast<double>(keys_.count);
     if (known == 1) return measured.choice.mean_key;
-    const bool weighed = measured.choice.queries.centre != Centre::none;
     const double reach = largest(measured.keys.distances());
-    if (weighed || prefixes != measured.prefixes) return reach;
+    if (measured.choice.queries.centre != Centre::none) return reach;
     return known * measured.choice.mean_key + (1 - known) * reach;
   }
 

@@ -24,6 +24,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <deque>
 #include <limits>
 #include <type_traits>
 
@@ -52,18 +53,39 @@ constexpr double result_rounding() {
 }
 
 /// T of a head: at least what a row's largest lag bias is below the head's, which is taken out. Cost: O(n_q) for a
-/// slope, O(lags) for a table, whose whole range is taken.
+/// slope, O(n_q + n_k) for a table; O(n_q n_k) for a table of a wide range with explicit positions.
 inline double lowest_row_bias(const Problem& problem, Index head) {
+  constexpr double kNarrow = 32;  // a table's whole range does
   const LagGrid& grid = problem.grid;
   const LagGrid::Lags lags = grid.allowed_lags();
   if (problem.bias.empty() || lags.first > lags.last) return 0;
   const double most = problem.bias.largest(head, lags.first, lags.last);
-  if (problem.bias.is_table()) return most - problem.bias.smallest(head, lags.first, lags.last);
   double least = most;
+  if (problem.bias.is_table()) {
+    const double range = most - problem.bias.smallest(head, lags.first, lags.last);
+    if (range <= kNarrow) return range;
+  }
+  if (!problem.bias.is_table() || !grid.consecutive()) {
+    for (Index i = 0; i < grid.n_q(); ++i) {
+      const Range keys = grid.keys_of(i);
+      if (!keys.empty())
+        least = std::min(least, problem.bias.largest(head, grid.lag(i, keys.end - 1), grid.lag(i, keys.begin)));
+    }
+    return most - least;
+  }
+  // Rows see a range of lags whose ends do not decrease: the lags that may still be the largest, in falling order.
+  std::deque<Position> candidates;
+  Position next = lags.first;
   for (Index i = 0; i < grid.n_q(); ++i) {
     const Range keys = grid.keys_of(i);
-    if (!keys.empty())
-      least = std::min(least, problem.bias.largest(head, grid.lag(i, keys.end - 1), grid.lag(i, keys.begin)));
+    if (keys.empty()) continue;
+    for (; next <= grid.lag(i, keys.begin); ++next) {
+      while (!candidates.empty() && problem.bias(head, candidates.back()) <= problem.bias(head, next))
+        candidates.pop_back();
+      candidates.push_back(next);
+    }
+    while (candidates.front() < grid.lag(i, keys.end - 1)) candidates.pop_front();
+    least = std::min(least, problem.bias(head, candidates.front()));
   }
   return most - least;
 }

@@ -113,7 +113,7 @@ class LowRankSearch {
     weight_max_ = largest_weight<Real>(choice_, scale_, key_reach_);
     const double radius = with_allowance(shifted_, 1);
     axes_radius_ = radius;
-    mean_entry_ = -std::min(radius, scale_ * query_reach_ * choice_.mean_key);
+    mean_entry_ = key_reach_ > 0 ? -radius * std::min(1.0, choice_.mean_key / key_reach_) : 0;
     near_ = request_.exact({scale_ * query_norm_ * key_norm_, scale_ * query_norm_ * key_reach_});
     if (const double exact = near_.error(request_.value_spread); !(exact <= request_.tolerance)) {
       refuse(message("rounding alone may reach ", exact, " with logits up to ", plain_radius_,
@@ -274,7 +274,7 @@ class LowRankSearch {
                        .certificate = certificate,
                        .allowed = allowed,
                        .error_bound = bound,
-                       .rounding = bound - without};
+                       .rounding = std::max(fixed - without, 0.0) + allowed};
   }
 
   Projection projection(const Axes& axes, Index variables) const {
@@ -312,7 +312,7 @@ class LowRankSearch {
   std::vector<double> projected_ = {};
   double weight_max_ = 0;
   double axes_radius_ = 0;
-  double mean_entry_ = 0;
+  double mean_entry_ = 0;  // about that of a row that the mean key is opposite to; nothing is proved of it
   ExactRounding near_ = {};  // of keys that are not far
   double simplex_rank_ = 0;
   double refused_rank_ = std::numeric_limits<double>::infinity();

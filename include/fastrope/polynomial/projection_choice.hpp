@@ -68,7 +68,7 @@ struct ProjectionChoice {
   Shift<Real> queries = {};  ///< nu; may be other than the origin only where keys may be weighed
   Shift<Real> keys = {};     ///< mu
   Axes axes = {};            ///< empty: the rows' own
-  double mean_key = 0;  ///< about the largest length of a mean of k - mu, weighted, over a row's far keys
+  double mean_key = 0;  ///< about the length of the mean of k - mu, weighted
 
   bool own_axes() const { return axes.keys.size() == 0; }
   Measure<Real> of_queries() const { return measure(queries, axes.queries); }
@@ -115,7 +115,7 @@ class ProjectionSearch {
     choice.queries = choose_shift(queries, request_.steps.shift && request_.may_weigh_keys);
     if (scale_ * static_cast<double>(choice.queries.point.norm()) * choice.keys.reach > kMaxWeightExponent)
       choice.queries = choose_shift(queries, false);
-    choice.mean_key = longest_mean(keys, choice);
+    choice.mean_key = weighted_mean(keys, choice);
     const double radius = scale_ * choice.queries.reach * choice.keys.reach;
     double rank = simplex_rank(static_cast<double>(d_), radius);
     if (request_.steps.axes && d_ > 1) choose_axes(queries, keys, radius, rank, choice);
@@ -218,22 +218,12 @@ class ProjectionSearch {
     return static_cast<double>(square.squaredNorm());
   }
 
-  /// Of the sampled keys, in order. With more than one far field, over prefixes, which makes short ones
-  /// pessimistic.
-  double longest_mean(const Rows<Real>& keys, const ProjectionChoice<Real>& choice) const {
-    constexpr Index kLeast = 4;
+  /// Of the sampled keys.
+  double weighted_mean(const Rows<Real>& keys, const ProjectionChoice<Real>& choice) const {
     const Eigen::MatrixXd y = (keys.rowwise() - choice.keys.point).transpose().template cast<double>();
     const Eigen::VectorXd slope = request_.scale * choice.queries.point.transpose().template cast<double>();
-    const Eigen::ArrayXd weights = ((y.transpose() * slope).array() - kMaxWeightExponent).exp();
-    Eigen::VectorXd sum = Eigen::VectorXd::Zero(d_);
-    double total = 0, longest = 0;
-    for (Index j = 0; j < y.cols(); ++j) {
-      sum += weights(j) * y.col(j);
-      total += weights(j);
-      if (j + 1 == y.cols() || (rows_.far.size() > 1 && j + 1 >= kLeast))
-        longest = std::max(longest, sum.norm() / total);
-    }
-    return longest;
+    const Eigen::VectorXd weights = ((y.transpose() * slope).array() - kMaxWeightExponent).exp().matrix();
+    return y.cols() == 0 ? 0 : (y * weights).norm() / weights.sum();
   }
 
   bool fills_space(const Eigen::MatrixXd& moments) const {

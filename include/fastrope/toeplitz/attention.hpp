@@ -381,6 +381,7 @@ class ToeplitzAttention {
         rows, unit.monomials->variables(), m.queries, n_q,
         [&](Index l) { return SizedColumn{columns_of(problem, l).a, 1.0}; }, norms.data());
     for (Index i = rows.begin; i < rows.end; ++i) {
+      if (problem.grid.keys_of(i).empty()) continue;
       const double norm = norms[static_cast<std::size_t>(i - rows.begin)];
       double transforms = 0, features = 0;
       for (Index p = degrees; p-- > 0;) {
@@ -390,9 +391,10 @@ class ToeplitzAttention {
       const double error = transforms + features * head.row_sums[static_cast<std::size_t>(i)];
       if (!(m.sums[d_v * n_q + i] > 0 && error <= unit.allowed * m.sums[d_v * n_q + i])) return false;
     }
-    for (Index i = rows.begin; i < rows.end; ++i)
-      for (Index c = 0; c < d_v; ++c)
-        out(i, c) = static_cast<Out>(static_cast<Real>(m.sums[c * n_q + i] / m.sums[d_v * n_q + i]));
+    for (Index i = rows.begin; i < rows.end; ++i) {
+      const double inverse = problem.grid.keys_of(i).empty() ? 0 : 1 / m.sums[d_v * n_q + i];
+      for (Index c = 0; c < d_v; ++c) out(i, c) = static_cast<Out>(static_cast<Real>(m.sums[c * n_q + i] * inverse));
+    }
     return true;
   }
 
