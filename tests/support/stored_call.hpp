@@ -1,11 +1,11 @@
 // StoredCall: PromiseCall for one choice of element types.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <limits>
 #include <memory>
 #include <optional>
-#include <type_traits>
 #include <vector>
 
 #include "fastrope/fastrope.hpp"
@@ -63,10 +63,12 @@ class StoredCall final : public PromiseCall {
     plan.run(stored_q_.view(), stored_k_.view(), stored_v_.view(), out.view(), memory);
     fastrope::Report report = plan.report();
     // A plan takes results to be of q's type.
-    if (!std::is_same_v<Out, Q>)
-      for (fastrope::HeadReport& head : report.heads)
-        head.error_bound +=
-            (1 + head.error_bound) * fastrope::result_rounding<fastrope::ArithmeticOf<Q>, Out>();
+    using Real = fastrope::ArithmeticOf<Q>;
+    for (fastrope::HeadReport& head : report.heads) {
+      const double counted = fastrope::result_rounding<Real, Q>(), rounded = fastrope::result_rounding<Real, Out>();
+      if (counted != rounded && std::isfinite(head.error_bound))
+        head.error_bound = (head.error_bound - counted) / (1 + counted) * (1 + rounded) + rounded;
+    }
     return report;
   }
 

@@ -813,6 +813,7 @@ class TransformErrorTest : public testing::Test {
         sum += weight;
         for (Index m = 0; m < 4; ++m) sums[m] += weight * in.v(0, j, m);
       }
+      if (problem.grid.keys_of(i).empty()) continue;
       for (Index m = 0; m < 4; ++m) {
         const double observed = distance(static_cast<double>(out(0, i, m) - sums[m] / sum), 0);
         EXPECT_LE(observed, promise) << c << ", radius " << radius << ", row " << i << ", column " << m;

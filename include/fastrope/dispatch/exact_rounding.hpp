@@ -119,6 +119,10 @@ ExactRounding exact_rounding(const Problem& problem, Index head, const LogitSize
     const double margin = 4 - std::log(u);
     neglected = 4 * std::exp(-margin);
     const double lowest = problem.dense_bias.data != nullptr ? 0 : lowest_row_bias(problem, head);
+    // A slope times a lag is rounded, in double, before anything is taken out of it.
+    if (const LagGrid::Lags lags = problem.grid.allowed_lags(); !problem.bias.empty() && !problem.bias.is_table())
+      delta += 4 * kUnitRoundoff<double> *
+               std::max(std::abs(problem.bias(head, lags.first)), std::abs(problem.bias(head, lags.last)));
     delta += u * (3 * (lowest + 2 * L + std::log(static_cast<double>(std::max<Index>(s.n_k, 1))) + margin) + L);
   }
   const double folds = static_cast<double>(ceil_div(s.n_k, kStretch) + 4);
