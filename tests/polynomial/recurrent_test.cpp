@@ -449,7 +449,7 @@ TYPED_TEST(Recurrent, StepsOfOtherShapesAreRefusedAndChangeNothing) {
   AttentionInputs<T> in(c.shapes, 18);
   auto recurrence = fastrope_test::recurrence<T>(c);
   prefill(recurrence, in, 0, 10);
-  const std::vector state(recurrence.state().begin(), recurrence.state().end());
+  const std::vector<double> state(recurrence.state().begin(), recurrence.state().end());
   struct Views {
     TensorView<const T> q, k, v;
     TensorView<T> out;
