@@ -210,7 +210,7 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
       head.error_bound = head.rounding = pair_bounds[h];
       head.reason += ", with products of bfloat16";
     }
-    const double result = storage.result_rounding * (1 + head.error_bound);
+    const double result = storage.result_rounding > 0 ? storage.result_rounding * (1 + head.error_bound) : 0;
     head.error_bound += result;
     head.rounding += result;
   }
