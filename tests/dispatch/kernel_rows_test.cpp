@@ -234,7 +234,7 @@ TEST(KernelRows, FeaturesThatCancelGiveWayToTiles) {
       for (Index m = 0; m < 8; ++m)
         in.q(h, i, m) = static_cast<float>(m > 0            ? random.uniform(-0.5, 0.5)
                                            : i < cancelling ? random.uniform(0.5, 1)
-                                                            : random.uniform(0.05, 0.1));
+                                                            : random.uniform(0.09, 0.12));
   Report report;
   const BoundedRows judged = attend_rows(c, in, &report);
   EXPECT_EQ(judged.share_within(1e-2), 1);
