@@ -153,27 +153,26 @@ class Plan {
   RunStatus run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
                       std::span<std::byte> memory, const RunDetails& details) const noexcept;
 
-  /// With bounds of the rows of a polynomial kernel.
-  template <class Q, class K, class V, class Out>
-  void run_exact_kernel(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out, Workspace& workspace,
-                        double* row_bounds) const {
-    KernelBounds<Real> bounds(problem_, workspace);
-    const Index heads = problem_.shapes.heads, n_q = problem_.shapes.n_q;
-    const MatrixView<Real> sums{workspace.take<Real>(heads * n_q).data(), heads, n_q, n_q};
-    const std::span<std::byte> rest =
-        workspace.take<std::byte>(static_cast<Index>(exact_workspace_bytes<Real>(problem_)));
-    if (workspace.counting()) return;
-    bounds.measure(problem_, k, v);
-    run_exact(problem_, q, k, v, out, sums, rest);
-    bounds.exact_rows(problem_, q, MatrixView<const Real>(sums), out, row_bounds);
-  }
-  std::size_t exact_bytes() const {
-    if (problem_.kernel.is_softmax()) return exact_workspace_bytes<Real>(problem_);
-    return Workspace::bytes_of([&](Workspace& workspace) {
-      const TensorView<const Real> none{};
-      run_exact_kernel(none, none, none, TensorView<Real>{}, workspace, nullptr);
-    });
-  }
+  /// The same where every head is exact and the rows of a polynomial kernel are bounded.
+  struct BoundedExact {
+    KernelBounds<Real> bounds;
+    MatrixView<Real> sums;  // [heads, n_q], denominators
+    std::span<std::byte> rest;
+
+    BoundedExact(const Problem& problem, Workspace& workspace)
+        : bounds(problem, workspace),
+          sums{workspace.take<Real>(problem.shapes.heads * problem.shapes.n_q).data(), problem.shapes.heads,
+               problem.shapes.n_q, problem.shapes.n_q},
+          rest(workspace.take<std::byte>(static_cast<Index>(exact_workspace_bytes<Real>(problem)))) {}
+
+    template <class Q, class K, class V, class Out>
+    void run(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+             double* row_bounds) {
+      bounds.measure(problem, k, v);
+      run_exact(problem, q, k, v, out, sums, rest);
+      bounds.exact_rows(problem, q, MatrixView<const Real>(sums), out, row_bounds);
+    }
+  };
 
   Problem problem_;
   Report report_;
@@ -224,8 +223,12 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
   }
   if (!toeplitz_heads_.empty())
     segments_.emplace(problem_.shapes.n_q, problem_.shapes.n_k, allowed_support(problem_));
-  report_.workspace_bytes = all_exact() ? exact_bytes()
-                                        : Workspace::bytes_of([&](Workspace& w) { Mixture(*this, w); });
+  if (all_exact() && problem_.kernel.is_softmax())
+    report_.workspace_bytes = exact_workspace_bytes<Real>(problem_);
+  else if (all_exact())
+    report_.workspace_bytes = Workspace::bytes_of([&](Workspace& w) { BoundedExact(problem_, w); });
+  else
+    report_.workspace_bytes = Workspace::bytes_of([&](Workspace& w) { Mixture(*this, w); });
 }
 
 template <class Real>
@@ -248,7 +251,7 @@ RunStatus Plan<Real>::run_views(TensorView<const Q> q, const K& k, const V& v, T
     if (!all_exact())
       Mixture(*this, workspace).run(*this, q, k, v, out, details);
     else if (!row_bounds.empty() && !problem_.kernel.is_softmax())
-      run_exact_kernel(q, k, v, out, workspace, row_bounds.data());
+      BoundedExact(problem_, workspace).run(problem_, q, k, v, out, row_bounds.data());
     else
       run_exact(problem_, q, k, v, out, MatrixView<Real>{}, memory, allow_pairs_);
   } catch (...) {
