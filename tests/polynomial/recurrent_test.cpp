@@ -521,6 +521,28 @@ TEST(RecurrentRowBounds, AreSmallOnRandomData) {
   }
 }
 
+TEST(RecurrentRowBounds, CountAllTokensOfTheState) {
+  // Of tokens that are all the same, sums and what they may be off by grow alike.
+  const Index n = 6000, early = 600;
+  AttentionCase c = case_of(1, 1, n, 1, 1, Kernel::power(2));
+  AttentionInputs<float> in(c.shapes, 7);
+  std::fill(in.q.values.begin(), in.q.values.end(), 0.9f);
+  std::fill(in.k.values.begin(), in.k.values.end(), 0.7f);
+  for (const bool stepped : {false, true}) {
+    auto recurrence = fastrope_test::recurrence<float>(c);
+    double of_early = 0;
+    for (Index begin = 0; begin < n; begin += 300) {
+      if (stepped)
+        steps(recurrence, in, begin, begin + 300);
+      else
+        prefill(recurrence, in, begin, begin + 300);
+      const double bound = recurrence.row_bounds()(0, recurrence.row_bounds().cols - 1);
+      if (begin + 300 == early) of_early = bound;
+      if (begin >= early) EXPECT_NEAR(bound, of_early, 0.6 * of_early) << begin << stepped;
+    }
+  }
+}
+
 TEST(RecurrentRowBounds, CountTheStatesRoundingInDouble) {
   // 2^17 equal keys, then one query: blocks that were added to a state in Real would be off by a thousand
   // epsilon.
