@@ -16,16 +16,16 @@ namespace {
 
 using namespace fastrope;
 
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kNoBound = std::numeric_limits<double>::infinity();
 
 /// Keys whose logits are x_j, |x_j| <= z_j = query |k_j|, which may be off by entry z_j each, the terms of
 /// their weights by (1 + unit)^(2 p + 2).
-struct Keys {
+struct SomeKeys {
   double query = 3;
   std::vector<double> x = {}, lengths = {};
 
   /// cosine: the largest |x_j| / z_j.
-  Keys(Inputs& random, Index count, double cosine) {
+  SomeKeys(Inputs& random, Index count, double cosine) {
     for (Index j = 0; j < count; ++j) {
       lengths.push_back(random.uniform(0.2, 1));
       x.push_back(query * lengths.back() * cosine * random.uniform(-1, 1));
@@ -64,8 +64,8 @@ struct Keys {
   }
 };
 
-const std::vector<Kernel>& kernels() {
-  static const std::vector<Kernel> kernels = {
+const std::vector<Kernel>& rounded_kernels() {
+  static const std::vector<Kernel> all = {
       Kernel::power(1, KernelSign::any),
       Kernel::power(2),
       Kernel::power(4),
@@ -78,18 +78,18 @@ const std::vector<Kernel>& kernels() {
       Kernel::polynomial({5}),
       Kernel::polynomial({2, -1, 0, 0.125}, KernelSign::any),
   };
-  return kernels;
+  return all;
 }
 
 TEST(KernelRounding, CoversTheWorstOfEntriesAndWeights) {
   Inputs random(1);
   double closest = 0;
-  for (const Kernel& kernel : kernels())
+  for (const Kernel& kernel : rounded_kernels())
     for (const double cosine : {1.0, 0.3, 0.01, 0.0})
       for (const double entry : {1e-2, 1e-4, 1e-7})
         for (const double unit : {1e-5, 1e-9, 0.0})
           for (const Index count : {1, 2, 50}) {
-            const Keys keys(random, count, cosine);
+            const SomeKeys keys(random, count, cosine);
             const KernelRounding rounding(kernel, {.entry = entry, .unit = unit, .sums = 0, .smallest = 0});
             const double exact = keys.sum(kernel);
             for (const int sign : {-1, 1}) {
@@ -109,7 +109,7 @@ TEST(KernelRounding, CoversTheWorstOfEntriesAndWeights) {
 
 TEST(KernelRounding, DigitsThatCancelInLogitsCostPowersLittle) {
   Inputs random(2);
-  const Keys keys(random, 100, 0.01);
+  const SomeKeys keys(random, 100, 0.01);
   const auto relative = [&](const Kernel& kernel) {
     const KernelRounding rounding(kernel, {.entry = 1e-6, .unit = 1e-7, .sums = 0, .smallest = 0});
     const double sum = keys.sum(kernel);
@@ -122,12 +122,12 @@ TEST(KernelRounding, DigitsThatCancelInLogitsCostPowersLittle) {
 
 TEST(KernelRounding, SumsRoundWhatTheyAreOf) {
   Inputs random(3);
-  const Keys keys(random, 50, 0.5);
+  const SomeKeys keys(random, 50, 0.5);
   const WeightArithmetic sums{.entry = 0, .unit = 0, .sums = 1e-3, .smallest = 0};
   const auto error = [&](const Kernel& kernel, double sum) {
     return KernelRounding(kernel, sums).error(keys.query, keys.sizes(kernel.degree()).data(), 1, 0, sum);
   };
-  for (const Kernel& kernel : kernels()) {
+  for (const Kernel& kernel : rounded_kernels()) {
     double sizes = 0, terms = 0;
     for (std::size_t j = 0; j < keys.x.size(); ++j) {
       sizes += std::abs(kernel(keys.x[j]));
@@ -143,9 +143,9 @@ TEST(KernelRounding, SumsRoundWhatTheyAreOf) {
 }
 
 TEST(KernelRounding, UnderflowCountsOnceForEachKeyAndValue) {
-  const Keys keys = [] {
+  const SomeKeys keys = [] {
     Inputs random(4);
-    return Keys(random, 10, 0.5);
+    return SomeKeys(random, 10, 0.5);
   }();
   const KernelRounding rounding(Kernel::power(2), {.entry = 0, .unit = 0, .sums = 0, .smallest = 1e-30});
   const auto error = [&](double largest_value) {
@@ -165,18 +165,18 @@ TEST(RowBound, IsTheQuotientOfWhatIsLeft) {
   EXPECT_NEAR(bound(0.1, 1.1, 0.5, 1), 0.1, 1e-12);
   EXPECT_NEAR(bound(0.1, -1.1, 0.5, 1), 0.1, 1e-12);
   EXPECT_NEAR(bound(0.1, 1.1, 6, 2), 0.3, 1e-12) << "outputs beyond the values, of signed weights";
-  EXPECT_NEAR(bound(0.1, 1.1, 6, kInfinity), 0.1, 1e-12);
+  EXPECT_NEAR(bound(0.1, 1.1, 6, kNoBound), 0.1, 1e-12);
   EXPECT_NEAR(bound(0.1, 1.1, 0, 0), 0.1, 1e-12);
-  EXPECT_EQ(bound(1, 1, 0.5, 1), kInfinity);
-  EXPECT_EQ(bound(2, 1, 0.5, 1), kInfinity);
-  EXPECT_EQ(bound(0, 0, 0, 1), kInfinity);
-  EXPECT_EQ(bound(NAN, 1, 0.5, 1), kInfinity);
-  EXPECT_EQ(bound(0.1, NAN, 0.5, 1), kInfinity);
-  EXPECT_EQ(bound(0.1, kInfinity, 0.5, 1), kInfinity);
-  EXPECT_EQ(bound(0.1, 1.1, NAN, 1), kInfinity);
-  EXPECT_EQ(bound(0.1, 1.1, kInfinity, 1), kInfinity);
+  EXPECT_EQ(bound(1, 1, 0.5, 1), kNoBound);
+  EXPECT_EQ(bound(2, 1, 0.5, 1), kNoBound);
+  EXPECT_EQ(bound(0, 0, 0, 1), kNoBound);
+  EXPECT_EQ(bound(NAN, 1, 0.5, 1), kNoBound);
+  EXPECT_EQ(bound(0.1, NAN, 0.5, 1), kNoBound);
+  EXPECT_EQ(bound(0.1, kNoBound, 0.5, 1), kNoBound);
+  EXPECT_EQ(bound(0.1, 1.1, NAN, 1), kNoBound);
+  EXPECT_EQ(bound(0.1, 1.1, kNoBound, 1), kNoBound);
   // A denominator that is not normal in the arithmetic gives zeros, whatever the sums.
-  EXPECT_EQ((row_bound<float, float>(0, 1e-38, 0, 1)), kInfinity);
+  EXPECT_EQ((row_bound<float, float>(0, 1e-38, 0, 1)), kNoBound);
   EXPECT_LT((row_bound<double, double>(0, 1e-38, 0, 1)), 1e-10);
 }
 
