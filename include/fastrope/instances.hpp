@@ -49,7 +49,7 @@
       fastrope::CacheBounds<fastrope::ArithmeticOf<Q>>*, const fastrope::CostModel&, double, bool);      \
   prefix template fastrope::RunStatus fastrope::Plan<fastrope::ArithmeticOf<Q>>::run_views(              \
       fastrope::TensorView<const Q>, const Rows&, const Rows&, fastrope::TensorView<Out>,                \
-      std::span<std::byte>, fastrope::Index*) const noexcept;                                            \
+      std::span<std::byte>, const fastrope::RunDetails&) const noexcept;                                 \
   prefix template void fastrope::run_exact(                                                              \
       const fastrope::Problem&, fastrope::TensorView<const Q>, const Rows&, const Rows&,           \
       fastrope::TensorView<Out>, fastrope::MatrixView<fastrope::ArithmeticOf<Q>>, std::span<std::byte>, bool); \

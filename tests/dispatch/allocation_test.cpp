@@ -21,6 +21,12 @@ void expect_no_allocation(const AttentionCase& c) {
   const RunStatus status = plan.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace);
   EXPECT_EQ(allocations - before, 0) << c;
   EXPECT_EQ(status, RunStatus::ok);
+  std::vector<Index> repaired(static_cast<std::size_t>(c.shapes.heads));
+  std::vector<double> bounds(static_cast<std::size_t>(c.shapes.heads * c.shapes.n_q));
+  const long before_details = allocations;
+  EXPECT_EQ(plan.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace, {repaired, bounds}),
+            RunStatus::ok);
+  EXPECT_EQ(allocations - before_details, 0) << c << ", with details";
   for (const HeadReport& head : plan.report().heads) EXPECT_EQ(head.path, c.base.path) << c;
 }
 

@@ -15,7 +15,7 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads, n_q, d_v], each a view or
 /// an Eigen row-major object; heads a multiple of kv_heads. A row without allowed keys gives zeros. Ensures
 /// |out - exact| <= options.tolerance max|V|, rounding included, where the tolerance is not 0 and what the report states
-/// is not more. Arithmetic is in q's
+/// is not more; with a polynomial kernel, what the report's row_bounds state. Arithmetic is in q's
 /// type, float for 16-bit storage; where q, k and v are all bfloat16 and the hardware multiplies that,
 /// products of exact heads are of bfloat16 with sums in float. out must not overlap the inputs. Allocates the
 /// workspace; engines that must not use make_plan and Plan::run. Returns what was done for each head and why,
@@ -33,9 +33,12 @@ Report attend(const Q& q, const K& k, const V& v, Out&& out, const Options& opti
                                                result_rounding<Real, ElementOf<Out>>(), false);
   std::vector<std::byte> workspace(plan.workspace_bytes());
   std::vector<Index> repaired(static_cast<std::size_t>(shapes.heads));
-  if (plan.run(q, k, v, out_view, workspace, repaired) != RunStatus::ok)
+  std::vector<double> row_bounds;
+  if (!options.kernel.is_softmax()) row_bounds.resize(static_cast<std::size_t>(shapes.heads * shapes.n_q));
+  if (plan.run(q, k, v, out_view, workspace, {repaired, row_bounds}) != RunStatus::ok)
     detail::fail("the executor failed while attending");
   Report report = plan.verify(q, k, v, out_view, options.verify);
+  report.row_bounds = std::move(row_bounds);
   for (std::size_t h = 0; h < report.heads.size(); ++h) report.heads[h].repaired_rows = repaired[h];
   return report;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -21,6 +22,7 @@
 #include "fastrope/dispatch/work.hpp"
 #include "fastrope/polynomial/attention.hpp"
 #include "fastrope/polynomial/far_pairs.hpp"
+#include "fastrope/polynomial/kernel_rounding.hpp"
 #include "fastrope/polynomial/low_rank.hpp"
 #include "fastrope/polynomial/monomials.hpp"
 
@@ -140,6 +142,9 @@ class Planning {
   MonomialSets sets_ = {};
 };
 
+/// The bound by features beyond which rows of a polynomial kernel are computed by exact tiles, where no tolerance says.
+inline constexpr double kKernelRowBound = 1e-2;
+
 /// The polynomial path.
 template <class Real>
 class PolynomialCandidates {
@@ -171,7 +176,7 @@ class PolynomialCandidates {
     return run;
   }
 
-  /// The features of a polynomial kernel, which are exact, for all heads of a key head.
+  /// The features of a polynomial kernel, which approximate nothing, for all heads of a key head.
   Runner<LowRankUnit> kernel(Range heads) const {
     const Problem& problem = planning_.problem;
     const auto kernel = problem.kernel.coefficients();
@@ -180,14 +185,18 @@ class PolynomialCandidates {
     const std::vector<int> limits = simplex_limits(problem.shapes.d, problem.kernel.degree());
     if (!c.reason.empty() || !planning_.set_rank(c, limits)) return run;
     c.how = "exact for this kernel";
+    c.error_bound = c.rounding = std::numeric_limits<double>::infinity();
     finish(
         heads, static_cast<double>(c.rank), [](const Work&) { return true; }, c, run,
         [&] {
-          return LowRankUnit{heads,
-                             Projection::identity(problem.shapes.d, 1),
-                             {kernel.begin(), kernel.end()},
-                             planning_.monomials(limits),
-                             {}};
+          const Position farthest = problem.rotates() ? problem.grid.farthest_position() : 0;
+          return LowRankUnit{.heads = heads,
+                             .projection = Projection::identity(problem.shapes.d, 1),
+                             .coefficients = {kernel.begin(), kernel.end()},
+                             .monomials = planning_.monomials(limits),
+                             .chunks = {},
+                             .allowed = planning_.tolerance > 0 ? planning_.tolerance : kKernelRowBound,
+                             .entry_error = row_rounding<Real>(problem, farthest)};
         });
     return run;
   }

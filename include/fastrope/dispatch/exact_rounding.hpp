@@ -22,7 +22,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <deque>
 #include <limits>
@@ -30,27 +29,12 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
-#include "fastrope/exact/attention.hpp"
-#include "fastrope/exact/decode.hpp"
+#include "fastrope/exact/chains.hpp"
 #include "fastrope/polynomial/certificate.hpp"
 #include "fastrope/polynomial/rounding.hpp"
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
-
-/// What rounding a result of Real once more to T, as it is stored, does at most, over its size; for float16 beside
-/// 2^-25 in absolute value, as it has no smaller numbers.
-template <class Real, class T>
-constexpr double result_rounding() {
-  if constexpr (std::is_same_v<T, Real>)
-    return 0;
-  else if constexpr (std::is_same_v<T, bfloat16>)
-    return 0x1p-8;
-  else if constexpr (std::is_same_v<T, float16>)
-    return 0x1p-11;
-  else
-    return kUnitRoundoff<T>;
-}
 
 /// T of a head: at least what a row's largest lag bias is below the head's, which is taken out. Cost: O(n_q) for a
 /// slope, O(n_q + n_k) for a table; O(n_q n_k) for a table of a wide range with explicit positions.
@@ -97,17 +81,8 @@ ExactRounding exact_rounding(const Problem& problem, Index head, const LogitSize
   using Real = ArithmeticOf<T>;
   constexpr bool kPairs = std::is_same_v<T, bfloat16>;
   constexpr double u = kUnitRoundoff<Real>;
-  constexpr Index kLanes = simd::kLanes<Real>, kKeys = QueryBlock<T>::kKeys;
   const Shapes& s = problem.shapes;
-  const auto chains = [](Index terms) { return std::min(terms, kChain) + ceil_div(terms, kChain) - 1; };
-  constexpr auto lanes = static_cast<Index>(std::bit_width(static_cast<unsigned>(kLanes)));
-  // Tiles and decoding: the worse of both.
-  const Index support = problem.weights ? std::ssize(problem.weights->support()) : 0;
-  const Index products = kPairs ? 2 * words_of<T>(s.d)
-                                : std::max({chains(s.d), ceil_div(s.d, kLanes) + lanes, support + 2});
-  const Index values = (kPairs ? kStretch : kChain + kStretch / kChain) + 2;
-  const Index ones = std::max(kKeys / kLanes + kStretch / kKeys, kDecodeBlock / kLanes + kStretch / kDecodeBlock) +
-                     lanes + 1;
+  const auto [products, values, ones] = exact_chains<T>(problem);
 
   const double L = sizes.packed, turns = problem.rotates() ? 4 : 0;
   double delta = u * ((static_cast<double>(products) + turns + 6) * L + (turns + 1) * sizes.plain + 1);

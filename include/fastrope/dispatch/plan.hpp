@@ -71,16 +71,14 @@ class Plan {
   RunStatus run(const Q& q, const K& k, const V& v, Out&& out,
                 std::span<std::byte> workspace) const noexcept {
     const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
-    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace, nullptr);
+    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace, RunDetails{});
   }
-  /// The same; repaired [heads] becomes the rows of approximate heads that were computed again exactly.
+  /// The same, with details of rows.
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
   RunStatus run(const Q& q, const K& k, const V& v, Out&& out, std::span<std::byte> workspace,
-                std::span<Index> repaired) const noexcept {
+                const RunDetails& details) const noexcept {
     const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
-    if (static_cast<Index>(repaired.size()) != problem_.shapes.heads) return RunStatus::shape_mismatch;
-    std::fill(repaired.begin(), repaired.end(), Index{0});
-    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace, repaired.data());
+    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace, details);
   }
 
   /// The report with a spot check of `rows` rows of every head's output, recomputed in double precision: the
@@ -118,21 +116,30 @@ class Plan {
     ExactAttention<Real> exact;
     PolynomialAttention<Real> polynomial;
     ToeplitzAttention<Real> toeplitz;
+    std::optional<KernelBounds<Real>> kernel = {};
 
     Mixture(const Plan& plan, Workspace& workspace)
         : packed(plan.problem_, workspace, plan.key_shifts_),
           exact(plan.problem_, packed, workspace),
           polynomial(plan.problem_, plan.units_, workspace),
           toeplitz(plan.problem_, plan.segments_ ? &*plan.segments_ : nullptr, plan.toeplitz_heads_,
-                   workspace) {}
+                   workspace) {
+      if (!plan.problem_.kernel.is_softmax()) kernel.emplace(plan.problem_, workspace);
+    }
 
     template <class Q, class K, class V, class Out>
     void run(const Plan& plan, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-             Index* repaired) {
+             const RunDetails& details) {
       const Problem& problem = plan.problem_;
+      Index* repaired = details.repaired_rows.empty() ? nullptr : details.repaired_rows.data();
       packed.pack(problem, k, v);
       exact.prepare(problem);
-      polynomial.run(problem, packed, exact, q, out, repaired);
+      KernelRows<Real> rows;
+      if (kernel) {
+        kernel->measure(problem, k, v);
+        rows = {&*kernel, details.row_bounds.empty() ? nullptr : details.row_bounds.data()};
+      }
+      polynomial.run(problem, packed, exact, q, out, repaired, rows);
       toeplitz.run(problem, packed, exact, q, out, repaired);
       const auto task = [&](Index t) { return plan.exact_rows_[static_cast<std::size_t>(t)]; };
       exact.run(problem, packed, q, out, MatrixView<Real>{}, static_cast<Index>(plan.exact_rows_.size()),
@@ -144,7 +151,28 @@ class Plan {
 
   template <class Q, class K, class V, class Out>
   RunStatus run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-                      std::span<std::byte> memory, Index* repaired) const noexcept;
+                      std::span<std::byte> memory, const RunDetails& details) const noexcept;
+
+  /// The same where every head is exact and the rows of a polynomial kernel are bounded.
+  struct BoundedExact {
+    KernelBounds<Real> bounds;
+    MatrixView<Real> sums;  // [heads, n_q], denominators
+    std::span<std::byte> rest;
+
+    BoundedExact(const Problem& problem, Workspace& workspace)
+        : bounds(problem, workspace),
+          sums{workspace.take<Real>(problem.shapes.heads * problem.shapes.n_q).data(), problem.shapes.heads,
+               problem.shapes.n_q, problem.shapes.n_q},
+          rest(workspace.take<std::byte>(static_cast<Index>(exact_workspace_bytes<Real>(problem)))) {}
+
+    template <class Q, class K, class V, class Out>
+    void run(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+             double* row_bounds) {
+      bounds.measure(problem, k, v);
+      run_exact(problem, q, k, v, out, sums, rest);
+      bounds.exact_rows(problem, q, MatrixView<const Real>(sums), out, row_bounds);
+    }
+  };
 
   Problem problem_;
   Report report_;
@@ -181,8 +209,7 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
       head.error_bound = head.rounding = pair_bounds[h];
       head.reason += ", with products of bfloat16";
     }
-    if (storage.result_rounding == 0) continue;
-    const double result = storage.result_rounding * (1 + head.error_bound);
+    const double result = storage.result_rounding > 0 ? storage.result_rounding * (1 + head.error_bound) : 0;
     head.error_bound += result;
     head.rounding += result;
   }
@@ -196,24 +223,37 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
   }
   if (!toeplitz_heads_.empty())
     segments_.emplace(problem_.shapes.n_q, problem_.shapes.n_k, allowed_support(problem_));
-  report_.workspace_bytes = all_exact() ? exact_workspace_bytes<Real>(problem_)
-                                        : Workspace::bytes_of([&](Workspace& w) { Mixture(*this, w); });
+  if (all_exact() && problem_.kernel.is_softmax())
+    report_.workspace_bytes = exact_workspace_bytes<Real>(problem_);
+  else if (all_exact())
+    report_.workspace_bytes = Workspace::bytes_of([&](Workspace& w) { BoundedExact(problem_, w); });
+  else
+    report_.workspace_bytes = Workspace::bytes_of([&](Workspace& w) { Mixture(*this, w); });
 }
 
 template <class Real>
 template <class Q, class K, class V, class Out>
 RunStatus Plan<Real>::run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-                                std::span<std::byte> memory, Index* repaired) const noexcept {
-  if (!fits(problem_.shapes, q, k, v, out)) return RunStatus::shape_mismatch;
+                                std::span<std::byte> memory, const RunDetails& details) const noexcept {
+  const auto& [repaired_rows, row_bounds] = details;
+  const Index heads = problem_.shapes.heads, n_q = problem_.shapes.n_q;
+  if (!fits(problem_.shapes, q, k, v, out) || (!repaired_rows.empty() && std::ssize(repaired_rows) != heads) ||
+      (!row_bounds.empty() && std::ssize(row_bounds) != heads * n_q))
+    return RunStatus::shape_mismatch;
   if (memory.size() < workspace_bytes()) return RunStatus::workspace_too_small;
+  std::fill(repaired_rows.begin(), repaired_rows.end(), Index{0});
+  for (Index h = 0; h < heads && !row_bounds.empty(); ++h)
+    std::fill_n(row_bounds.data() + h * n_q, n_q,
+                problem_.kernel.is_softmax() ? report_.heads[static_cast<std::size_t>(h)].error_bound : 0);
   if (problem_.shapes.empty()) return RunStatus::ok;
   try {
-    if (all_exact()) {
+    Workspace workspace(memory);
+    if (!all_exact())
+      Mixture(*this, workspace).run(*this, q, k, v, out, details);
+    else if (!row_bounds.empty() && !problem_.kernel.is_softmax())
+      BoundedExact(problem_, workspace).run(problem_, q, k, v, out, row_bounds.data());
+    else
       run_exact(problem_, q, k, v, out, MatrixView<Real>{}, memory, allow_pairs_);
-    } else {
-      Workspace workspace(memory);
-      Mixture(*this, workspace).run(*this, q, k, v, out, repaired);
-    }
   } catch (...) {
     return RunStatus::executor_failed;
   }

@@ -53,8 +53,8 @@ class Planner {
   /// The exact path, with its bound if there is a look at the rows.
   GroupPlan plan_exact(Index kv, const std::string& reason, GroupLook<Real>* look) const;
 
-  /// With a polynomial kernel the exact path and features are both exact: whichever is cheaper.
-  /// Throws Error when a forced path cannot be run.
+  /// With a polynomial kernel the exact path and features are both exact but for rounding, of which each row
+  /// gets a bound when it is run: whichever is cheaper. Throws Error when a forced path cannot be run.
   GroupPlan plan_kernel(Index kv);
 
  private:
@@ -104,7 +104,8 @@ class Planner {
     const double spread = look.known_spread();
     exact.error_bound = exact.rounding = planning_.rounding(d.head, {terms, terms}).error(spread);
     if constexpr (simd::kBfloat16Products && std::is_same_v<Real, float>)
-      if (!problem_.weights) d.pair_bound = exact_rounding<bfloat16>(problem_, d.head, {terms, terms}).error(spread);
+      if (!problem_.weights)
+        d.pair_bound = exact_rounding<bfloat16>(problem_, d.head, {terms, terms}).error(spread);
     return entries;
   }
 
@@ -161,7 +162,9 @@ class Planner {
       Candidate& c = candidates[i];
       if (!c.reason.empty()) continue;
       if (i == winner)
-        c.reason = planning_.forced != Path::automatic ? "forced" : "cheapest that meets the tolerance";
+        c.reason = planning_.forced != Path::automatic ? "forced"
+                   : problem_.kernel.is_softmax()      ? "cheapest that meets the tolerance"
+                                                       : "cheapest";
       else if (planning_.forced != Path::automatic)
         c.reason = detail::message("path ", planning_.forced, " is forced");
       else
@@ -187,6 +190,7 @@ class Planner {
     d.report.error_bound = c.error_bound;
     d.report.rounding = c.rounding;
     d.report.reason = reason;
+    if (!problem_.kernel.is_softmax()) d.report.reason += "; rows get bounds when they are run";
   }
 
   /// The approximation that came closest to being chosen: the cheapest that could run, else the polynomial
@@ -267,8 +271,10 @@ GroupPlan Planner<Real>::plan_kernel(Index kv) {
   for (Index h = 0; h < group; ++h) {
     Draft& d = drafts.emplace_back(kv * group + h);
     d.report.entry_bound = std::numeric_limits<double>::quiet_NaN();
+    Candidate exact = planning_.exact();
+    exact.error_bound = exact.rounding = std::numeric_limits<double>::infinity();
     d.report.candidates = {
-        planning_.exact(), features,
+        exact, features,
         Candidate{
             .path = Path::toeplitz, .feasible = false, .reason = "transforms are for an exponential kernel"}};
     choose(d);

@@ -39,7 +39,8 @@ struct HeadReport {
   double entry_bound = 0;  ///< certified bound on |scale q^T W k| after the shifts; NaN where nobody looked
   int degree = 0;
   Index rank = 0;
-  double error_bound = 0;  ///< proved, max |out - exact| / max|V|, rounding included; infinity where nobody looked
+  double error_bound = 0;  ///< proved, max |out - exact| / max|V|, rounding included; infinity where nobody looked,
+                           ///< and with a polynomial kernel, whose rows get bounds
   double rounding = 0;     ///< the part of it that is rounding, that of the result to out's type included
   std::string reason = {};
   std::vector<Candidate> candidates = {};
@@ -54,6 +55,9 @@ struct Report {
   double tolerance = 0;
   std::size_t workspace_bytes = 0;
   std::vector<HeadReport> heads = {};
+  /// [heads * n_q], of a call by attend() with a polynomial kernel, of which nothing is promised before: |out - exact| <=
+  /// row_bounds[h * n_q + i] max|V|, V that of head h's key head; may be infinite, 0 for a row without keys.
+  std::vector<double> row_bounds = {};
 
   /// All of it, for tools; numbers that are not finite are null.
   std::string to_json() const;

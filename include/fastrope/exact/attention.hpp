@@ -88,7 +88,8 @@ class QueryBlock {
     }
   }
 
-  /// Writes out [rows, d_v] and, where lse is not null, the natural log of each row's sum.
+  /// Writes out [rows, d_v] and, where lse is not null, the natural log of each row's sum; of a polynomial kernel, the
+  /// sum itself, which may be negative.
   template <class Out, class Lse>
   void write(const Problem& problem, MatrixView<Out> out, Lse* lse) const {
     for (Index i = rows_.begin; i < rows_.end; ++i) {
@@ -96,7 +97,8 @@ class QueryBlock {
       if (!problem.sinks.empty())
         totals_.add_sink(r, (problem.sinks[static_cast<std::size_t>(head_)] - references_[r].total()) * kLog2E);
       totals_.template write<Real>(r, out.row(i), problem.shapes.d_v);
-      if (lse != nullptr) lse[i] = static_cast<Lse>(totals_.lse(r) + references_[r].total());
+      if (lse == nullptr) continue;
+      lse[i] = static_cast<Lse>(problem.kernel.is_softmax() ? totals_.lse(r) + references_[r].total() : totals_.sum[r]);
     }
   }
 

@@ -347,7 +347,9 @@ class DecodeAttention {
     if (!problem.sinks.empty())
       totals.add_sink(0, (problem.sinks[static_cast<std::size_t>(head)] - references_[task].total()) * kLog2E);
     totals.template write<Real>(0, out.head(head).row(i), problem.shapes.d_v);
-    if (lse.data != nullptr) lse(head, i) = static_cast<Real>(totals.lse(0) + references_[task].total());
+    if (lse.data != nullptr)
+      lse(head, i) = static_cast<Real>(problem.kernel.is_softmax() ? totals.lse(0) + references_[task].total()
+                                                                   : totals.sum[0]);
   }
 
   RotationTables<Real> tables_;

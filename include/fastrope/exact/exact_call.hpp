@@ -99,7 +99,7 @@ class ExactCall {
   }
 
   /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads, n_q, d_v];
-  /// lse: [heads, n_q], natural log, or without data.
+  /// lse: [heads, n_q], natural log (of a polynomial kernel, the sum itself), or without data.
   template <class Q, class K, class V, class Out>
   void run_task(const Problem& problem, Stage stage, Index task, Index worker, TensorView<const Q> q,
                 const K& k, const V& v, TensorView<Out> out, MatrixView<Real> lse) {

@@ -18,7 +18,9 @@
 //
 // Guarantee: certificate.hpp for the approximation. Rounding is judged when a row is done, from its own sums: those
 // come with a bound (rounding.hpp), and a row for which it is more than `allowed` of the denominator is computed again
-// by exact tiles, with the other rows of its tile.
+// by exact tiles, with the other rows of its tile. With a polynomial as the kernel there is no approximation, and each
+// row has a bound of its own (kernel_rounding.hpp), by which it is judged: rows for which exact tiles have a smaller one
+// are taken from those.
 #pragma once
 
 #include <algorithm>
@@ -35,6 +37,7 @@
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/polynomial/far_pairs.hpp"
+#include "fastrope/polynomial/kernel_bounds.hpp"
 #include "fastrope/polynomial/monomials.hpp"
 #include "fastrope/polynomial/projection.hpp"
 #include "fastrope/polynomial/rounding.hpp"
@@ -51,22 +54,41 @@ struct LowRankUnit {
   std::vector<FarPairs> chunks;  ///< all rows in order; first, far and later's ends nondecreasing
   FarFactor factor = {};         ///< of the keys [first, far)
   FarFactor later_factor = {};
-  /// What the sums of a row may be off by, over its denominator, before it is computed again.
+  /// What the sums of a row may be off by, over its denominator, before it is computed again; with a polynomial kernel,
+  /// what its bound may be.
   double allowed = std::numeric_limits<double>::infinity();
+  /// With a polynomial kernel, what rounded rows do to an entry, over |x| |y|; else the certificate has it.
+  double entry_error = 0;
 
   bool has_later() const {
     return std::any_of(chunks.begin(), chunks.end(), [](const FarPairs& c) { return !c.later.empty(); });
   }
 };
 
+/// What the tokens before these left behind for a unit, to which these are added: a view.
+template <class Real>
+struct CarriedState {
+  double* state;          ///< [rank, d_v + 1], of whole blocks of keys
+  Real* rounded;          ///< [rank, d_v + 1], its copy for rows
+  double* errors;         ///< [3, degree + 1]: e_p, M_p, spill of rounding.hpp
+  double* largest_value;  ///< max|V| of all tokens
+};
+
+/// Whose bounds are wanted with a polynomial kernel.
+template <class Real>
+struct KernelRows {
+  const KernelBounds<Real>* of_call = nullptr;  ///< null: of none
+  double* bounds = nullptr;                     ///< [heads, n_q], over max|V|; null: they only decide
+};
+
 /// Attention by features for some units over packed keys.
 template <class Real>
 class PolynomialAttention {
  public:
-  /// carried: the states of tokens before these, [units, rank, d_v + 1], to which these are added; `begun` if
-  /// there were any. Then all units have one rank. Null: every state begins with these keys.
+  /// carried: the states of the units, to which these keys are added, as many as fill blocks; `begun` if there is
+  /// something in them. None: every state begins with these keys.
   PolynomialAttention(const Problem& problem, std::span<const LowRankUnit> units, Workspace& workspace,
-                      double* carried = nullptr, bool begun = false)
+                      std::span<const CarriedState<Real>> carried = {}, bool begun = false)
       : units_(units), carried_(carried), begun_(begun) {
     if (units.empty()) return;
     for (const LowRankUnit& unit : units) {
@@ -82,19 +104,26 @@ class PolynomialAttention {
   }
 
   /// out: [heads, n_q, d_v]. Writes the heads of all units. repaired: null or [heads], to which the rows are added that
-  /// were computed again.
+  /// were computed again. kernel: with a polynomial kernel whose rows are to be judged.
   template <class Q, class Out>
   void run(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
-           TensorView<const Q> q, TensorView<Out> out, Index* repaired = nullptr) const {
+           TensorView<const Q> q, TensorView<Out> out, Index* repaired = nullptr,
+           const KernelRows<Real>& kernel = {}) const {
     const Index units = static_cast<Index>(units_.size()), workers = problem.executor.workers();
     const auto run_unit = [&](Index u, const Team& team, Index state) {
       Workspace share = states_.of(state);
       UnitMemory memory = unit_memory(problem, share);
-      if (carried_) memory.state = carried_ + u * rank_ * (problem.shapes.d_v + 1);
+      if (!carried_.empty()) {
+        const CarriedState<Real>& carried = carried_[static_cast<std::size_t>(u)];
+        memory.state = carried.state;
+        memory.rounded = carried.rounded;
+        memory.errors = carried.errors;
+        memory.largest_before = *carried.largest_value;
+      }
       const LowRankUnit& unit = units_[static_cast<std::size_t>(u)];
       project(problem, packed, unit, team, memory);
-      if (unit.has_later()) sweep<true>(problem, packed, exact, unit, team, memory, q, out, repaired);
-      sweep<false>(problem, packed, exact, unit, team, memory, q, out, repaired);
+      if (unit.has_later()) sweep<true>(problem, packed, exact, unit, team, memory, q, out, repaired, kernel);
+      sweep<false>(problem, packed, exact, unit, team, memory, q, out, repaired, kernel);
     };
     // As long as there is a unit for each worker they need not wait for each other; the last ones are shared.
     const Index whole = round_down(units, workers);
@@ -133,6 +162,7 @@ class PolynomialAttention {
     double* squares;        // [blocks of terms, degree + 1, d_v + 1]
     double* errors;         // [3, degree + 1]: e_p, M_p, spill
     SoftmaxTotals stored;   // [heads, n_q] where there is a first sweep: its sums
+    double largest_before = 0;  // max|V| of tokens before these
   };
 
   UnitMemory unit_memory(const Problem& problem, Workspace& share) const {
@@ -144,8 +174,8 @@ class PolynomialAttention {
             .values = share.take<Real>(layout.group > 1 ? keys / layout.group * layout.stride : 0).data(),
             .sizes = share.take<double>(keys / kWidth * (degree_ + 1)).data(),
             .largest_value = share.take<double>(keys / kWidth).data(),
-            .state = share.take<double>(carried_ ? 0 : rank_ * (d_v + 1)).data(),
-            .rounded = share.take<Real>(rank_ * (d_v + 1)).data(),
+            .state = share.take<double>(carried_.empty() ? rank_ * (d_v + 1) : 0).data(),
+            .rounded = share.take<Real>(carried_.empty() ? rank_ * (d_v + 1) : 0).data(),
             .squares = share.take<double>(ceil_div(rank_, kTermBlock) * (degree_ + 1) * (d_v + 1)).data(),
             .errors = share.take<double>(3 * (degree_ + 1)).data(),
             .stored = SoftmaxTotals(stored_rows_, round_up(d_v, simd::kLanes<Real>), share)};
@@ -170,7 +200,7 @@ class PolynomialAttention {
   template <bool kLater, class Q, class Out>
   void sweep(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
              const LowRankUnit& unit, const Team& team, const UnitMemory& memory, TensorView<const Q> q,
-             TensorView<Out> out, Index* repaired) const {
+             TensorView<Out> out, Index* repaired, const KernelRows<Real>& kernel) const {
     const FarFactor factor = kLater ? unit.later_factor : unit.factor;
     State state{.factor = factor,
                 .n_k = problem.shapes.n_k,
@@ -191,7 +221,8 @@ class PolynomialAttention {
         QueryBlock<Real> block = exact.block(problem, packed, worker);
         block.start(problem, packed, exact.scores(), h, q.head(h), some);
         if (!far.empty() || begun_)
-          far_field(problem, unit, memory, state, exact.scores().lag_reference(h), some, worker, block);
+          far_field(problem, unit, memory, state, exact.scores().lag_reference(h), some, worker,
+                    kernel.of_call ? kernel.of_call->largest_value(problem.kv_head(h)) : 0, block);
         const Index stored = t / tasks * problem.shapes.n_q + begin;
         if constexpr (kLater) {
           memory.stored.from(stored).clear(some.size());
@@ -204,12 +235,17 @@ class PolynomialAttention {
           for (const Range near :
                {Range{0, chunk.first}, Range{chunk.far, later.begin}, Range{later.end, n_k}})
             block.attend(problem, packed, exact.scores(), near);
-          finish_rows(problem, packed, exact, unit, h, some, block, q.head(h), out.head(h), repaired);
+          if (kernel.of_call != nullptr)
+            finish_kernel_rows(problem, packed, exact, unit, h, some, {chunk.far, n_k}, block, q.head(h), out.head(h),
+                               repaired, kernel);
+          else
+            finish_rows(problem, packed, exact, unit, h, some, block, q.head(h), out.head(h), repaired);
         }
       });
     }
     // What tokens after these will need.
-    if (carried_) move_state(problem, unit, team, memory, {0, problem.shapes.n_k}, 0, state);
+    if (!carried_.empty())
+      move_state(problem, unit, team, memory, {0, round_down(problem.shapes.n_k, kWidth)}, 0, state);
   }
 
   /// Writes the rows of a block; tiles with rows whose sums cannot be vouched for are computed again.
@@ -233,6 +269,45 @@ class PolynomialAttention {
       block.write(problem, out, static_cast<Real*>(nullptr));
       if (repaired != nullptr) std::atomic_ref(repaired[h]).fetch_add(tile.size(), std::memory_order_relaxed);
     }
+  }
+
+  /// The same with a polynomial kernel, for rows whose keys `near` are in no state. Requires that anything is allowed
+  /// where there are tokens before these, without which nothing can be computed again.
+  template <class Q, class Out>
+  void finish_kernel_rows(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
+                          const LowRankUnit& unit, Index h, Range rows, Range near, QueryBlock<Real>& block,
+                          MatrixView<const Q> q, MatrixView<Out> out, Index* repaired,
+                          const KernelRows<Real>& kernel) const {
+    const Index d_v = problem.shapes.d_v;
+    const SoftmaxTotals& totals = block.totals();
+    // Of row i, which is row r of the block.
+    const auto bound = [&](Index i, Index r, Range keys) {
+      double largest = 0;
+      for (Index c = 0; c < d_v; ++c) largest = or_larger(largest, std::abs(totals.row(r)[c]));
+      return kernel.of_call->template row<Out>(problem, h, i, kernel.of_call->query_size(problem, q.row(i)), keys,
+                                               totals.error[r], totals.sum[r], largest / std::abs(totals.sum[r]));
+    };
+    std::array<double, QueryBlock<Real>::kRows> bounds;
+    for (Index r = 0; r < rows.size(); ++r) bounds[static_cast<std::size_t>(r)] = bound(rows.begin + r, r, near);
+    block.write(problem, out, static_cast<Real*>(nullptr));
+    for (Index r = 0; r < rows.size(); r += kTile) {
+      double* of_tile = bounds.data() + r;
+      const Range tile{rows.begin + r, std::min(rows.begin + r + kTile, rows.end)};
+      if (std::all_of(of_tile, of_tile + tile.size(), [&](double b) { return b <= unit.allowed; })) continue;
+      block.start(problem, packed, exact.scores(), h, q, tile);
+      block.attend(problem, packed, exact.scores(), {0, problem.shapes.n_k});
+      Index taken = 0;
+      for (Index i = 0; i < tile.size(); ++i) {
+        const double again = bound(tile.begin + i, i, {0, problem.shapes.n_k});
+        if (!(again <= of_tile[i])) continue;
+        of_tile[i] = again;
+        totals.template write<Real>(i, out.row(tile.begin + i), d_v);
+        ++taken;
+      }
+      if (repaired != nullptr) std::atomic_ref(repaired[h]).fetch_add(taken, std::memory_order_relaxed);
+    }
+    if (kernel.bounds != nullptr)
+      std::copy_n(bounds.data(), rows.size(), kernel.bounds + h * problem.shapes.n_q + rows.begin);
   }
 
   /// The keys that are in a state, and how they are weighed.
@@ -265,21 +340,9 @@ class PolynomialAttention {
       const Real* weight = state.keys.weight_of(b);
       key_sizes(degree, unit.monomials->variables(), state.keys.y_of(b), weight, memory.sizes + b * (degree + 1));
     });
-    if (!carried_) std::fill_n(memory.state, rank_ * (state.keys.d_v + 1), 0.0);
+    if (!carried_.empty()) return;
+    std::fill_n(memory.state, rank_ * (state.keys.d_v + 1), 0.0);
     std::fill_n(memory.errors, 3 * (degree + 1), 0.0);
-  }
-
-  /// sizes [degree + 1] = sum_j w_j |y_j|^p of a block of keys.
-  static void key_sizes(int degree, Index variables, const Real* y, const Real* weight, double* sizes) {
-    std::array<Real, kWidth> squares = {};
-    for (Index l = 0; l < variables; ++l)
-      for (Index j = 0; j < kWidth; ++j) squares[static_cast<std::size_t>(j)] += y[l * kWidth + j] * y[l * kWidth + j];
-    std::fill_n(sizes, degree + 1, 0.0);
-    for (Index j = 0; j < kWidth; ++j) {
-      const double norm = outward_norm<Real>(static_cast<double>(squares[static_cast<std::size_t>(j)]), variables);
-      double power = static_cast<double>(weight[j]);
-      for (int p = 0; p <= degree; ++p, power *= norm) sizes[p] += power;
-    }
   }
 
   /// Makes the state that of the keys `far`, the nearest of which is `nearest`, and finds its errors.
@@ -291,7 +354,7 @@ class PolynomialAttention {
     const Index rank = set.rank(), channels = problem.shapes.d_v + 1, degrees = set.degree() + 1;
     const double slope = state.factor.slope;
     const StateChange change = state.window.move_to(far);
-    double shrink = change.restart && !carried_ ? 0 : 1;
+    double shrink = change.restart && carried_.empty() ? 0 : 1;
     if (change.restart) {
       state.anchor = nearest;
     } else if (const double decay = slope * static_cast<double>(nearest - state.anchor); decay > kMostDecay) {
@@ -333,7 +396,7 @@ class PolynomialAttention {
     const std::span<const double> coefficients =
         std::span(unit.coefficients).first(static_cast<std::size_t>(degrees));
     double *errors = memory.errors, *held = errors + degrees, *spill = held + degrees;
-    double largest_value = 0;
+    double largest_value = memory.largest_before;
     for (Index b = 0; b < blocks.end; ++b) largest_value = std::max(largest_value, memory.largest_value[b]);
     const double folds = static_cast<double>(removed.size() + added.size() + 1);
     for (Index p = 0; p < degrees; ++p) {
@@ -346,15 +409,15 @@ class PolynomialAttention {
       const double most = held[p] * shrink + size_of(added);
       spill[p] = spill[p] * shrink + 3 * kUnitRoundoff<double> * folds *
                                          std::abs(coefficients[static_cast<std::size_t>(p)]) * most;
-      held[p] = size_of(blocks);
+      held[p] = carried_.empty() ? size_of(blocks) : most;
     }
-    state_errors<Real>(coefficients, unit.monomials->rank(), channels, largest_value, held, memory.squares, spill,
-                       errors);
+    state_errors<Real>(coefficients, unit.monomials->rank(), channels, largest_value, unit.entry_error, held,
+                       memory.squares, spill, errors);
   }
 
   /// All keys that are far from some row are below it.
   Index reach_of(const LowRankUnit& unit, Index n_k) const {
-    Index reach = carried_ ? n_k : 0;
+    Index reach = carried_.empty() ? 0 : round_down(n_k, kWidth);
     for (const FarPairs& chunk : unit.chunks) reach = std::max(reach, chunk.reach());
     return reach;
   }
@@ -404,7 +467,8 @@ class PolynomialAttention {
 
   /// The sums over a state of some rows become their softmax states.
   void far_field(const Problem& problem, const LowRankUnit& unit, const UnitMemory& memory, const State& state,
-                 double lag_reference, Range rows, Index worker, QueryBlock<Real>& block) const {
+                 double lag_reference, Range rows, Index worker, double largest_value,
+                 QueryBlock<Real>& block) const {
     constexpr Index kRows = kQueryBlock<Real>;
     static_assert(kTile % kRows == 0 && kRows % simd::kLanes<Real> == 0);
     Workspace share = scratch_.of(worker);
@@ -431,6 +495,9 @@ class PolynomialAttention {
         const double norm = outward_norm<Real>(static_cast<double>(squares[static_cast<std::size_t>(i)]), variables);
         double error = 0;
         for (Index p = unit.monomials->degree(); p >= 0; --p) error = error * norm + memory.errors[p];
+        if (!problem.kernel.is_softmax())
+          error += underflow_error<Real>(unit.coefficients, unit.monomials->rank(), variables, largest_value,
+                                         memory.errors + unit.monomials->degree() + 1, norm);
         block.totals().add_far(r + i, exponent, s.sums[d_v * kRows + i], error, some.row(i));
       }
       some.clear_sums(kRows);
@@ -438,7 +505,7 @@ class PolynomialAttention {
   }
 
   std::span<const LowRankUnit> units_;
-  double* carried_;
+  std::span<const CarriedState<Real>> carried_;
   bool begun_;
   Index rank_ = 0, degree_ = 0, variables_ = 0;  // the largest of any unit
   Index stored_rows_ = 0;

@@ -1,8 +1,12 @@
 // Recurrent attention: causal attention with a polynomial kernel, whose state has a fixed size.
 //
 //     A_ij = P(x_ij) for j <= i,   state [kv_heads, rank, d_v + 1] = sum_j c_alpha k_j^alpha [v_j, 1]
-// A prompt is taken in chunks (polynomial/attention.hpp) and leaves its state; a step then adds one token to
-// it and reads the answer off it, in O(rank d_v), however long the sequence. Nothing is approximated.
+// Tokens enter the state in blocks of kKeyBlock, the first, the second, and so on, however they come. The
+// recent ones, fewer than a block, are kept as they are: their weights are computed as such, since features
+// lose digits where terms cancel, as they do while there are few tokens. A prompt is taken in chunks
+// (polynomial/attention.hpp); a step reads its answer off the state and the recent tokens, in O(rank d_v),
+// and folds a block into the state when it is full. Nothing is approximated, and every row has a bound on its
+// rounding (kernel_rounding.hpp).
 #pragma once
 
 #include <algorithm>
@@ -20,17 +24,19 @@
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/polynomial/attention.hpp"
+#include "fastrope/polynomial/kernel_bounds.hpp"
+#include "fastrope/polynomial/kernel_rounding.hpp"
 #include "fastrope/polynomial/monomials.hpp"
+#include "fastrope/polynomial/rounding.hpp"
+#include "fastrope/polynomial/state.hpp"
 #include "fastrope/problem/options.hpp"
 #include "fastrope/problem/problem.hpp"
 #include "fastrope/problem/run_status.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// One sequence's attention with options.kernel, token after token, with arithmetic in Real. A copy is
-/// another sequence with the same past. Rounding: the state is a running sum over all tokens, and its error
-/// grows as such a sum's does, in float to about 3000 epsilon (3e-4) after 10^5 steps with one and the same
-/// key, and 10 epsilon with keys that differ.
+/// One sequence's attention with options.kernel, token after token, with arithmetic in Real; the state and
+/// sums over recent tokens are in double. A copy is another sequence with the same past.
 template <class Real>
 class RecurrentAttention {
  public:
@@ -41,9 +47,17 @@ class RecurrentAttention {
 
   /// Tokens so far.
   Position tokens() const { return tokens_; }
+  /// Those of them that are in the state, the first ones: a multiple of kKeyBlock<Real>. The rest are kept
+  /// beside it.
+  Position tokens_in_state() const { return tokens_ - recent(); }
   Index rank() const { return units_.empty() ? 0 : units_.front().monomials->rank(); }
-  /// [kv_heads, rank, d_v + 1]: all that is kept of the tokens so far.
-  std::span<const Real> state() const { return state_; }
+  /// [kv_heads, rank, d_v + 1]: what is kept of the tokens in the state, the term alpha as in MonomialSet.
+  std::span<const double> state() const { return state_; }
+  /// [heads, tokens of the last prefill or step]: |out - exact| <= row_bounds()(h, i) max|V|, V all values so
+  /// far of head h's key head, rounding to out's type included; may be infinite. Valid until the next call.
+  MatrixView<const double> row_bounds() const {
+    return {row_bounds_.data(), heads_, bounded_rows_, bounded_rows_};
+  }
 
   /// Takes the next n tokens: q [heads, n, d], k [kv_heads, n, d], v [kv_heads, n, d_v]; out [heads, n, d_v]
   /// is what each attends to among all tokens so far. Allocates a workspace. Throws Error for tensors that
@@ -54,33 +68,82 @@ class RecurrentAttention {
 
   /// The same for one token, n = 1. Allocates nothing and throws nothing; after RunStatus::executor_failed
   /// the token may be in the states of some heads. With rope, position_out_of_range once tokens() exceeds
-  /// RopeFrequencies::max_position(). Cost: O(rank d_v) a head.
+  /// RopeFrequencies::max_position(). Cost: 2 rank (d_v + 2) flops a query head for what it reads, as many a
+  /// key head, in blocks, for what it adds, and those of up to kKeyBlock recent tokens.
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
   RunStatus step(const Q& q, const K& k, const V& v, Out&& out) noexcept;
 
  private:
+  static constexpr Index kBlock = kKeyBlock<Real>;
   /// Rows that a prompt is taken in at a time: their pairs are computed as such, so few; the state is read
-  /// and written for each chunk, so not too few.
+  /// and written for each chunk, so not too few. Whole blocks.
   static constexpr Index kChunk = 768;
+  static_assert(kChunk % kBlock == 0);
+  /// Vectors of channels that a step reads at a time.
+  static constexpr Index kTogether = 4;
 
   Index channels() const { return d_v_ + 1; }
-  /// Columns of a step: the key, the queries of its group, padding.
-  Index width() const { return round_up(1 + problem_.group(), simd::kLanes<Real>); }
-  Index step_scratch_size() const {
-    return (d_ + unit_degree() + 1) * width() + (1 + problem_.group()) * channels() +
-           round_up(d_, simd::kLanes<Real>) + problem_.rotation.row_size();
-  }
-  Index unit_degree() const { return problem_.kernel.degree(); }
+  Index degrees() const { return problem_.kernel.degree() + 1; }
+  Index recent() const { return static_cast<Index>(tokens_ % kBlock); }
+  Index value_stride() const { return round_up(d_v_, simd::kLanes<Real>); }
+  std::size_t at(Index kv, Index size) const { return static_cast<std::size_t>(kv * size); }
 
+  /// One worker's scratch of a step.
+  struct StepScratch {
+    Real* row;        // [d]
+    Real* table;      // of the rotation
+    Real* queries;    // [d, columns], turned and scaled, a column a query of the group
+    Real* ancestors;  // [degree + 1, columns]
+    Real* features;   // [kChain, columns]
+    double* sums;     // [group, channels and padding]
+    double* weights;  // [kBlock]
+    Real* ones;       // [kBlock], a block's weights
+    Real* values;     // [kBlock / group, stride] where keys share vectors
+    double* squares;  // [degree + 1, d_v + 1]
+    double* sizes;    // [degree + 1]
+    FeatureScratch<Real> features_of_keys;
+  };
+  /// Queries of a group, padded.
+  Index columns() const { return round_up(problem_.group(), simd::kLanes<Real>); }
+  Index padded_channels() const { return round_up(channels(), kTogether * simd::kLanes<Real>); }
+  StepScratch step_scratch(Workspace& workspace) const;
+
+  /// Elements between the heads of the state's copy: rows may be read in whole vectors.
+  Index rounded_stride() const { return rank() * channels() + padded_channels() - channels(); }
+  CarriedState<Real> carried(Index kv);
+  /// A position beyond all that are turned before another block enters the state.
+  Position farthest() const { return tokens_ + 2 * kBlock; }
+  /// How the sums of a step over recent tokens are computed.
+  KernelRounding step_rounding() const;
+
+  /// Token `slot` of the block, at position `position`, joins the recent ones.
+  template <class K, class V>
+  void append(Index kv, Index slot, Position position, const K* key, const V* value, const StepScratch& s);
+  /// All kBlock recent tokens of a head enter its state.
+  void fold(Index kv, const StepScratch& s);
   template <class Q, class K, class V, class Out>
-  void step_head(Index kv, const Q& q, const K& k, const V& v, const Out& out);
+  void step_head(Index kv, const Q& q, const K& k, const V& v, const Out& out, const StepScratch& s);
+  void add_state(Index kv, const StepScratch& s) const;
+  void add_recent(Index kv, Index h, Index count, const StepScratch& s) const;
 
   Index heads_, kv_heads_, d_, d_v_;
   Problem problem_;                      // of one token
+  KernelRounding rounding_;              // of sums over recent tokens
   std::vector<LowRankUnit> units_ = {};  // one for each key head
-  std::vector<Real> state_ = {};
-  std::vector<Real> scratch_ = {};  // [kv_heads, step_scratch_size]
+  std::vector<double> state_ = {};
+  std::vector<Real> rounded_ = {};          // [kv_heads, rounded_stride], the state's copy for rows
+  std::vector<double> errors_ = {};         // [kv_heads, 3, degree + 1]
+  std::vector<double> largest_value_ = {};  // [kv_heads]
+  std::vector<Real> recent_keys_ = {};      // [kv_heads, kBlock, d], as they came
+  std::vector<Real> recent_columns_ = {};   // [kv_heads, d, kBlock], turned
+  std::vector<Real> recent_values_ = {};    // [kv_heads, kBlock, value_stride]
+  std::vector<double> recent_sizes_ =
+      {};  // [kv_heads, kBlock + 1, degree + 1]: of the tokens before each, |k|^p
+  std::vector<double> row_bounds_ = {};
+  std::size_t scratch_bytes_ = 0;
+  std::vector<std::byte> scratch_ = {};  // of each worker
   Position tokens_ = 0;
+  Index bounded_rows_ = 0;
 };
 
 template <class Real>
@@ -90,7 +153,8 @@ RecurrentAttention<Real>::RecurrentAttention(Index heads, Index kv_heads, Index 
       kv_heads_(kv_heads),
       d_(d),
       d_v_(d_v),
-      problem_(Shapes{heads, kv_heads, 1, 1, d, d_v}, options) {
+      problem_(Shapes{heads, kv_heads, 1, 1, d, d_v}, options),
+      rounding_(step_rounding()) {
   if (problem_.kernel.is_softmax())
     detail::fail("a recurrence needs a polynomial options.kernel: softmax has no state of fixed size");
   const Mask mask = problem_.grid.mask();
@@ -107,13 +171,58 @@ RecurrentAttention<Real>::RecurrentAttention(Index heads, Index kv_heads, Index 
   const auto monomials = std::make_shared<const MonomialSet>(limits);
   const auto coefficients = problem_.kernel.coefficients();
   for (Index kv = 0; heads > 0 && kv < kv_heads; ++kv)
-    units_.push_back({{kv * problem_.group(), (kv + 1) * problem_.group()},
-                      Projection::identity(d, 1),
-                      {coefficients.begin(), coefficients.end()},
-                      monomials,
-                      {}});
-  state_.resize(static_cast<std::size_t>(kv_heads * rank() * channels()));
-  scratch_.resize(static_cast<std::size_t>(kv_heads * step_scratch_size()));
+    units_.push_back({.heads = {kv * problem_.group(), (kv + 1) * problem_.group()},
+                      .projection = Projection::identity(d, 1),
+                      .coefficients = {coefficients.begin(), coefficients.end()},
+                      .monomials = monomials,
+                      .chunks = {}});
+  state_.resize(at(kv_heads, rank() * channels()));
+  rounded_.resize(at(kv_heads, rounded_stride()));
+  errors_.resize(at(kv_heads, 3 * degrees()));
+  largest_value_.resize(at(kv_heads, 1));
+  recent_keys_.resize(at(kv_heads, kBlock * d));
+  recent_columns_.resize(at(kv_heads, kBlock * d));
+  recent_values_.resize(at(kv_heads, kBlock * value_stride()));
+  recent_sizes_.resize(at(kv_heads, (kBlock + 1) * degrees()));
+  row_bounds_.resize(at(heads, 1));
+  scratch_bytes_ = Workspace::bytes_of([&](Workspace& workspace) { step_scratch(workspace); });
+  scratch_.resize(static_cast<std::size_t>(problem_.executor.workers()) * scratch_bytes_);
+}
+
+template <class Real>
+auto RecurrentAttention<Real>::step_scratch(Workspace& w) const -> StepScratch {
+  const ValueLayout<Real> layout(d_v_);
+  return {.row = w.take<Real>(round_up(d_, simd::kLanes<Real>)).data(),
+          .table = w.take<Real>(problem_.rotation.row_size()).data(),
+          .queries = w.take<Real>(d_ * columns()).data(),
+          .ancestors = w.take<Real>(degrees() * columns()).data(),
+          .features = w.take<Real>(kChain * columns()).data(),
+          .sums = w.take<double>(problem_.group() * padded_channels()).data(),
+          .weights = w.take<double>(kBlock).data(),
+          .ones = w.take<Real>(kBlock).data(),
+          .values = w.take<Real>(layout.group > 1 ? kBlock / layout.group * layout.stride : 0).data(),
+          .squares = w.take<double>(degrees() * channels()).data(),
+          .sizes = w.take<double>(degrees()).data(),
+          .features_of_keys = {d_, d_, degrees() - 1, d_v_, w}};
+}
+
+template <class Real>
+CarriedState<Real> RecurrentAttention<Real>::carried(Index kv) {
+  return {.state = state_.data() + kv * rank() * channels(),
+          .rounded = rounded_.data() + kv * rounded_stride(),
+          .errors = errors_.data() + kv * 3 * degrees(),
+          .largest_value = largest_value_.data() + kv};
+}
+
+/// Logits, weights and sums are of double; what is left is the rounding of rows.
+template <class Real>
+KernelRounding RecurrentAttention<Real>::step_rounding() const {
+  constexpr double kDouble = kUnitRoundoff<double>;
+  return {problem_.kernel,
+          {.entry = row_rounding<Real>(problem_, farthest()) + static_cast<double>(d_ + 2) * kDouble,
+           .unit = kDouble,
+           .sums = 2 * static_cast<double>(kBlock + 4) * kDouble,
+           .smallest = std::numeric_limits<double>::min()}};
 }
 
 template <class Real>
@@ -124,31 +233,79 @@ void RecurrentAttention<Real>::prefill(const Q& q, const K& k, const V& v, Out&&
   const auto v_view = as_rows(v);
   const auto out_view = as_tensor(out);
   const Shapes shapes = shapes_of(q_view, k_view, v_view);
-  if (shapes != Shapes{heads_, kv_heads_, shapes.n_q, shapes.n_q, d_, d_v_})
+  const Index n = shapes.n_q, before = recent();
+  if (shapes != Shapes{heads_, kv_heads_, n, n, d_, d_v_})
     detail::fail("prefill: q, k and v are of ", shapes.heads, " and ", shapes.kv_heads, " heads, ",
                  shapes.n_q, " and ", shapes.n_k, " tokens, d ", shapes.d, " and d_v ", shapes.d_v,
                  "; this recurrence has ", heads_, " and ", kv_heads_, " heads, d ", d_, " and d_v ", d_v_);
   require_output(shapes, out_view);
-  std::vector<Position> positions(static_cast<std::size_t>(shapes.n_q));
-  for (Index i = 0; i < shapes.n_q; ++i) positions[static_cast<std::size_t>(i)] = tokens_ + i;
-  const Problem problem = problem_.with(shapes.n_q, shapes.n_k, positions, positions);
-  for (LowRankUnit& unit : units_) unit.chunks = far_chunks<Real>(problem, kChunk);
 
+  // The recent tokens come first, so that blocks begin where they do in steps.
+  const Index n_k = before + n;
+  std::vector<Position> positions(static_cast<std::size_t>(n_k));
+  for (Index j = 0; j < n_k; ++j) positions[static_cast<std::size_t>(j)] = tokens_ - before + j;
+  const Problem problem =
+      problem_.with(n, n_k, std::span(positions).last(static_cast<std::size_t>(n)), positions);
+  std::vector<Real> keys(at(kv_heads_, n_k * d_)), values(at(kv_heads_, n_k * d_v_));
+  for (Index kv = 0; kv < kv_heads_; ++kv)
+    for (Index j = 0; j < n_k; ++j) {
+      Real* key = keys.data() + (kv * n_k + j) * d_;
+      Real* value = values.data() + (kv * n_k + j) * d_v_;
+      if (j < before) {
+        std::copy_n(recent_keys_.data() + (kv * kBlock + j) * d_, d_, key);
+        std::copy_n(recent_values_.data() + (kv * kBlock + j) * value_stride(), d_v_, value);
+      } else {
+        simd::convert(k_view.head(kv).row(j - before), d_, key);
+        simd::convert(v_view.head(kv).row(j - before), d_v_, value);
+      }
+    }
+  const TensorView<const Real> all_keys = contiguous<const Real>(keys.data(), kv_heads_, n_k, d_),
+                               all_values = contiguous<const Real>(values.data(), kv_heads_, n_k, d_v_);
+
+  std::vector<FarPairs> chunks;
+  for (Index i = 0; i < n;) {
+    const Index end = std::min(n, round_down(before + i, kChunk) + kChunk - before);
+    chunks.push_back({{i, end}, round_down(before + i, kBlock)});
+    i = end;
+  }
+  std::vector<CarriedState<Real>> states;
+  for (Index kv = 0; kv < std::ssize(units_); ++kv) {
+    LowRankUnit& unit = units_[static_cast<std::size_t>(kv)];
+    unit.chunks = chunks;
+    unit.entry_error = row_rounding<Real>(problem_, farthest() + n);
+    states.push_back(carried(kv));
+  }
   const auto parts = [&](Workspace& workspace, auto&& use) {
     PackedKeys<Real> packed(problem, workspace);
     ExactAttention<Real> exact(problem, packed, workspace);
-    PolynomialAttention<Real> polynomial(problem, units_, workspace, state_.data(), tokens_ > 0);
-    use(packed, exact, polynomial);
+    PolynomialAttention<Real> polynomial(problem, units_, workspace, states, tokens_ >= kBlock);
+    KernelBounds<Real> bounds(problem, workspace);
+    use(packed, exact, polynomial, bounds);
   };
   std::vector<std::byte> memory(
       Workspace::bytes_of([&](Workspace& workspace) { parts(workspace, [](auto&...) {}); }));
+  row_bounds_.resize(std::max(row_bounds_.size(), at(heads_, n)));
   Workspace workspace(memory);
-  parts(workspace, [&](auto& packed, auto& exact, auto& polynomial) {
-    packed.pack(problem, k_view, v_view);
+  parts(workspace, [&](auto& packed, auto& exact, auto& polynomial, auto& bounds) {
+    packed.pack(problem, all_keys, all_values);
     exact.prepare(problem);
-    polynomial.run(problem, packed, exact, TensorView<const ElementOf<Q>>(q_view), out_view);
+    bounds.measure(problem, all_keys, all_values);
+    for (Index kv = 0; kv < kv_heads_; ++kv) bounds.raise_largest_value(kv, largest_value_[at(kv, 1)]);
+    polynomial.run(problem, packed, exact, TensorView<const ElementOf<Q>>(q_view), out_view, nullptr,
+                   {&bounds, row_bounds_.data()});
+    for (Index kv = 0; kv < kv_heads_; ++kv) largest_value_[at(kv, 1)] = bounds.largest_value(kv);
   });
-  tokens_ += shapes.n_q;
+  tokens_ += n;
+  bounded_rows_ = n;
+  rounding_ = step_rounding();
+  // What has filled no block is kept.
+  Workspace share(std::span<std::byte>(scratch_).first(scratch_bytes_));
+  const StepScratch s = step_scratch(share);
+  const Index first = round_down(n_k, kBlock);
+  for (Index kv = 0; kv < kv_heads_; ++kv)
+    for (Index j = std::max(first, before); j < n_k; ++j)
+      append(kv, j - first, positions[static_cast<std::size_t>(j)], all_keys.head(kv).row(j),
+             all_values.head(kv).row(j), s);
 }
 
 template <class Real>
@@ -161,9 +318,14 @@ RunStatus RecurrentAttention<Real>::step(const Q& q, const K& k, const V& v, Out
   if (!fits(problem_.shapes, q_view, k_view, v_view, out_view)) return RunStatus::shape_mismatch;
   if (problem_.rotates() && tokens_ > problem_.rotation.frequencies().max_position())
     return RunStatus::position_out_of_range;
+  bounded_rows_ = 1;
+  if (recent() == 0) rounding_ = step_rounding();
   try {
-    problem_.executor.parallel_for(static_cast<Index>(units_.size()),
-                                   [&](Index kv, Index) { step_head(kv, q_view, k_view, v_view, out_view); });
+    problem_.executor.parallel_for(static_cast<Index>(units_.size()), [&](Index kv, Index worker) {
+      Workspace share(
+          std::span<std::byte>(scratch_).subspan(static_cast<std::size_t>(worker) * scratch_bytes_, scratch_bytes_));
+      step_head(kv, q_view, k_view, v_view, out_view, step_scratch(share));
+    });
   } catch (...) {
     return RunStatus::executor_failed;
   }
@@ -172,51 +334,178 @@ RunStatus RecurrentAttention<Real>::step(const Q& q, const K& k, const V& v, Out
 }
 
 template <class Real>
-template <class Q, class K, class V, class Out>
-void RecurrentAttention<Real>::step_head(Index kv, const Q& q, const K& k, const V& v, const Out& out) {
-  const Index columns = width(), group = problem_.group();
-  Real* x = scratch_.data() + kv * step_scratch_size();     // [d, columns]: the key, then queries
-  Real* ancestors = x + d_ * columns;                       // [degree + 1, columns]
-  Real* value = ancestors + (unit_degree() + 1) * columns;  // [channels]
-  Real* sums = value + channels();                          // [group, channels]
-  Real* row = sums + group * channels();                    // [d]
-  Real* table = row + round_up(d_, simd::kLanes<Real>);
+template <class K, class V>
+void RecurrentAttention<Real>::append(Index kv, Index slot, Position position, const K* key, const V* value,
+                                      const StepScratch& s) {
+  Real* raw = recent_keys_.data() + (kv * kBlock + slot) * d_;
+  Real* column = recent_columns_.data() + kv * kBlock * d_ + slot;
+  Real* values = recent_values_.data() + (kv * kBlock + slot) * value_stride();
+  double* sizes = recent_sizes_.data() + (kv * (kBlock + 1) + slot) * degrees();
+  simd::convert(key, d_, raw);
+  std::copy_n(raw, d_, s.row);
   problem_.rotation.fill(
-      {0, 1}, [&](Index) { return tokens_; }, table);
-  const auto load = [&](const auto* from, Index column, double factor) {
-    simd::convert(from, d_, row);
-    problem_.rotation.apply(table, row);
-    for (Index c = 0; c < d_; ++c) x[c * columns + column] = row[c] * static_cast<Real>(factor);
-  };
-  load(k.head(kv).row(0), 0, 1);
-  for (Index h = 0; h < group; ++h) load(q.head(kv * group + h).row(0), 1 + h, problem_.scale);
-  simd::convert(v.head(kv).row(0), d_v_, value);
-  value[d_v_] = 1;
-  std::fill_n(ancestors, columns, Real{1});
-  std::fill_n(sums, group * channels(), Real{0});
+      {0, 1}, [&](Index) { return position; }, s.table);
+  problem_.rotation.apply(s.table, s.row);
+  for (Index c = 0; c < d_; ++c) column[c * kBlock] = s.row[c];
+  simd::convert(value, d_v_, values);
+  double power = 1, &largest = largest_value_[at(kv, 1)];
+  const double length = row_length<Real>(key, d_);
+  for (Index p = 0; p < degrees(); ++p, power *= length)
+    sizes[degrees() + p] = (slot > 0 ? sizes[p] : 0) + power;
+  for (Index c = 0; c < d_v_; ++c) largest = or_larger(largest, std::abs(static_cast<double>(value[c])));
+  if (std::isnan(largest)) largest = std::numeric_limits<double>::infinity();
+}
+
+template <class Real>
+void RecurrentAttention<Real>::fold(Index kv, const StepScratch& s) {
+  const LowRankUnit& unit = units_[static_cast<std::size_t>(kv)];
+  const CarriedState<Real> to = carried(kv);
+  const MonomialSet& set = *unit.monomials;
+  const ValueLayout<Real> layout(d_v_);
+  Real* y = recent_columns_.data() + kv * kBlock * d_;
+  const Real* values = recent_values_.data() + kv * kBlock * value_stride();
+  std::fill_n(s.ones, kBlock, Real{1});
+  if (layout.group > 1) {
+    std::fill_n(s.values, kBlock / layout.group * layout.stride, Real{0});
+    for (Index j = 0; j < kBlock; ++j)
+      for (Index c = 0; c < d_v_; ++c)
+        s.values[j / layout.group * layout.stride + c * layout.group + j % layout.group] =
+            values[j * value_stride() + c];
+  }
+  const KeyBlocks<Real> keys{.count = kBlock,
+                             .variables = d_,
+                             .d_v = d_v_,
+                             .layout = layout,
+                             .y = y,
+                             .weight = s.ones,
+                             .values = layout.group > 1 ? s.values : values};
+  const std::span<const double> coefficients = unit.coefficients;
+  add_keys(
+      set, coefficients, keys, {0, 1}, {0, set.rank()}, s.features_of_keys, [](Index) { return 1.0; },
+      to.state);
+  round_state(set, channels(), {0, set.rank()}, to.state, to.rounded, s.squares);
+
+  double *errors = to.errors, *held = errors + degrees(), *spill = held + degrees();
+  key_sizes(set.degree(), d_, y, s.ones, s.sizes);
+  for (Index p = 0; p < degrees(); ++p) {
+    held[p] += s.sizes[p];
+    spill[p] += 6 * kUnitRoundoff<double> * std::abs(coefficients[static_cast<std::size_t>(p)]) * held[p];
+  }
+  state_errors<Real>(coefficients, set.rank(), channels(), *to.largest_value,
+                     row_rounding<Real>(problem_, farthest()), held, s.squares, spill, errors);
+}
+
+/// s.sums = the queries' sums over the state: chains of kChain terms in Real, added in double.
+template <class Real>
+void RecurrentAttention<Real>::add_state(Index kv, const StepScratch& s) const {
+  using namespace simd;
+  constexpr Index kStep = kTogether * kLanes<Real>;
+  const Index group = problem_.group(), width = columns(), padded = padded_channels();
+  const double* constant = state_.data() + kv * rank() * channels();
+  for (Index h = 0; h < group; ++h) std::copy_n(constant, channels(), s.sums + h * padded);
+  std::fill_n(s.ancestors, width, Real{1});
+  const std::span<const Monomial> terms = units_[static_cast<std::size_t>(kv)].monomials->terms();
+  for (Index first = 1; first < rank(); first += kChain) {
+    const Index count = std::min(kChain, rank() - first);
+    for (Index t = 0; t < count; ++t) {
+      const Monomial& term = terms[static_cast<std::size_t>(first + t)];
+      Real* feature = s.ancestors + term.degree * width;
+      for (Index i = 0; i < width; ++i)
+        feature[i] = feature[i - width] * s.queries[term.variable * width + i];
+      std::copy_n(feature, width, s.features + t * width);
+    }
+    const Real* rows = rounded_.data() + kv * rounded_stride() + first * channels();
+    for (Index h = 0; h < group; ++h)
+      for (Index c = 0; c < padded; c += kStep) {
+        Vec<Real> sum[kTogether];
+        for (auto& x : sum) x = zero<Real>();
+        for (Index t = 0; t < count; ++t) {
+          const Vec<Real> feature = set(s.features[t * width + h]);
+          for (Index m = 0; m < kTogether; ++m)
+            sum[m] = fma(feature, load(rows + t * channels() + c + m * kLanes<Real>), sum[m]);
+        }
+        Real part[kStep];
+        for (Index m = 0; m < kTogether; ++m) store<Real>(sum[m], part + m * kLanes<Real>);
+        for (Index m = 0; m < kStep; ++m) s.sums[h * padded + c + m] += static_cast<double>(part[m]);
+      }
+  }
+}
+
+/// s.sums of query h of the group += those over the first `count` recent tokens, in double.
+template <class Real>
+void RecurrentAttention<Real>::add_recent(Index kv, Index h, Index count, const StepScratch& s) const {
+  using namespace simd;
+  constexpr Index kStep = kTogether * kLanes<double>;
+  static_assert(kBlock % kStep == 0);
+  const Real* keys = recent_columns_.data() + kv * kBlock * d_;
+  for (Index j = 0; j < count; j += kStep) {
+    Vec<double> x[kTogether];
+    for (auto& sum : x) sum = zero<double>();
+    for (Index c = 0; c < d_; ++c) {
+      const Vec<double> query = set(static_cast<double>(s.queries[c * columns() + h]));
+      for (Index m = 0; m < kTogether; ++m)
+        x[m] = fma(query, load_as<double>(keys + c * kBlock + j + m * kLanes<double>), x[m]);
+    }
+    for (Index m = 0; m < kTogether; ++m) store<double>(x[m], s.weights + j + m * kLanes<double>);
+  }
+  const Real* values = recent_values_.data() + kv * kBlock * value_stride();
+  double* sums = s.sums + h * padded_channels();
+  double total = 0;
+  for (Index j = 0; j < count; ++j, values += value_stride()) {
+    const double weight = problem_.kernel(s.weights[j]);
+    total += weight;
+    const Vec<double> w = set(weight);
+    for (Index c = 0; c < value_stride(); c += kLanes<double>)
+      store<double>(fma(w, load_as<double>(values + c), load(sums + c)), sums + c);
+  }
+  sums[d_v_] += total;
+}
+
+template <class Real>
+template <class Q, class K, class V, class Out>
+void RecurrentAttention<Real>::step_head(Index kv, const Q& q, const K& k, const V& v, const Out& out,
+                                         const StepScratch& s) {
+  const Index group = problem_.group(), width = columns(), padded = padded_channels(), count = recent() + 1;
+  append(kv, recent(), tokens_, k.head(kv).row(0), v.head(kv).row(0), s);
+  std::fill_n(s.queries, d_ * width, Real{0});
+  for (Index h = 0; h < group; ++h) {
+    simd::convert(q.head(kv * group + h).row(0), d_, s.row);
+    problem_.rotation.apply(s.table, s.row);
+    for (Index c = 0; c < d_; ++c) s.queries[c * width + h] = s.row[c] * static_cast<Real>(problem_.scale);
+  }
+  const bool far = tokens_in_state() > 0;
+  std::fill_n(s.sums, group * padded, 0.0);
+  if (far) add_state(kv, s);
 
   const LowRankUnit& unit = units_[static_cast<std::size_t>(kv)];
-  Real* state = state_.data() + kv * rank() * channels();
-  for (const Monomial& term : unit.monomials->terms()) {
-    Real* feature = ancestors + term.degree * columns;
-    if (term.degree > 0)
-      for (Index i = 0; i < columns; ++i) feature[i] = feature[i - columns] * x[term.variable * columns + i];
-    const Real weight =
-        feature[0] *
-        static_cast<Real>(unit.coefficients[static_cast<std::size_t>(term.degree)] * term.multinomial);
-    for (Index c = 0; c < channels(); ++c) state[c] += weight * value[c];
-    for (Index h = 0; h < group; ++h)
-      for (Index c = 0; c < channels(); ++c) sums[h * channels() + c] += feature[1 + h] * state[c];
-    state += channels();
-  }
+  const CarriedState<Real> state = carried(kv);
+  const double* sizes = recent_sizes_.data() + (kv * (kBlock + 1) + count) * degrees();
+  const double largest_value = *state.largest_value;
   for (Index h = 0; h < group; ++h) {
-    const Real* sum = sums + h * channels();
-    const Real total = sum[d_v_];
-    const Real inverse = std::abs(total) < std::numeric_limits<Real>::min() ? Real{0} : 1 / total;
+    add_recent(kv, h, count, s);
+    const double* sums = s.sums + h * padded;
+    const double sum = sums[d_v_];
+    const double inverse =
+        std::abs(sum) < static_cast<double>(std::numeric_limits<Real>::min()) ? 0 : 1 / sum;
     auto* to = out.head(kv * group + h).row(0);
-    for (Index c = 0; c < d_v_; ++c)
-      to[c] = static_cast<std::remove_cvref_t<decltype(to[c])>>(sum[c] * inverse);
+    using Stored = std::remove_cvref_t<decltype(*to)>;
+    double largest = 0;
+    for (Index c = 0; c < d_v_; ++c) {
+      largest = or_larger(largest, std::abs(sums[c] * inverse));
+      to[c] = static_cast<Stored>(static_cast<Real>(sums[c] * inverse));
+    }
+    const double query = query_factor(problem_) * row_length<Real>(q.head(kv * group + h).row(0), d_);
+    double error = 0;
+    if (far) {
+      const double norm = query * (1 + rounding_.entry());  // of the rounded row
+      for (Index p = degrees() - 1; p >= 0; --p) error = error * norm + state.errors[p];
+      error +=
+          underflow_error<Real>(unit.coefficients, rank(), d_, largest_value, state.errors + degrees(), norm);
+    }
+    error += rounding_.error(query, sizes, largest_value, error, sum);
+    row_bounds_[at(kv * group + h, 1)] = row_bound<Real, Stored>(error, sum, largest, largest_value);
   }
+  if (count == kBlock) fold(kv, s);
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -17,13 +17,21 @@
 // for the state that there is, whatever it was meant to be: B^N_p of the worst column, over max|V|, and B^D_p.
 // So |N~_c - N_c| / max|V| + |D~ - D| <= sum_p e_p |x|^p, with
 //     e_p = u [(2 p + N_N + N_D) |c_p| M_p + k_Q(p) (B^N_p + B^D_p)] + 2 spill_p.
+// Where P is the kernel itself and no certificate speaks of rounded rows, these move entries by eps |x| |y|, which is
+// 2 |c_p| p eps M_p more for e_p.
+// Underflow, of which the softmax's weights stay clear, loses at most eta, the smallest normal number, in an operation.
+// With m variables, X = max(1, |x|), sum_(|alpha| = p) (p! / alpha!) |x^alpha| <= (sqrt(m) |x|)^p: the p products of a
+// key's feature, those with values, the state's rounding, the products of a row's feature and those with the state lose
+//     eta (1 + 1 / max|V|) [rank + sum_p (4 p + 2) (|c_p| + 1) (sqrt(m) X)^p (1 + M_0 + M_p)]          at most.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <limits>
 #include <span>
+#include <type_traits>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
@@ -35,6 +43,20 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// Half an epsilon: a result is off by at most this of itself.
 template <class Real>
 inline constexpr double kUnitRoundoff = static_cast<double>(std::numeric_limits<Real>::epsilon()) / 2;
+
+/// What rounding a result of Real once more to T, as it is stored, does at most, over its size; for float16 beside
+/// 2^-25 in absolute value, as it has no smaller numbers.
+template <class Real, class T>
+constexpr double result_rounding() {
+  if constexpr (std::is_same_v<T, Real>)
+    return 0;
+  else if constexpr (std::is_same_v<T, bfloat16>)
+    return 0x1p-8;
+  else if constexpr (std::is_same_v<T, float16>)
+    return 0x1p-11;
+  else
+    return kUnitRoundoff<T>;
+}
 
 /// Products of at most 3000 factors 1 + e, |e| <= u = 2^-24, differ from 1 by no more than this times the sum of |e|.
 inline constexpr double kHigherOrder = 1.001;
@@ -65,11 +87,12 @@ double outward_norm(double square, Index d) {
          (1 + size * static_cast<double>(std::numeric_limits<Real>::epsilon()));
 }
 
-/// errors [degree + 1] = e_p. sizes: M_p; squares: B_p^2, [degree + 1, channels], the last channel the denominator's;
+/// errors [degree + 1] = e_p. entry_error: eps; sizes: M_p; squares: B_p^2, [degree + 1, channels], the last channel the denominator's;
 /// spill: [degree + 1]; largest_value: max|V|, without which (0) numerators are 0.
 template <class Real>
 void state_errors(std::span<const double> coefficients, Index rank, Index channels, double largest_value,
-                  const double* sizes, const double* squares, const double* spill, double* errors) {
+                  double entry_error, const double* sizes, const double* squares, const double* spill,
+                  double* errors) {
   for (std::size_t p = 0; p < coefficients.size(); ++p) {
     const double* row = squares + static_cast<Index>(p) * channels;
     const double numerator = channels > 1 ? std::sqrt(*std::max_element(row, row + channels - 1)) : 0;
@@ -78,7 +101,34 @@ void state_errors(std::span<const double> coefficients, Index rank, Index channe
     errors[p] = kHigherOrder * kUnitRoundoff<Real> *
                     (key_roundings<Real>(degree) * std::abs(coefficients[p]) * sizes[p] +
                      row_roundings(degree, rank) * of_state) +
-                2 * spill[p];
+                kHigherOrder * 2 * degree * entry_error * std::abs(coefficients[p]) * sizes[p] + 2 * spill[p];
+  }
+}
+
+/// What underflow may add to a row's sums over a state; norm: |x|.
+template <class Real>
+double underflow_error(std::span<const double> coefficients, Index rank, Index variables, double largest_value,
+                       const double* sizes, double norm) {
+  const double step = std::sqrt(static_cast<double>(variables)) * std::max(1.0, norm);
+  double lost = static_cast<double>(rank), power = 1;
+  for (std::size_t p = 0; p < coefficients.size(); ++p, power *= step)
+    lost += static_cast<double>(4 * p + 2) * (std::abs(coefficients[p]) + 1) * power * (1 + sizes[0] + sizes[p]);
+  return static_cast<double>(std::numeric_limits<Real>::min()) * lost *
+         (largest_value > 0 ? 1 + 1 / largest_value : 1);
+}
+
+/// sizes [degree + 1] = sum_j w_j |y_j|^p of a block of keys, at least; y: [variables, kKeyBlock].
+template <class Real>
+void key_sizes(int degree, Index variables, const Real* y, const Real* weight, double* sizes) {
+  constexpr Index kWidth = kKeyBlock<Real>;
+  std::array<Real, kWidth> squares = {};
+  for (Index l = 0; l < variables; ++l)
+    for (Index j = 0; j < kWidth; ++j) squares[static_cast<std::size_t>(j)] += y[l * kWidth + j] * y[l * kWidth + j];
+  std::fill_n(sizes, degree + 1, 0.0);
+  for (Index j = 0; j < kWidth; ++j) {
+    const double norm = outward_norm<Real>(static_cast<double>(squares[static_cast<std::size_t>(j)]), variables);
+    double power = static_cast<double>(weight[j]);
+    for (int p = 0; p <= degree; ++p, power *= norm) sizes[p] += power;
   }
 }
 
