@@ -175,7 +175,9 @@ TEST(KernelRows, HoldForStorageOfSixteenBitsAndDouble) {
                      largest_of(in.v.view().head(0)),
                      report.row_bounds[static_cast<std::size_t>(h * 300 + i)]);
         EXPECT_EQ(rows.violated, 0) << path << ", degree " << kernel.degree() << ": " << rows.worst;
-        if (sizeof(Out) == 2) EXPECT_GT(rows.closest, 0.3) << "its rounding is counted once";
+        if (sizeof(Out) == 2) {
+          EXPECT_GT(rows.closest, 0.3) << "its rounding is counted once";
+        }
       };
       check(float16{});
       check(bfloat16{});

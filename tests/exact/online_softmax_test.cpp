@@ -398,7 +398,7 @@ class Merge : public OnlineSoftmax<Real> {
         row.attend(logits(h, i), this->v_, keys);
         const Tensor<Real> out = row.out();
         std::copy(out.values.begin(), out.values.end(), p.out.view().head(h).row(i));
-        p.lse(0, h, i) = row.lse();
+        p.lse(0, h, i) = static_cast<Real>(row.lse());
       }
     }
     return p;

@@ -147,7 +147,7 @@ TEST(Bfloat16Kernel, EqualsTheProductInDouble) {
   using fastrope::element_of;
   Inputs inputs(42);
   constexpr Index kRows = fastrope::kRowMultipleOf<bfloat16>;
-  const fastrope::MatrixTiles tiles;
+  [[maybe_unused]] const fastrope::MatrixTiles tiles;
   for (const Index depth : {0, 16, 32, 80}) {
     for (Index vectors = 1; vectors <= 6; ++vectors) {
       SCOPED_TRACE(testing::Message() << "depth " << depth << ", " << vectors << " vectors");

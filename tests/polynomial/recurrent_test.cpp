@@ -538,7 +538,8 @@ TEST(RecurrentRowBounds, CountAllTokensOfTheState) {
         prefill(recurrence, in, begin, begin + 300);
       const double bound = recurrence.row_bounds()(0, recurrence.row_bounds().cols - 1);
       if (begin + 300 == early) of_early = bound;
-      if (begin >= early) EXPECT_NEAR(bound, of_early, 0.6 * of_early) << begin << stepped;
+      if (begin < early) continue;
+      EXPECT_NEAR(bound, of_early, 0.6 * of_early) << begin << stepped;
     }
   }
 }

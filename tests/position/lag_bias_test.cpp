@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -43,6 +44,36 @@ TEST(LagBias, OneSlopeServesEveryHead) {
   EXPECT_NO_THROW(bias.require_covers(9, -10, 10));
 }
 
+TEST(LagBias, TheLargestAndSmallestAreOverTheLagsGiven) {
+  Inputs random(9);
+  std::vector<double> table;
+  for (int i = 0; i < 32; ++i) table.push_back(random.uniform(-2, 2));
+  for (const LagBias& bias : {LagBias::alibi({0.25, -0.5}), LagBias::t5(table, 2, true, 20),
+                              LagBias::t5(table, 2, false, 20), LagBias::table(table, 2, -7)}) {
+    EXPECT_EQ(bias.is_table(), bias.largest(0, 0, 0) != 0);
+    for (Index head = 0; head < 2; ++head)
+      for (Position first = -7; first <= 8; ++first)
+        for (Position last = first; last <= 8; ++last) {
+          double most = bias(head, first), least = most;
+          for (Position lag = first; lag <= last; ++lag) {
+            most = std::max(most, bias(head, lag));
+            least = std::min(least, bias(head, lag));
+          }
+          EXPECT_EQ(bias.largest(head, first, last), most) << first << ".." << last;
+          EXPECT_EQ(bias.smallest(head, first, last), least) << first << ".." << last;
+        }
+  }
+}
+
+TEST(LagBias, NumbersBelowThoseOfFloatAreItsLowest) {
+  const LagBias bias = LagBias::table({0.0, -1e39, -3e38}, 1, 0);
+  float row[3];
+  bias.fill(0, 2, 3, 0, 1.4426950408889634, row);
+  EXPECT_EQ(row[0], std::numeric_limits<float>::lowest());
+  EXPECT_EQ(row[1], std::numeric_limits<float>::lowest());
+  EXPECT_EQ(row[2], 0.0f);
+}
+
 TEST(LagBias, ARowOfLagsIsFilledDownwards) {
   Inputs random(8);
   std::vector<double> table;
@@ -55,9 +86,9 @@ TEST(LagBias, ARowOfLagsIsFilledDownwards) {
       const Position first = is_table ? 8 : 40;
       const Index count = is_table ? 16 : 80;
       std::vector<double> row(static_cast<std::size_t>(count) + 1, 99);
-      bias.fill(head, first, count, -1.5, row.data());
+      bias.fill(head, first, count, 0.75, -1.5, row.data());
       for (Index m = 0; m < count; ++m)
-        EXPECT_DOUBLE_EQ(row[static_cast<std::size_t>(m)], -1.5 * bias(head, first - m))
+        EXPECT_DOUBLE_EQ(row[static_cast<std::size_t>(m)], -1.5 * (bias(head, first - m) - 0.75))
             << "lag " << first - m;
       EXPECT_EQ(row.back(), 99);
     }
