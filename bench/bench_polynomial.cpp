@@ -6,7 +6,7 @@
 // others, over the peak of a register-only loop of multiply-adds that is timed before and after every run.
 // Features, projections, packing, rotation, and the exact near fields of causal calls are in the time and not
 // in the flops. error: max |out - reference| / max|V| over 16 rows, the reference in double precision;
-// promised: what the plan certified, and its estimate of rounding. plan_ms: the look at the data, once.
+// promised: the plan's error bound. plan_ms: the look at the data, once.
 // faster: time of the exact path over this one's, both run in turn; of two threads, over one.
 #include <benchmark/benchmark.h>
 

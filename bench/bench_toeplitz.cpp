@@ -10,7 +10,7 @@
 // against sums in double, relative to |generator|_2 |x|_2, in units of epsilon, and `promised`, the bound.
 // Attention, causal, |x| <= 0.5, tolerance 1e-2, d_v = 8: T5's bias, which a state carries, and a table of
 // random values, which takes transforms. faster: time of the exact path over this one's, both run in turn,
-// the median; error: of 16 rows against double, over max|V|; promised: error bound and rounding; plan_ms: the
+// the median; error: of 16 rows against double, over max|V|; promised: the error bound; plan_ms: the
 // look at the data. crossover: the first n of 128, 192, 256, 384, .. from which this path is the faster one.
 #include <benchmark/benchmark.h>
 #include <fftw3.h>

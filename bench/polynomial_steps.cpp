@@ -90,7 +90,7 @@ void print_steps(Data& data, double tolerance) {
     const double measured = seconds_of(plan, data.in, 5);
     std::printf("  %-24s %7.3f %6d %9.0f %9.0f %6.1f ms %6.1f ms %6.2fx %9.1e %9.1e\n", name, fit->radius,
                 fit->polynomial.degree(), fit->simplex_rank, fit->rank, predicted * 1e3, measured * 1e3,
-                exact / measured, bench::sampled_error(data.c, data.in, 32), fit->certificate.error_bound);
+                exact / measured, bench::sampled_error(data.c, data.in, 32), fit->error_bound);
   }
 }
 

@@ -259,7 +259,7 @@ inline void draw_errors(const std::vector<Observed>& observed, const std::string
   svg.words({kLeft, 20}, "Promised and observed error", {.size = 14, .bold = true});
   svg.words({kLeft, 38},
             "Of every approximate run that was measured: max |out - exact| / max|V| of 8 rows against");
-  svg.words({kLeft, 53}, "double precision, beside the certified bound with its estimate of rounding.");
+  svg.words({kLeft, 53}, "double precision, beside the bound that was promised.");
   svg.area({{kLeft, kTop}, {kLeft, y(x.low)}, {kRight, y(x.high)}, {kRight, kTop}}, "#f3f3f3");
   for (const double tick : x.ticks(10)) {
     svg.line({x(tick), kTop}, {x(tick), kBottom}, "#ddd");

@@ -190,7 +190,7 @@ void print_row(const Case& c, const Outcome& o) {
   std::printf("%-17s %6td %3td %5.2f %6.0e | %-10s %5.2f", c.positions, c.n, c.d, c.largest, c.tolerance,
               to_string(o.chosen.path), o.chosen.entry_bound);
   if (o.chosen.path == fastrope::Path::exact)
-    std::printf(" %6s %5s %9s", "-", "-", "rounding");
+    std::printf(" %6s %5s %9.1e", "-", "-", o.chosen.error_bound);
   else
     std::printf(" %6d %5td %9.1e", o.chosen.degree, o.chosen.rank, o.chosen.error_bound);
   std::printf(" %8.1e | %7.1f %7.1f %7.1f %6.1fx %6.1fx\n", o.error, o.time, o.exact_time, o.naive_time,

@@ -123,6 +123,30 @@ template <class Real>
 HWY_INLINE void load_pairs(const Real* p, Vec<Real>& a, Vec<Real>& b) {
   hn::LoadInterleaved2(Tag<Real>{}, p, a, b);
 }
+/// Elements of x, converted to Real, to p.
+template <class Real, class T>
+HWY_INLINE void store_as(Vec<T> x, Real* p) {
+  if constexpr (std::is_same_v<T, Real>) {
+    store<Real>(x, p);
+  } else {
+    static_assert(std::is_same_v<T, double> && std::is_same_v<Real, float>);
+    const hn::Rebind<float, Tag<double>> halves;
+    hn::StoreU(hn::DemoteTo(halves, x), halves, p);
+  }
+}
+/// to[i] += factor x[i] for i < kCount, a power of two that is at most a vector of doubles, in double.
+template <Index kCount, class Real>
+HWY_INLINE void add_scaled(double factor, const Real* x, double* to) {
+  const hn::CappedTag<double, static_cast<std::size_t>(kCount)> tag;
+  const hn::Rebind<Real, decltype(tag)> from;
+  const auto more = [&] {
+    if constexpr (std::is_same_v<Real, double>)
+      return hn::LoadU(from, x);
+    else
+      return hn::PromoteTo(tag, hn::LoadU(from, x));
+  }();
+  hn::StoreU(hn::MulAdd(more, hn::Set(tag, factor), hn::LoadU(tag, to)), tag, to);
+}
 /// p[0 .. kGroup) over and over. Requires kGroup a power of two of at most 16 bytes, p aligned to a group.
 template <int kGroup, class Real>
 HWY_INLINE Vec<Real> repeat(const Real* p) {
@@ -177,6 +201,10 @@ HWY_INLINE V sub(V a, V b) {
 template <class V>
 HWY_INLINE V mul(V a, V b) {
   return hn::Mul(a, b);
+}
+template <class V>
+HWY_INLINE V sqrt(V a) {
+  return hn::Sqrt(a);
 }
 template <class V>
 HWY_INLINE V neg(V a) {

@@ -484,20 +484,17 @@ class PolynomialAttention {
       for (Index c = 0; c < d_v; c += kBlockRows)
         for (Index i = 0; i < kRows; i += simd::kLanes<Real>)
           simd::transpose_block(s.sums + c * kRows + i, kRows, some.row(i) + c, some.width);
-      std::array<Real, kRows> squares = {};
-      for (Index l = 0; l < variables; ++l)
-        for (Index i = 0; i < kRows; ++i) squares[static_cast<std::size_t>(i)] += s.x[l * kRows + i] * s.x[l * kRows + i];
+      row_errors(variables, unit.monomials->degree(), s.x, memory.errors, s.norms, s.errors);
       for (Index i = 0; i < std::min(kRows, rows.size() - r); ++i) {
         double exponent = static_cast<double>(s.exponents[i]);
         if (level != 0 || slope != 0 || lag_reference != 0)
           exponent += kLog2E * (level - lag_reference -
                                 slope * static_cast<double>(rows.begin + r + i + problem.grid.offset() - state.anchor));
-        const double norm = outward_norm<Real>(static_cast<double>(squares[static_cast<std::size_t>(i)]), variables);
-        double error = 0;
-        for (Index p = unit.monomials->degree(); p >= 0; --p) error = error * norm + memory.errors[p];
+        double error = s.errors[i];
         if (!problem.kernel.is_softmax())
           error += underflow_error<Real>(unit.coefficients, unit.monomials->rank(), variables, largest_value,
-                                         memory.errors + unit.monomials->degree() + 1, norm);
+                                         memory.errors + unit.monomials->degree() + 1,
+                                         static_cast<double>(s.norms[i]));
         block.totals().add_far(r + i, exponent, s.sums[d_v * kRows + i], error, some.row(i));
       }
       some.clear_sums(kRows);

@@ -132,6 +132,32 @@ void key_sizes(int degree, Index variables, const Real* y, const Real* weight, d
   }
 }
 
+/// bounds [kQueryBlock] = sum_p errors_p |x_i|^p of some rows, and norms [kQueryBlock] at least |x_i|; x: [variables,
+/// kQueryBlock], errors: [degree + 1].
+template <class Real>
+void row_errors(Index variables, int degree, const Real* x, const double* errors, Real* norms, double* bounds) {
+  using namespace simd;
+  constexpr Index kRows = kQueryBlock<Real>;
+  // As outward_norm, with the root's own rounding.
+  const Real size = static_cast<Real>(variables + 8);
+  const Vec<Real> underflow = set(size * std::numeric_limits<Real>::min()),
+                  outward = set(1 + size * std::numeric_limits<Real>::epsilon());
+  for (Index i = 0; i < kRows; i += kLanes<Real>) {
+    Vec<Real> square = underflow;
+    for (Index l = 0; l < variables; ++l) {
+      const Vec<Real> value = load(x + l * kRows + i);
+      square = fma(value, value, square);
+    }
+    store<Real>(mul(sqrt(square), outward), norms + i);
+  }
+  for (Index i = 0; i < kRows; i += kLanes<double>) {
+    const Vec<double> norm = load_as<double>(norms + i);
+    Vec<double> bound = zero<double>();
+    for (int p = degree; p >= 0; --p) bound = fma(bound, norm, set(errors[p]));
+    store<double>(bound, bounds + i);
+  }
+}
+
 /// About what a row's bound will be, relative to its denominator, for choices that need no proof: with states as large
 /// as keys in one direction make them at degree 0, and a quarter of that beyond, and denominators of e^mean_entry a key.
 template <class Real>

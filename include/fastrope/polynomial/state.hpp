@@ -83,6 +83,8 @@ struct FeatureScratch {
   Real* x;          // [variables, kQueryBlock]
   Real* shifted;    // [d, the wider block]
   Real* exponents;  // [kQueryBlock], of the rows' sums
+  Real* norms;      // [kQueryBlock], of x
+  double* errors;   // [kQueryBlock], of the rows' sums
   Real* sums;       // [d_v + 1 and padding, kQueryBlock]
 
   FeatureScratch(Index d, Index variables, Index degree, Index d_v, Workspace& workspace)
@@ -93,6 +95,8 @@ struct FeatureScratch {
         x(workspace.take<Real>(variables * kQueryBlock<Real>).data()),
         shifted(workspace.take<Real>(d * kWider).data()),
         exponents(workspace.take<Real>(kQueryBlock<Real>).data()),
+        norms(workspace.take<Real>(kQueryBlock<Real>).data()),
+        errors(workspace.take<double>(kQueryBlock<Real>).data()),
         sums(workspace.take<Real>(round_up(d_v + 1, simd::kLanes<Real>) * kQueryBlock<Real>).data()) {}
 
  private:
@@ -128,11 +132,13 @@ void fold_term(double factor, Index d_v, const ValueLayout<Real>& layout, Real* 
     for (; c < d_v; ++c) state[c] += factor * static_cast<double>(products[c]);
     return;
   }
-  const Index columns = kLanes<Real> / layout.group;  // of a vector
-  for (; c < d_v; c += columns, products += kLanes<Real>) {
+  constexpr Index kColumns = kLanes<Real> / kGroup;  // of a vector
+  for (; c < d_v; c += kColumns, products += kLanes<Real>) {
     store<Real>(add_groups<kGroup, Real>(load(products)), products);
-    for (Index i = 0; i < std::min(columns, d_v - c); ++i)
-      state[c + i] += factor * static_cast<double>(products[i]);
+    if (c + kColumns <= d_v)
+      add_scaled<kColumns>(factor, products, state + c);
+    else
+      for (Index i = 0; i < d_v - c; ++i) state[c + i] += factor * static_cast<double>(products[i]);
   }
 }
 
@@ -182,7 +188,13 @@ void round_state(const MonomialSet& set, Index channels, Range terms, const doub
     const double* row = state + t * channels;
     double* sum = squares + term.degree * channels;
     Real* to = rounded + t * channels;
-    for (Index c = 0; c < channels; ++c) {
+    Index c = 0;
+    for (; c + kLanes<double> <= channels; c += kLanes<double>) {
+      const Vec<double> x = load(row + c);
+      store_as<Real, double>(x, to + c);
+      store<double>(fma(mul(x, set(share)), x, load(sum + c)), sum + c);
+    }
+    for (; c < channels; ++c) {
       to[c] = static_cast<Real>(row[c]);
       sum[c] += share * row[c] * row[c];
     }
