@@ -66,12 +66,12 @@ class ToeplitzCandidates {
     } else {
       // States are cheaper where there are any.
       if (!problem_.weights) take(tails(head, look, query));
-      if (!run.runnable || planning_.forced == Path::toeplitz) take(transforms(head, look, query, {}));
+      if (!run.runnable || planning_.forced == Path::toeplitz) take(transforms(head, look, query, {}, 0));
     }
     if (const auto part = position_part(look, query)) {
       GroupLook<Real> left({without_position_part(problem_, *part, true, look.queries(query))},
                            without_position_part(problem_, *part, false, look.keys()), look.values());
-      take(transforms(head, left, 0, part));
+      take(transforms(head, left, 0, part, part_rounding(look, query, *part)));
     }
     return run;
   }
@@ -79,16 +79,11 @@ class ToeplitzCandidates {
  private:
   /// By transforms. Rows whose rounding they cannot vouch for will be exact.
   Runner<ToeplitzRun> transforms(Index head, GroupLook<Real>& look, Index query,
-                                 const std::optional<PositionPart>& part) const {
+                                 const std::optional<PositionPart>& part, double part_error) const {
     Runner<ToeplitzRun> run{{.path = Path::toeplitz, .feasible = false}};
     Candidate& c = run.candidate;
     // The transforms need a share of the tolerance too.
     const double tolerance = 0.75 * planning_.tolerance;
-    // The positions' part of the logits, in double, but of means turned by tables.
-    const double part_error =
-        part ? 4 * problem_.rotation.phase_error(2 * problem_.grid.farthest_position()) *
-                   position_logit_bound(problem_, *part)
-             : 0;
     LowRankUnit unit{
         .heads = {head, head + 1}, .projection = {}, .coefficients = {}, .monomials = {}, .chunks = {}};
     double terms = 0;
@@ -215,6 +210,25 @@ class ToeplitzCandidates {
     const double left = std::max(1e-6 * q.mean, q.all - q.mean) * std::max(1e-6 * k.mean, k.all - k.mean);
     part.balance = std::pow(left / (q.mean * k.all), 0.25);
     return part;
+  }
+
+  /// What taking out the positions' part rounds, beside what columns of their own length do: rows and means are turned
+  /// and scaled at their full lengths, |q| + |a| and |k| + |b|, before they are subtracted (at most 13 roundings of a
+  /// product on either side), and the generator's logits are of angles rounded in double.
+  double part_rounding(GroupLook<Real>& look, Index query, const PositionPart& part) const {
+    const double whole = position_logit_bound(problem_, part);
+    const auto length = [](const std::vector<double>& x) {
+      double square = 0;
+      for (const double element : x) square += element * element;
+      return std::sqrt(square);
+    };
+    const double gain = std::max(1.0, problem_.rotation.frequencies().attention_factor);
+    const double lengths = std::abs(problem_.scale) * (look.query_norm(query) + gain * length(part.query)) *
+                           (look.key_norm() + gain * length(part.key));
+    return kHigherOrder * 26 * kUnitRoundoff<Real> * lengths +
+           4 * problem_.rotation.phase_error(
+                   std::min(2 * problem_.grid.farthest_position(),
+                            problem_.rotation.frequencies().max_position())) * whole;
   }
 
   bool pays(const Work& work) const { return planning_.pays(Path::toeplitz, work); }
