@@ -192,7 +192,7 @@ void round_state(const MonomialSet& set, Index channels, Range terms, const doub
     for (; c + kLanes<double> <= channels; c += kLanes<double>) {
       const Vec<double> x = load(row + c);
       store_as<Real, double>(x, to + c);
-      store<double>(fma(mul(x, set(share)), x, load(sum + c)), sum + c);
+      store<double>(fma(mul(x, simd::set(share)), x, load(sum + c)), sum + c);
     }
     for (; c < channels; ++c) {
       to[c] = static_cast<Real>(row[c]);
