@@ -86,7 +86,8 @@ ExactRounding exact_rounding(const Problem& problem, Index head, const LogitSize
 
   const double L = sizes.packed, turns = problem.rotates() ? 4 : 0;
   double delta = u * ((static_cast<double>(products) + turns + 6) * L + (turns + 1) * sizes.plain + 1);
-  delta += 4 * problem.rotation.phase_error(problem.grid.farthest_position()) * sizes.plain;
+  if (problem.rotates())
+    delta += 4 * problem.rotation.phase_error(problem.grid.farthest_position()) * sizes.plain;
   if (kPairs && problem.rotates()) delta += 2 * 0x1p-8 * sizes.plain;
   if (problem.softcap > 0) delta += 8 * u * std::min(problem.softcap, L);
   double neglected = 0;
@@ -100,7 +101,7 @@ ExactRounding exact_rounding(const Problem& problem, Index head, const LogitSize
                std::max(std::abs(problem.bias(head, lags.first)), std::abs(problem.bias(head, lags.last)));
     delta += u * (3 * (lowest + 2 * L + std::log(static_cast<double>(std::max<Index>(s.n_k, 1))) + margin) + L);
   }
-  const double folds = static_cast<double>(ceil_div(s.n_k, kStretch) + 4);
+  const double folds = static_cast<double>(ceil_div(s.n_k, kStretch) + 1);
   const double exponential = std::is_same_v<Real, float> ? 3.5e-7 : 4e-16;
   const double weight_rounding = kPairs ? 0x1p-8 : 0;
   return {.weights = std::expm1(kHigherOrder * delta + exponential + weight_rounding),

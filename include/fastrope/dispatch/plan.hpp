@@ -11,6 +11,7 @@
 #include <ostream>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -110,13 +111,26 @@ class Plan {
   friend std::ostream& operator<<(std::ostream& out, const Plan& plan) { return out << plan.report_; }
 
  private:
-  /// The components of a run with approximations, in the order in which they take workspace.
+  /// Whether products of bfloat16 may serve exact heads here at all.
+  static constexpr bool kPairs = simd::kBfloat16Products && std::is_same_v<Real, float>;
+
+  /// Exact heads whose products are of bfloat16.
+  struct PairTiles {
+    PackedKeys<bfloat16> packed;
+    ExactAttention<bfloat16> exact;
+
+    PairTiles(const Problem& problem, Workspace& workspace)
+        : packed(problem, workspace), exact(problem, packed, workspace) {}
+  };
+
+  /// The components of a run of heads that differ, in the order in which they take workspace.
   struct Mixture {
     PackedKeys<Real> packed;
     ExactAttention<Real> exact;
     PolynomialAttention<Real> polynomial;
     ToeplitzAttention<Real> toeplitz;
     std::optional<KernelBounds<Real>> kernel = {};
+    std::optional<std::conditional_t<kPairs, PairTiles, int>> pairs = {};
 
     Mixture(const Plan& plan, Workspace& workspace)
         : packed(plan.problem_, workspace, plan.key_shifts_),
@@ -125,6 +139,8 @@ class Plan {
           toeplitz(plan.problem_, plan.segments_ ? &*plan.segments_ : nullptr, plan.toeplitz_heads_,
                    workspace) {
       if (!plan.problem_.kernel.is_softmax()) kernel.emplace(plan.problem_, workspace);
+      if constexpr (kPairs)
+        if (!plan.pair_rows_.empty()) pairs.emplace(plan.problem_, workspace);
     }
 
     template <class Q, class K, class V, class Out>
@@ -141,13 +157,26 @@ class Plan {
       }
       polynomial.run(problem, packed, exact, q, out, repaired, rows);
       toeplitz.run(problem, packed, exact, q, out, repaired);
-      const auto task = [&](Index t) { return plan.exact_rows_[static_cast<std::size_t>(t)]; };
-      exact.run(problem, packed, q, out, MatrixView<Real>{}, static_cast<Index>(plan.exact_rows_.size()),
-                task);
+      const auto run_rows = [&](const auto& keys, const auto& attention, const std::vector<RowTask>& tasks) {
+        attention.run(problem, keys, q, out, MatrixView<Real>{}, std::ssize(tasks),
+                      [&](Index t) { return tasks[static_cast<std::size_t>(t)]; });
+      };
+      run_rows(packed, exact, plan.exact_rows_);
+      if constexpr (kPairs && kStoredPairs<Q, K, V>) {
+        if (!pairs) return;
+        pairs->packed.pack(problem, k, v);
+        pairs->exact.prepare(problem);
+        run_rows(pairs->packed, pairs->exact, plan.pair_rows_);
+      } else {
+        run_rows(packed, exact, plan.pair_rows_);
+      }
     }
   };
 
-  bool all_exact() const { return units_.empty() && toeplitz_heads_.empty(); }
+  /// Whether all heads are exact, and by the same products.
+  bool all_exact() const {
+    return units_.empty() && toeplitz_heads_.empty() && (pair_rows_.empty() || exact_rows_.empty());
+  }
 
   template <class Q, class K, class V, class Out>
   RunStatus run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
@@ -180,6 +209,7 @@ class Plan {
   std::vector<std::vector<Real>> key_shifts_ = {};  // [kv_heads] where there are units: taken out when keys are packed
   std::vector<ToeplitzHead> toeplitz_heads_ = {};
   std::vector<RowTask> exact_rows_ = {};
+  std::vector<RowTask> pair_rows_ = {};  // exact too, by products of bfloat16
   std::optional<ToeplitzSegments<Real>> segments_ = {};
   bool allow_pairs_ = false;  // of bfloat16, where tensors are stored so
 };
@@ -199,13 +229,21 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
     append(report_.heads, group.reports);
     append(pair_bounds, group.pair_bounds);
   }
-  // Products of bfloat16 where nobody asked for more, or where their bound leaves room for them in every head.
-  const bool room = storage.pairs && all_exact() &&
-                    std::all_of(pair_bounds.begin(), pair_bounds.end(), [&](double b) { return b <= tolerance; });
-  allow_pairs_ = tolerance == 0 || room;
+  // Products of bfloat16 where nobody asked for more, or in heads for which their bound leaves room. Few rows are
+  // decoded, without them.
+  const bool pairs = storage.pairs && tolerance > 0 && !DecodeAttention<Real>::suits(problem_);
+  const auto multiplies_pairs = [&](Index h) {
+    return pairs && report_.heads[static_cast<std::size_t>(h)].path == Path::exact &&
+           pair_bounds[static_cast<std::size_t>(h)] <= tolerance;
+  };
+  const auto rest = std::stable_partition(exact_rows_.begin(), exact_rows_.end(),
+                                          [&](const RowTask& task) { return !multiplies_pairs(task.head); });
+  pair_rows_.assign(rest, exact_rows_.end());
+  exact_rows_.erase(rest, exact_rows_.end());
+  allow_pairs_ = tolerance == 0 || exact_rows_.empty();
   for (std::size_t h = 0; h < report_.heads.size(); ++h) {
     HeadReport& head = report_.heads[h];
-    if (room) {
+    if (multiplies_pairs(static_cast<Index>(h))) {
       head.error_bound = head.rounding = pair_bounds[h];
       head.reason += ", with products of bfloat16";
     }

@@ -184,11 +184,10 @@ class LowRankSearch {
       const double left = (1 + allowed) * std::exp(-entry_error) - 1 - polynomial->relative_error();
       if (!(left > 0)) {
         refuse(message("entries up to ", radius, " are off by ", polynomial->relative_error(), " at degree ",
-                       degree, " and by ", entry_error, " from rounded rows and axes"));
+                       degree, " and by ", entry_error, " from the rounding of rows and axes"));
         continue;
       }
-      ++feasible;
-      consider(*polynomial, axes, couplings, axes_error, entry_error, left * kBudgetShare);
+      if (consider(*polynomial, axes, couplings, axes_error, entry_error, left * kBudgetShare)) ++feasible;
     }
   }
 
@@ -222,8 +221,9 @@ class LowRankSearch {
             axes.keys.cast<Real>().template cast<double>() / factor};
   }
 
-  /// Keeps the candidate if its rank is the smallest so far and its certificate holds.
-  void consider(const ExpPolynomial& polynomial, const Axes& axes, std::span<const double> couplings,
+  /// Keeps the candidate if its rank is the smallest so far and its certificate holds; returns false if it does not,
+  /// as rounding of so large a rank leaves too little of the tolerance: a higher degree may leave enough.
+  bool consider(const ExpPolynomial& polynomial, const Axes& axes, std::span<const double> couplings,
                 double axes_error, double entry_error, double tail_budget) {
     const std::vector<int> simplex = simplex_limits(d_, polynomial.degree());
     if (simplex_rank_ == 0) simplex_rank_ = rank_of(simplex);
@@ -234,15 +234,15 @@ class LowRankSearch {
       limits = choose_limits(losses, tail_budget);
     }
     const double rank = rank_of(limits);
-    if (best_ && rank >= best_->rank) return;
+    if (best_ && rank >= best_->rank) return true;
     const Index variables = std::count_if(limits.begin(), limits.end(), [](int limit) { return limit > 0; });
     if (rank > static_cast<double>(kMaxRank)) {
-      if (rank >= refused_rank_) return;
+      if (rank >= refused_rank_) return true;
       refused_rank_ = rank;
       reason_ = message("degree ", polynomial.degree(), " in ", variables, " variables has rank ", rank,
                         ", above ", kMaxRank, ": a state of ",
                         rank * static_cast<double>(request_.d_v + 1) * sizeof(Real), " bytes");
-      return;
+      return true;
     }
     const std::span<const int> cut = couplings.empty() ? std::span<const int>() : limits;
     const double spread = request_.value_spread;
@@ -255,7 +255,7 @@ class LowRankSearch {
     if (!(left >= expected)) {
       refuse(message("the certified error ", fixed, " and the sums' rounding, about ", expected,
                      ", exceed the tolerance at degree ", polynomial.degree()));
-      return;
+      return false;
     }
     // Rows beyond twice what is expected are rare enough to be computed again.
     const double allowed = std::min(left, 2 * expected) * kBudgetShare;
@@ -275,6 +275,7 @@ class LowRankSearch {
                        .allowed = allowed,
                        .error_bound = bound,
                        .rounding = std::max(fixed - without, 0.0) + allowed};
+    return true;
   }
 
   Projection projection(const Axes& axes, Index variables) const {
