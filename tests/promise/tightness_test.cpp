@@ -131,9 +131,9 @@ TEST_P(Tightness, OfTheBound) {
 
 // What a bound of each path has to be worth.
 INSTANTIATE_TEST_SUITE_P(Promise, Tightness,
-                         testing::Values(Target{"exact tiles", "exact", Storage::float32, 4000, 0.1},
-                                         Target{"exact in double", "exact", Storage::float64, 2000, 0.1},
-                                         Target{"decode", "exact-decode", Storage::float32, 4000, 0.1},
+                         testing::Values(Target{"exact tiles", "exact", Storage::float32, 12000, 0.1},
+                                         Target{"exact in double", "exact", Storage::float64, 12000, 0.1},
+                                         Target{"decode", "exact-decode", Storage::float32, 12000, 0.1},
                                          Target{"exact bfloat16 products", "exact",
                                                 Storage::bfloat16_to_float, 1500, 0.1},
                                          Target{"exact, bfloat16 out", "exact", Storage::bfloat16, 500, 0.1},
