@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
+#include <cstdint>
 #include <iostream>
 #include <limits>
 #include <numeric>
@@ -305,5 +307,29 @@ TYPED_TEST(SimdLanes, Tanh) {
     });
   }
 }
+
+#if FASTROPE_BFLOAT16_PRODUCTS
+TEST(Bfloat16, IsRoundedAsPairsAreStored) {
+  fastrope_test::Inputs inputs(17);
+  constexpr fastrope::Index kStep = fastrope::simd::kLanes<float>;
+  for (int turn = 0; turn < 1000; ++turn) {
+    float x[2 * kStep], rounded[2 * kStep], words[kStep];
+    for (float& value : x) value = static_cast<float>(inputs.uniform(0, 1));
+    x[0] = 1.0f + 0x1p-8f;      // a tie
+    x[1] = 1.0f + 3 * 0x1p-8f;  // another
+    x[2] = std::numeric_limits<float>::quiet_NaN();
+    for (const fastrope::Index half : {fastrope::Index{0}, kStep})
+      fastrope::simd::store<float>(fastrope::simd::round_to_bfloat16(fastrope::simd::load(x + half)), rounded + half);
+    fastrope::simd::store_nearest_pairs(x, words);
+    for (fastrope::Index i = 3; i < 2 * kStep; ++i) {
+      const auto bits = std::bit_cast<std::uint32_t>(words[i / 2]);
+      EXPECT_EQ(rounded[i], std::bit_cast<float>(i % 2 == 0 ? bits << 16 : bits & 0xffff0000u)) << x[i];
+    }
+    EXPECT_EQ(rounded[0], 1.0f);
+    EXPECT_EQ(rounded[1], 1.0f + 0x1p-6f);
+    EXPECT_TRUE(std::isnan(rounded[2]));
+  }
+}
+#endif
 
 }  // namespace

@@ -81,6 +81,16 @@ TEST(Storage, OutputOfAnotherType) {
   EXPECT_LE(max_abs_difference(out.view(), in.reference(c).out.view()), arithmetic_errors(in).out);
 }
 
+TEST(Storage, ProductsOfBfloat16KeepValuesThatAreAllTheSame) {
+  // The weights that are summed are those that are multiplied: rounding them to bfloat16 changes no mean of one value.
+  AttentionCase c{.shapes = {1, 1, 60, 70, 8, 8}};
+  AttentionInputs<bfloat16> in(c.shapes, 4);
+  for (bfloat16& x : in.v.values) x = static_cast<bfloat16>(0.7f);
+  Tensor<float> out(1, 60, 8);
+  fastrope::attend(in.q.view(), in.k.view(), in.v.view(), out.view(), c.options());
+  for (const float x : out.values) EXPECT_NEAR(x, static_cast<float>(in.v.values[0]), 1e-6);
+}
+
 TEST(Storage, GeneralWeightsOfBfloat16AreFloatArithmetic) {
   AttentionCase c{.shapes = {2, 1, 60, 70, 8, 8}};
   c.base.weights = fastrope::RelativeWeights::rope(fastrope::Rope{}, 8, -100, 100);

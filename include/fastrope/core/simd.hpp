@@ -229,11 +229,10 @@ HWY_INLINE void store_nearest_pairs(const float* from, float* to) {
   const Vec<float> low = load(from), high = load(from + kLanes<float>);
   store<float>(Vec<float>{reinterpret_cast<__m512>(_mm512_cvtne2ps_pbh(high.raw, low.raw))}, to);
 }
-/// The bfloat16 nearest to each element, by Veltkamp's splitting (Handbook of Floating-Point Arithmetic, 4.4.1); the
-/// elements must be below 2^100.
+/// The bfloat16 nearest to each element, as store_nearest_pairs has it.
 HWY_INLINE Vec<float> round_to_bfloat16(Vec<float> x) {
-  const Vec<float> spread = hn::Mul(x, hn::Set(Tag<float>{}, 65537.0f));
-  return hn::Sub(spread, hn::Sub(spread, x));
+  const __m512i words = _mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(x.raw)));
+  return Vec<float>{_mm512_castsi512_ps(_mm512_slli_epi32(words, 16))};
 }
 /// Words of a and b, lane by lane; both must be bfloat16 numbers.
 HWY_INLINE Vec<float> pair_up(Vec<float> a, Vec<float> b) {
