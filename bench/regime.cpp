@@ -144,8 +144,7 @@ void measure(Figure& figure, std::vector<Observed>& observed) {
       if (t.path != Path::exact && t.path != path) continue;  // the same features, should it run
       if (t.seconds < fastest->seconds) fastest = &t;
       if (t.path == path) approximate = &t;
-      if (t.path != Path::exact)
-        observed.push_back({t.path, t.candidate.error_bound, t.error});
+      if (t.path != Path::exact) observed.push_back({t.path, t.candidate.error_bound, t.error});
     }
     cell->measured = true;
     cell->agrees = fastest->path == cell->path;
@@ -153,8 +152,7 @@ void measure(Figure& figure, std::vector<Observed>& observed) {
                 head.tolerance, to_string(path), speed_up);
     if (approximate)
       std::printf(" %9.2f  %-10s %9.1e %9.1e\n", times.front().seconds / approximate->seconds,
-                  to_string(fastest->path), approximate->error,
-                  approximate->candidate.error_bound);
+                  to_string(fastest->path), approximate->error, approximate->candidate.error_bound);
     else
       std::printf(" %9s  %-10s\n", "-", to_string(fastest->path));
     std::fflush(stdout);
@@ -180,8 +178,7 @@ std::vector<Series> times_by_length(std::vector<Observed>& observed) {
                                                                             : nullptr;
         if (!series) continue;
         series->seconds.emplace_back(n, t.seconds);
-        if (t.path != Path::exact)
-          observed.push_back({t.path, t.candidate.error_bound, t.error});
+        if (t.path != Path::exact) observed.push_back({t.path, t.candidate.error_bound, t.error});
       }
       if (bias == Bias::none && n <= kLongestNaive)
         naive.seconds.emplace_back(n, bench::median_seconds(3, [&] { bench::naive(c, in); }));

@@ -319,7 +319,8 @@ TEST(Bfloat16, IsRoundedAsPairsAreStored) {
     x[1] = 1.0f + 3 * 0x1p-8f;  // another
     x[2] = std::numeric_limits<float>::quiet_NaN();
     for (const fastrope::Index half : {fastrope::Index{0}, kStep})
-      fastrope::simd::store<float>(fastrope::simd::round_to_bfloat16(fastrope::simd::load(x + half)), rounded + half);
+      fastrope::simd::store<float>(fastrope::simd::round_to_bfloat16(fastrope::simd::load(x + half)),
+                                   rounded + half);
     fastrope::simd::store_nearest_pairs(x, words);
     for (fastrope::Index i = 3; i < 2 * kStep; ++i) {
       const auto bits = std::bit_cast<std::uint32_t>(words[i / 2]);

@@ -145,7 +145,8 @@ TEST(CacheBounds, RefuseWhatTheyDoNotKnow) {
 }
 
 TEST(CacheBounds, RefuseKeysThatHaveMoved) {
-  // A key was dropped from the middle: the first one stands where it did, the last of those that were seen does not.
+  // A key was dropped from the middle: the first one stands where it did, the last of those that were seen
+  // does not.
   Sequence s(3000, 0.5), moved(3000, 0.5);
   for (Index j = 0; j < 3000; ++j) {
     s.c.key_positions.push_back(j);

@@ -292,15 +292,16 @@ using Arithmetics = testing::Types<float, double>;
 TYPED_TEST_SUITE(LongSums, Arithmetics);
 
 TYPED_TEST(LongSums, OfManyKeysRoundAsThoseOfFewDo) {
-  // All values and weights are the same, so that every rounding of a sum goes the same way: in one chain of floats the
-  // result would be off by 1e-3, its logarithm by as much.
+  // All values and weights are the same, so that every rounding of a sum goes the same way: in one chain of
+  // floats the result would be off by 1e-3, its logarithm by as much.
   const Index n = 131072;
   for (const Index n_q : {1, 40}) {
     Tensor<TypeParam> q(1, n_q, 1), k(1, n, 1), v(1, n, 1), out(1, n_q, 1), lse(1, 1, n_q);
     for (TypeParam& x : q.values) x = TypeParam(0.3);
     for (TypeParam& x : k.values) x = TypeParam(0.7);
     for (TypeParam& x : v.values) x = TypeParam(0.1);
-    attend_partial(q.view(), k.view(), v.view(), out.view(), MatrixView<TypeParam>(lse.values.data(), 1, n_q), {});
+    attend_partial(q.view(), k.view(), v.view(), out.view(), MatrixView<TypeParam>(lse.values.data(), 1, n_q),
+                   {});
     constexpr double kEpsilon = std::numeric_limits<TypeParam>::epsilon();
     for (Index i = 0; i < n_q; ++i) {
       EXPECT_NEAR(out(0, i, 0) / static_cast<double>(TypeParam(0.1)), 1, 60 * kEpsilon) << i;

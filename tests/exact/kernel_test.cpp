@@ -21,8 +21,8 @@ namespace {
 
 using namespace fastrope;
 
-/// Of a weight, relative to what its terms add up to in size. Arithmetic is of float for bfloat16 too: products of
-/// bfloat16 pairs would round terms that may cancel.
+/// Of a weight, relative to what its terms add up to in size. Arithmetic is of float for bfloat16 too:
+/// products of bfloat16 pairs would round terms that may cancel.
 template <class T>
 constexpr double kKernelTolerance = std::is_same_v<T, double> ? 1e-12 : 4e-6;
 /// Of a result, relative to its size, where it is stored in fewer bits.
@@ -67,7 +67,8 @@ class KernelAttention : public testing::Test {
         const double condition = empty ? 0 : std::exp(size.lse(0, h, i) - expected.lse(0, h, i));
         for (Index col = 0; col < c.shapes.d_v; ++col)
           ASSERT_LE(distance(static_cast<double>(in.out(h, i, col)), expected.out(h, i, col)),
-                    kKernelTolerance<T> * condition * (1 + kStored<T>) + kStored<T> * std::abs(expected.out(h, i, col)))
+                    kKernelTolerance<T> * condition * (1 + kStored<T>)+kStored<T> *
+                        std::abs(expected.out(h, i, col)))
               << c << ", head " << h << ", row " << i << ", seed " << seed;
       }
   }

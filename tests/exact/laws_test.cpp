@@ -254,8 +254,8 @@ TYPED_TEST(ExactLawTest, ValuesThatAreNotFiniteReachOnlyTheRowsThatAttendToThem)
 }
 
 TYPED_TEST(ExactLawTest, HugeLogitsPickOneKey) {
-  // The largest logit is hundreds above the next, whose weights are exactly 0; its own, between a half and 1, is
-  // multiplied and divided by.
+  // The largest logit is hundreds above the next, whose weights are exactly 0; its own, between a half and 1,
+  // is multiplied and divided by.
   AttentionCase c{.shapes = {1, 1, 64, 64, 64, 3}};
   AttentionInputs<TypeParam> in(c.shapes, 16);
   for (Index i = 0; i < 64; ++i)

@@ -55,8 +55,8 @@ Whole softmax(const std::vector<Real>& x, const Tensor<Real>& v, Range keys) {
   return whole;
 }
 
-/// States with memory of their own, one row: a stretch, with the values that the caller of weigh() adds, and what was
-/// before.
+/// States with memory of their own, one row: a stretch, with the values that the caller of weigh() adds, and
+/// what was before.
 template <class Real>
 class Row {
  public:
@@ -326,7 +326,7 @@ TYPED_TEST(OnlineSoftmax, SumsDoNotLoseDigitsWithTheNumberOfKeys) {
   }
   const double weight = std::exp2(static_cast<double>(Real(-0.3)));
   EXPECT_NEAR(row.totals().sum[0] * std::exp2(row.totals().maximum[0]) / (weight * 1048576), 1,
-              (static_cast<double>(fastrope::kStretch / kLanes<Real>)+ 16) * this->kEpsilon);
+              (static_cast<double>(fastrope::kStretch / kLanes<Real>) + 16) * this->kEpsilon);
 }
 
 TYPED_TEST(OnlineSoftmax, ASinkIsAKeyWithoutAValue) {

@@ -82,7 +82,8 @@ TEST(Storage, OutputOfAnotherType) {
 }
 
 TEST(Storage, ProductsOfBfloat16KeepValuesThatAreAllTheSame) {
-  // The weights that are summed are those that are multiplied: rounding them to bfloat16 changes no mean of one value.
+  // The weights that are summed are those that are multiplied: rounding them to bfloat16 changes no mean of
+  // one value.
   AttentionCase c{.shapes = {1, 1, 60, 70, 8, 8}};
   AttentionInputs<bfloat16> in(c.shapes, 4);
   for (bfloat16& x : in.v.values) x = static_cast<bfloat16>(0.7f);

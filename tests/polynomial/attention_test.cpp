@@ -196,9 +196,8 @@ Promise promise(const AttentionCase& c, const AttentionInputs<Real>& in) {
     const double observed = max_abs_difference(TensorView<const Real>(run.out.view().head(h)),
                                                TensorView<const double>(reference.out.view().head(h))) /
                             size;
-    EXPECT_LE(observed, head.error_bound)
-        << c << ", head " << h << ", tolerance " << c.base.tolerance << ", entries " << head.entry_bound
-        << ", degree " << head.degree;
+    EXPECT_LE(observed, head.error_bound) << c << ", head " << h << ", tolerance " << c.base.tolerance
+                                          << ", entries " << head.entry_bound << ", degree " << head.degree;
     if (observed * worst.promised >= worst.observed * (head.error_bound))
       worst = {observed, head.error_bound};
   }

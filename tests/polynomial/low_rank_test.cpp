@@ -403,7 +403,8 @@ TYPED_TEST(LowRankTest, TheCertificateCountsWhatRoundedAxesMiss) {
             const auto at = static_cast<std::size_t>(m);
             x += p.query_axes[static_cast<std::size_t>(l * d + m)] *
                  (static_cast<double>(c.queries[0](i, m)) - p.query_shift[at]);
-            y += p.key_axes[static_cast<std::size_t>(l * d + m)] * (static_cast<double>(c.keys(j, m)) - p.key_shift[at]);
+            y += p.key_axes[static_cast<std::size_t>(l * d + m)] *
+                 (static_cast<double>(c.keys(j, m)) - p.key_shift[at]);
           }
           approximate += x * y;
           const auto at = static_cast<std::size_t>(l);

@@ -22,8 +22,9 @@ using namespace fastrope;
 /// What the path itself makes of queries x and keys y [heads 1, n, variables] with values v, by features of
 /// every degree of p.
 template <class Real>
-Tensor<Real> attend(const ExpPolynomial& p, const Tensor<Real>& x, const Tensor<Real>& y, const Tensor<Real>& v,
-                    double allowed = std::numeric_limits<double>::infinity(), Index* repaired = nullptr) {
+Tensor<Real> attend(const ExpPolynomial& p, const Tensor<Real>& x, const Tensor<Real>& y,
+                    const Tensor<Real>& v, double allowed = std::numeric_limits<double>::infinity(),
+                    Index* repaired = nullptr) {
   const Shapes shapes{1, 1, x.rows, y.rows, x.cols, v.cols};
   Options options;
   options.scale = 1.0;
@@ -90,7 +91,8 @@ using Reals = testing::Types<float, double>;
 TYPED_TEST_SUITE(RowRounding, Reals);
 
 TYPED_TEST(RowRounding, IsWithinTheLeastThatARowMayBeAllowed) {
-  // Rows of one tile, so that all are kept or computed again; the oracle is the same polynomial in long double.
+  // Rows of one tile, so that all are kept or computed again; the oracle is the same polynomial in long
+  // double.
   using Real = TypeParam;
   Inputs inputs(2);
   double closest = 0;
@@ -98,7 +100,8 @@ TYPED_TEST(RowRounding, IsWithinTheLeastThatARowMayBeAllowed) {
     const double radius = inputs.uniform(0.2, 5);
     const Index variables = inputs.integer(1, 4), keys = inputs.integer(1, 1500), d_v = inputs.integer(1, 20);
     const ExpPolynomial p = ExpPolynomial::fit(radius, 1e-2);
-    Tensor<Real> x = inputs.sphere<Real>(1, 40, variables, std::sqrt(radius)), y(1, keys, variables), v(1, keys, d_v);
+    Tensor<Real> x = inputs.sphere<Real>(1, 40, variables, std::sqrt(radius)), y(1, keys, variables),
+                 v(1, keys, d_v);
     // Keys at random, or all opposite to the first query; values of any sign or one.
     y = inputs.sphere<Real>(1, keys, variables, std::sqrt(radius));
     if (turn % 2 == 0)
@@ -132,9 +135,10 @@ TYPED_TEST(RowRounding, IsWithinTheLeastThatARowMayBeAllowed) {
         for (Index m = 0; m < d_v; ++m) sums[static_cast<std::size_t>(m)] += weight * v(0, j, m);
       }
       for (Index m = 0; m < d_v; ++m)
-        observed = std::max(observed, std::abs(static_cast<double>(
-                                          out(0, i, m) - sums[static_cast<std::size_t>(m)] / sums.back())) /
-                                          size);
+        observed = std::max(
+            observed,
+            std::abs(static_cast<double>(out(0, i, m) - sums[static_cast<std::size_t>(m)] / sums.back())) /
+                size);
     }
     // Queries are scaled by log2(e) and back, which rounds the entries; the result is rounded once.
     const double others = std::numeric_limits<Real>::epsilon() * (3 * radius + 1);

@@ -143,8 +143,8 @@ class StateTest : public testing::Test {
  protected:
   static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
 
-  /// Roundings that an element of the state may have, in relation to the sizes of its summands: a feature's, and those
-  /// of a block's sum, half an epsilon each; folds are of double.
+  /// Roundings that an element of the state may have, in relation to the sizes of its summands: a feature's,
+  /// and those of a block's sum, half an epsilon each; folds are of double.
   static double state_roundings(int degree, Index n) {
     const auto folds = static_cast<double>(ceil_div(n, kKeyBlock<Real>) + 4);
     return key_roundings<Real>(degree) / 2 + (std::is_same_v<Real, double> ? folds : 1);
@@ -156,7 +156,8 @@ class StateTest : public testing::Test {
                                       const Keys<Real>& keys) {
     std::vector<double> state(static_cast<std::size_t>(set.rank() * (keys.blocks().d_v + 1)));
     const Scratch<Real> scratch(set, keys.blocks());
-    add_keys(set, coefficients, keys.blocks(), keys.all(), {0, set.rank()}, scratch.arrays(), once, state.data());
+    add_keys(set, coefficients, keys.blocks(), keys.all(), {0, set.rank()}, scratch.arrays(), once,
+             state.data());
     return state;
   }
   /// The copy that rows read.
@@ -196,8 +197,7 @@ class StateTest : public testing::Test {
         }
     }
     for (std::size_t e = 0; e < state.size(); ++e)
-      ASSERT_NEAR(state[e], expected[e],
-                  state_roundings(set.degree(), n) * kEpsilon * size[e])
+      ASSERT_NEAR(state[e], expected[e], state_roundings(set.degree(), n) * kEpsilon * size[e])
           << "term " << e / static_cast<std::size_t>(channels) << ", column "
           << e % static_cast<std::size_t>(channels);
   }
@@ -378,8 +378,9 @@ TYPED_TEST(StateTest, ABlockIsTakenOutAsItCameIn) {
     const Keys<TypeParam> keys(4 * kKeyBlock<TypeParam>, set.variables(), d_v, random);
     const Scratch<TypeParam> scratch(set, keys.blocks());
     const auto add = [&](Range blocks, double factor, std::vector<double>& state) {
-      add_keys(set, c, keys.blocks(), blocks, {0, set.rank()}, scratch.arrays(), [&](Index) { return factor; },
-               state.data());
+      add_keys(
+          set, c, keys.blocks(), blocks, {0, set.rank()}, scratch.arrays(), [&](Index) { return factor; },
+          state.data());
     };
     std::vector<double> kept(static_cast<std::size_t>(set.rank() * (d_v + 1))), state = kept;
     add({2, 4}, 1, kept);
@@ -407,9 +408,11 @@ TYPED_TEST(StateTest, RoundedWithItsSquares) {
   for (std::size_t f = 0; f < set.terms().size(); ++f)
     for (Index m = 0; m < channels; ++m) {
       const double x = state[f * static_cast<std::size_t>(channels) + static_cast<std::size_t>(m)];
-      expected[static_cast<std::size_t>(set.terms()[f].degree * channels + m)] += x * x / set.terms()[f].multinomial;
+      expected[static_cast<std::size_t>(set.terms()[f].degree * channels + m)] +=
+          x * x / set.terms()[f].multinomial;
     }
-  for (std::size_t e = 0; e < squares.size(); ++e) EXPECT_NEAR(squares[e], expected[e], 1e-12 * expected[e]) << e;
+  for (std::size_t e = 0; e < squares.size(); ++e)
+    EXPECT_NEAR(squares[e], expected[e], 1e-12 * expected[e]) << e;
 }
 
 }  // namespace

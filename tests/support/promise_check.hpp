@@ -164,7 +164,8 @@ class PromiseCheck {
       if (head.path != fastrope::Path::exact) {
         if (!(bound - result_rounding(problem_.storage) * (1 + bound) <= tolerance * (1 + 1e-9)))
           broken(counts, tally, tolerance, h, "promised is ", bound, ", more than the tolerance");
-      } else if (bound - result_rounding(problem_.storage) * (1 + bound) > tolerance && head.reason.find("tolerance") == std::string::npos) {
+      } else if (bound - result_rounding(problem_.storage) * (1 + bound) > tolerance &&
+                 head.reason.find("tolerance") == std::string::npos) {
         broken(counts, tally, tolerance, h, "promised is ", bound,
                ", and the reason does not say so: ", head.reason);
       }

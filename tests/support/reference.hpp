@@ -143,9 +143,9 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
     const Index kv = h / (q.heads / k.heads);
     const double sink = options.sinks.empty() ? -kInfinity : options.sinks[static_cast<std::size_t>(h)];
     for (Index i = 0; i < n_q; ++i) {
-      // Of the allowed keys: scores, and biases, which may be so large that what is added to one would be lost. So the
-      // largest of the dense ones is taken out first, then that of what is left with the lags', and both are given back
-      // to the logarithm of the sum.
+      // Of the allowed keys: scores, and biases, which may be so large that what is added to one would be
+      // lost. So the largest of the dense ones is taken out first, then that of what is left with the lags',
+      // and both are given back to the logarithm of the sum.
       struct Logit {
         Index j;
         double x, lags, dense;

@@ -65,7 +65,8 @@ class StoredCall final : public PromiseCall {
     // A plan takes results to be of q's type.
     using Real = fastrope::ArithmeticOf<Q>;
     for (fastrope::HeadReport& head : report.heads) {
-      const double counted = fastrope::result_rounding<Real, Q>(), rounded = fastrope::result_rounding<Real, Out>();
+      const double counted = fastrope::result_rounding<Real, Q>(),
+                   rounded = fastrope::result_rounding<Real, Out>();
       if (counted != rounded && std::isfinite(head.error_bound))
         head.error_bound = (head.error_bound - counted) / (1 + counted) * (1 + rounded) + rounded;
     }

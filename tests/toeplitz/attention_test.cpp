@@ -26,8 +26,8 @@ namespace {
 
 using namespace fastrope;
 
-/// The path alone, with a polynomial of our choice: every row by transforms, but for those that the heads do not allow;
-/// repaired: [heads], where wanted.
+/// The path alone, with a polynomial of our choice: every row by transforms, but for those that the heads do
+/// not allow; repaired: [heads], where wanted.
 template <class Real>
 Tensor<Real> run_path(const Problem& problem, const std::vector<ToeplitzHead>& heads,
                       const AttentionInputs<Real>& in, Index* repaired = nullptr) {
@@ -756,9 +756,10 @@ TYPED_TEST(ToeplitzPromiseTest, ThreadsDoNotChangeABit) {
 template <class Real>
 class TransformErrorTest : public testing::Test {
  protected:
-  /// The largest observed error over the least that may be allowed before a row is computed again; the oracle is the sum
-  /// of the same polynomial and generator in long double. q and k are one column of +-sqrt(radius): where a row's keys
-  /// all have the other sign its denominator is as small, and the cancellation as large, as the radius allows.
+  /// The largest observed error over the least that may be allowed before a row is computed again; the oracle
+  /// is the sum of the same polynomial and generator in long double. q and k are one column of
+  /// +-sqrt(radius): where a row's keys all have the other sign its denominator is as small, and the
+  /// cancellation as large, as the radius allows.
   static double share_of_promise(const Shapes& shapes, const Mask& mask, const std::vector<double>& bias,
                                  double radius, Inputs& random) {
     AttentionCase c{.shapes = shapes};
@@ -832,7 +833,8 @@ TYPED_TEST(TransformErrorTest, RowsAreExpectedByTheirLags) {
     c.base.mask = Mask::causal();
     set_table(c, random, 1, 500);
     const Problem problem(c.shapes, c.options());
-    const ToeplitzHead head(problem, unit_of(0, Projection::identity(1, 1), ExpPolynomial::fit(0.7, 0.05), 1));
+    const ToeplitzHead head(problem,
+                            unit_of(0, Projection::identity(1, 1), ExpPolynomial::fit(0.7, 0.05), 1));
     double energy = 0;
     for (double t : head.generator) energy += t * t;
     EXPECT_NEAR(head.generator_norm, std::sqrt(energy), 1e-12 * std::sqrt(energy));
@@ -846,7 +848,8 @@ TYPED_TEST(TransformErrorTest, RowsAreExpectedByTheirLags) {
       EXPECT_NEAR(row_sum, sum, 1e-12 * (1 + static_cast<double>(n_k)));
       if (sum == 0) continue;
       EXPECT_NEAR(expected[static_cast<std::size_t>(i)] * row_sum,
-                  2 * transform_rounding<TypeParam>(c.shapes) * std::sqrt(energy * n_k) * amplification, 1e-12);
+                  2 * transform_rounding<TypeParam>(c.shapes) * std::sqrt(energy * n_k) * amplification,
+                  1e-12);
     }
   }
 }

@@ -447,8 +447,7 @@ bool expect_toeplitz_promise(AttentionCase c, AttentionInputs<float>& in) {
     const HeadReport& head = report.heads[0];
     const std::string& how = head.candidates[2].how;
     state = state || how.find("transforms") == std::string::npos;
-    EXPECT_LE(max_abs_difference(in.out.view(), expected.view()) / max_abs(in.v.view()),
-              head.error_bound)
+    EXPECT_LE(max_abs_difference(in.out.view(), expected.view()) / max_abs(in.v.view()), head.error_bound)
         << c << ", " << how;
     EXPECT_LE(head.error_bound, tolerance) << c << ", " << how;
   }
@@ -547,7 +546,8 @@ TEST(LongSums, OfIdenticalKeysInAWindowStayWithinTheRounding) {
     const Tensor<float> out = run_units(problem, units, in);
     double worst = 0;
     for (const float x : out.values) worst = std::max(worst, std::abs(static_cast<double>(x) / 0.7f - 1));
-    const double estimate = expected_rounding<float>(p.coefficients(), units[0].monomials->rank(), n, radius, -radius);
+    const double estimate =
+        expected_rounding<float>(p.coefficients(), units[0].monomials->rank(), n, radius, -radius);
     EXPECT_LE(worst, estimate);
     EXPECT_GT(worst, 1e-3 * estimate) << "an estimate that loose says nothing";
   }

@@ -142,7 +142,8 @@ class Planning {
   MonomialSets sets_ = {};
 };
 
-/// The bound by features beyond which rows of a polynomial kernel are computed by exact tiles, where no tolerance says.
+/// The bound by features beyond which rows of a polynomial kernel are computed by exact tiles, where no
+/// tolerance says.
 inline constexpr double kKernelRowBound = 1e-2;
 
 /// The polynomial path.

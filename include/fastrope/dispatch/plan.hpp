@@ -206,7 +206,8 @@ class Plan {
   Problem problem_;
   Report report_;
   std::vector<LowRankUnit> units_ = {};
-  std::vector<std::vector<Real>> key_shifts_ = {};  // [kv_heads] where there are units: taken out when keys are packed
+  std::vector<std::vector<Real>> key_shifts_ =
+      {};  // [kv_heads] where there are units: taken out when keys are packed
   std::vector<ToeplitzHead> toeplitz_heads_ = {};
   std::vector<RowTask> exact_rows_ = {};
   std::vector<RowTask> pair_rows_ = {};  // exact too, by products of bfloat16
@@ -229,8 +230,8 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
     append(report_.heads, group.reports);
     append(pair_bounds, group.pair_bounds);
   }
-  // Products of bfloat16 where nobody asked for more, or in heads for which their bound leaves room. Few rows are
-  // decoded, without them.
+  // Products of bfloat16 where nobody asked for more, or in heads for which their bound leaves room. Few rows
+  // are decoded, without them.
   const bool pairs = storage.pairs && tolerance > 0 && !DecodeAttention<Real>::suits(problem_);
   const auto multiplies_pairs = [&](Index h) {
     return pairs && report_.heads[static_cast<std::size_t>(h)].path == Path::exact &&
@@ -253,7 +254,8 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
   }
   if (!units_.empty()) key_shifts_.resize(static_cast<std::size_t>(problem_.shapes.kv_heads));
   for (LowRankUnit& unit : units_) {
-    // Near keys and far ones are then of the same rows, and s q.mu is in neither. All units of a key head have one shift.
+    // Near keys and far ones are then of the same rows, and s q.mu is in neither. All units of a key head
+    // have one shift.
     std::vector<double>& shift = unit.projection.key_shift;
     std::vector<Real>& packed = key_shifts_[static_cast<std::size_t>(problem_.kv_head(unit.heads.begin))];
     packed.assign(shift.begin(), shift.end());
@@ -275,7 +277,8 @@ RunStatus Plan<Real>::run_views(TensorView<const Q> q, const K& k, const V& v, T
                                 std::span<std::byte> memory, const RunDetails& details) const noexcept {
   const auto& [repaired_rows, row_bounds] = details;
   const Index heads = problem_.shapes.heads, n_q = problem_.shapes.n_q;
-  if (!fits(problem_.shapes, q, k, v, out) || (!repaired_rows.empty() && std::ssize(repaired_rows) != heads) ||
+  if (!fits(problem_.shapes, q, k, v, out) ||
+      (!repaired_rows.empty() && std::ssize(repaired_rows) != heads) ||
       (!row_bounds.empty() && std::ssize(row_bounds) != heads * n_q))
     return RunStatus::shape_mismatch;
   if (memory.size() < workspace_bytes()) return RunStatus::workspace_too_small;
@@ -377,7 +380,8 @@ std::string exact_reason(const Problem& problem, const Options& options, const C
   if (asked || options.path != Path::automatic) return {};
   const bool pays = cost.seconds<Real>(exact_work<Real>(problem)) >
                     1 / cost.look + cost.seconds<Real>(least_work<Real>(problem, cost));
-  return pays ? "" : "exact costs less than a look at the data and the cheapest approximation of these shapes";
+  return pays ? ""
+              : "exact costs less than a look at the data and the cheapest approximation of these shapes";
 }
 
 /// Whether the lengths of the rows, which bound the exact path's rounding, are worth reading beside it.
@@ -385,13 +389,14 @@ template <class Real>
 bool lengths_pay(const Problem& problem, const CostModel& cost) {
   constexpr double kShare = 0.02;
   const Shapes& s = problem.shapes;
-  const double rows = static_cast<double>(s.n_q) + static_cast<double>(s.n_k) / static_cast<double>(problem.group());
+  const double rows =
+      static_cast<double>(s.n_q) + static_cast<double>(s.n_k) / static_cast<double>(problem.group());
   const double seconds = cost.seconds<Real>({.element = rows * static_cast<double>(s.d) / kStreamed});
   return seconds <= kShare * cost.seconds<Real>(exact_work<Real>(problem));
 }
 
-/// look: whether make_plan was asked for, which looks at the rows wherever an approximation is possible; attend only
-/// where that could pay.
+/// look: whether make_plan was asked for, which looks at the rows wherever an approximation is possible;
+/// attend only where that could pay.
 template <class Real, class Q, class K, class V>
 Plan<Real> plan_tensors(TensorView<const Q> q, const K& k, const V& v, const Options& options,
                         CacheBounds<Real>* seen, const CostModel& cost, double result_rounding, bool look) {

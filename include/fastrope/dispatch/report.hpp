@@ -39,12 +39,13 @@ struct HeadReport {
   double entry_bound = 0;  ///< certified bound on |scale q^T W k| after the shifts; NaN where nobody looked
   int degree = 0;
   Index rank = 0;
-  double error_bound = 0;  ///< proved, max |out - exact| / max|V|, rounding included; infinity where nobody looked,
-                           ///< and with a polynomial kernel, whose rows get bounds
-  double rounding = 0;     ///< the part of it that is rounding, that of the result to out's type included
+  double error_bound = 0;  ///< proved, max |out - exact| / max|V|, rounding included; infinity where nobody
+                           ///< looked, and with a polynomial kernel, whose rows get bounds
+  double rounding = 0;  ///< the part of it that is rounding, that of the result to out's type included
   std::string reason = {};
   std::vector<Candidate> candidates = {};
-  Index repaired_rows = 0;    ///< of an approximate head: computed again exactly, as their sums could not be vouched for
+  Index repaired_rows =
+      0;  ///< of an approximate head: computed again exactly, as their sums could not be vouched for
   Index verified_rows = 0;    ///< of a spot check, if there was one
   double observed_error = 0;  ///< max |out - exact| / max|V| in them
 };
@@ -55,8 +56,9 @@ struct Report {
   double tolerance = 0;
   std::size_t workspace_bytes = 0;
   std::vector<HeadReport> heads = {};
-  /// [heads * n_q], of a call by attend() with a polynomial kernel, of which nothing is promised before: |out - exact| <=
-  /// row_bounds[h * n_q + i] max|V|, V that of head h's key head; may be infinite, 0 for a row without keys.
+  /// [heads * n_q], of a call by attend() with a polynomial kernel, of which nothing is promised before: |out
+  /// - exact| <= row_bounds[h * n_q + i] max|V|, V that of head h's key head; may be infinite, 0 for a row
+  /// without keys.
   std::vector<double> row_bounds = {};
 
   /// All of it, for tools; numbers that are not finite are null.

@@ -146,13 +146,14 @@ class ToeplitzCandidates {
       removes = removes || chunk.first > 0 || (!chunk.later.empty() && chunk.later.end < problem_.shapes.n_k);
     }
     if (!past && !later) return run;
-    // Of a factor: its line misses the bias, its exponent is rounded in double in a few parts, and it is rounded to Real
-    // and multiplied by the key's weight.
+    // Of a factor: its line misses the bias, its exponent is rounded in double in a few parts, and it is
+    // rounded to Real and multiplied by the key's weight.
     double factor_error = 0;
     for (const auto& tail : {tails.past, tails.later}) {
       if (!tail) continue;
-      const double exponents = std::abs(tail->factor.level) +
-                               std::abs(tail->factor.slope) * static_cast<double>(tails.allowed.last - tails.allowed.first);
+      const double exponents =
+          std::abs(tail->factor.level) +
+          std::abs(tail->factor.slope) * static_cast<double>(tails.allowed.last - tails.allowed.first);
       factor_error = std::max(factor_error, tail->miss + 8 * kUnitRoundoff<double> * exponents);
     }
     factor_error += 3 * kUnitRoundoff<Real>;
@@ -212,9 +213,10 @@ class ToeplitzCandidates {
     return part;
   }
 
-  /// What taking out the positions' part rounds, beside what columns of their own length do: rows and means are turned
-  /// and scaled at their full lengths, |q| + |a| and |k| + |b|, before they are subtracted (at most 13 roundings of a
-  /// product on either side), and the generator's logits are of angles rounded in double.
+  /// What taking out the positions' part rounds, beside what columns of their own length do: rows and means
+  /// are turned and scaled at their full lengths, |q| + |a| and |k| + |b|, before they are subtracted (at
+  /// most 13 roundings of a product on either side), and the generator's logits are of angles rounded in
+  /// double.
   double part_rounding(GroupLook<Real>& look, Index query, const PositionPart& part) const {
     const double whole = position_logit_bound(problem_, part);
     const auto length = [](const std::vector<double>& x) {
@@ -226,9 +228,10 @@ class ToeplitzCandidates {
     const double lengths = std::abs(problem_.scale) * (look.query_norm(query) + gain * length(part.query)) *
                            (look.key_norm() + gain * length(part.key));
     return kHigherOrder * 26 * kUnitRoundoff<Real> * lengths +
-           4 * problem_.rotation.phase_error(
-                   std::min(2 * problem_.grid.farthest_position(),
-                            problem_.rotation.frequencies().max_position())) * whole;
+           4 *
+               problem_.rotation.phase_error(std::min(2 * problem_.grid.farthest_position(),
+                                                      problem_.rotation.frequencies().max_position())) *
+               whole;
   }
 
   bool pays(const Work& work) const { return planning_.pays(Path::toeplitz, work); }
@@ -247,8 +250,8 @@ class ToeplitzCandidates {
                            bounds.largest_weight <= limit && 1 / limit <= bounds.largest_weight);
   }
 
-  /// The polynomial of a general family. Columns are rounded by the scale and their balance, in either direction, and
-  /// queries scaled back: 6 u of the features' products.
+  /// The polynomial of a general family. Columns are rounded by the scale and their balance, in either
+  /// direction, and queries scaled back: 6 u of the features' products.
   std::optional<ExpPolynomial> weighted_fit(Index head, const WeightedBounds& bounds, double value_spread,
                                             double tolerance, Candidate& c) const {
     const ExactRounding exact = planning_.rounding(head, {bounds.feature_radius, bounds.feature_radius});
@@ -267,14 +270,14 @@ class ToeplitzCandidates {
     c.error_bound = exact.error(value_spread, certificate.relative_error);
     c.rounding = c.error_bound - certify(*p, {}, std::span<const double>(), 0, value_spread).error_bound;
     if (c.error_bound <= tolerance) return p;
-    c.reason = detail::message("rounding alone may reach ", exact.error(value_spread), " and the error at degree ",
-                               c.degree, " ", c.error_bound, " (entries up to ", bounds.radius, ", features up to ",
-                               bounds.feature_radius, ")");
+    c.reason = detail::message("rounding alone may reach ", exact.error(value_spread),
+                               " and the error at degree ", c.degree, " ", c.error_bound, " (entries up to ",
+                               bounds.radius, ", features up to ", bounds.feature_radius, ")");
     return std::nullopt;
   }
 
-  /// Lets rows be off by what is left of the tolerance, or by twice what is expected where that is less; those of which
-  /// more is expected will be exact. Returns the work of both.
+  /// Lets rows be off by what is left of the tolerance, or by twice what is expected where that is less;
+  /// those of which more is expected will be exact. Returns the work of both.
   Work with_exact_rows(double terms, ToeplitzRun& run, Candidate& c) const {
     const std::vector<double> expected = expected_transform_rounding<Real>(problem_, *run.transforms, terms);
     const double left = planning_.tolerance - c.error_bound;

@@ -57,8 +57,8 @@ class QueryBlock {
     head_ = h;
     rows_ = rows;
     for (Index r = 0; r < rows.size(); r += kTileRows)
-      packed.pack_queries(problem, q, tile_rows(r), kTileRows, Scores<Real>::template query_factor<T>(problem),
-                          queries_ + r * words_, scratch_);
+      packed.pack_queries(problem, q, tile_rows(r), kTileRows,
+                          Scores<Real>::template query_factor<T>(problem), queries_ + r * words_, scratch_);
     for (Index r = 0; r < rows.size(); ++r) {
       allowed_[r] = problem.grid.keys_of(rows.begin + r);
       references_[r] = scores.reference(problem, h, rows.begin + r, allowed_[r]);
@@ -78,8 +78,8 @@ class QueryBlock {
       reach[static_cast<std::size_t>(r / kTileRows)] = reach_of(r, keys);
       all = hull(all, reach[static_cast<std::size_t>(r / kTileRows)].some);
     }
-    // Runs begin at multiples of kKeys and stretches at multiples of kStretch whatever the block, so that a row's
-    // result does not depend on its block.
+    // Runs begin at multiples of kKeys and stretches at multiples of kStretch whatever the block, so that a
+    // row's result does not depend on its block.
     for (Index j = round_down(all.begin, kKeys); j < all.end; j += kKeys) {
       for (Index r = 0; r < rows_.size(); r += kTileRows)
         attend_run(problem, packed, scores, r, reach[static_cast<std::size_t>(r / kTileRows)],
@@ -88,17 +88,19 @@ class QueryBlock {
     }
   }
 
-  /// Writes out [rows, d_v] and, where lse is not null, the natural log of each row's sum; of a polynomial kernel, the
-  /// sum itself, which may be negative.
+  /// Writes out [rows, d_v] and, where lse is not null, the natural log of each row's sum; of a polynomial
+  /// kernel, the sum itself, which may be negative.
   template <class Out, class Lse>
   void write(const Problem& problem, MatrixView<Out> out, Lse* lse) const {
     for (Index i = rows_.begin; i < rows_.end; ++i) {
       const Index r = i - rows_.begin;
       if (!problem.sinks.empty())
-        totals_.add_sink(r, (problem.sinks[static_cast<std::size_t>(head_)] - references_[r].total()) * kLog2E);
+        totals_.add_sink(r,
+                         (problem.sinks[static_cast<std::size_t>(head_)] - references_[r].total()) * kLog2E);
       totals_.template write<Real>(r, out.row(i), problem.shapes.d_v);
       if (lse == nullptr) continue;
-      lse[i] = static_cast<Lse>(problem.kernel.is_softmax() ? totals_.lse(r) + references_[r].total() : totals_.sum[r]);
+      lse[i] = static_cast<Lse>(problem.kernel.is_softmax() ? totals_.lse(r) + references_[r].total()
+                                                            : totals_.sum[r]);
     }
   }
 
@@ -140,8 +142,7 @@ class QueryBlock {
       scores.finish(problem, head_, rows, panels, keys, allowed_ + r, references_ + r, modified ? factor : 1,
                     scores_, kStride, scratch_);
     if (problem.kernel.is_softmax())
-      stretch_.from(r).template weigh<T>(rows.size(), scores_, kStride, panels.size(),
-                                            modified ? 1 : factor);
+      stretch_.from(r).template weigh<T>(rows.size(), scores_, kStride, panels.size(), modified ? 1 : factor);
     else
       stretch_.from(r).weigh_polynomial(problem.kernel.coefficients(), rows.size(), scores_, kStride,
                                         panels.size());
@@ -187,12 +188,12 @@ class QueryBlock {
 
   Index head_ = 0;
   Range rows_ = {};
-  Index words_;         // of a query
-  Real* queries_;       // [tiles], as packed
-  Range* allowed_;      // [kRows], the keys that each row may attend to
+  Index words_;                // of a query
+  Real* queries_;              // [tiles], as packed
+  Range* allowed_;             // [kRows], the keys that each row may attend to
   BiasReference* references_;  // [kRows]
-  Real* scores_;        // [kTileRows, kStride], then the weights' words
-  Real* scratch_;       // a row of a lag function, or what packing wants
+  Real* scores_;               // [kTileRows, kStride], then the weights' words
+  Real* scratch_;              // a row of a lag function, or what packing wants
   SoftmaxRows<Real> stretch_;
   SoftmaxTotals totals_;
 };

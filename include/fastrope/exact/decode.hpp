@@ -2,8 +2,8 @@
 //
 // The query rows of a key/value head (n_q of each query head of its group) are taken together, so that each
 // key and value is read once for all of them. Keys are cut into splits of a fixed length, whatever the number
-// of threads; each split gives partial softmax states, which are merged in double in the order of the keys. Cost: one
-// read of K and V.
+// of threads; each split gives partial softmax states, which are merged in double in the order of the keys.
+// Cost: one read of K and V.
 #pragma once
 
 #include <algorithm>
@@ -345,7 +345,8 @@ class DecodeAttention {
     totals.clear(1);
     for (Index s = 0; s < splits_; ++s) totals.add(0, states_, (kv * splits_ + s) * rows_ + row);
     if (!problem.sinks.empty())
-      totals.add_sink(0, (problem.sinks[static_cast<std::size_t>(head)] - references_[task].total()) * kLog2E);
+      totals.add_sink(0,
+                      (problem.sinks[static_cast<std::size_t>(head)] - references_[task].total()) * kLog2E);
     totals.template write<Real>(0, out.head(head).row(i), problem.shapes.d_v);
     if (lse.data != nullptr)
       lse(head, i) = static_cast<Real>(problem.kernel.is_softmax() ? totals.lse(0) + references_[task].total()
@@ -358,9 +359,9 @@ class DecodeAttention {
   Index key_stride_;  // d in whole vectors
   Index width_;       // d_v in whole vectors
   Index splits_;
-  Real* queries_;             // [kv_heads, rows, key_stride], zero past d
-  BiasReference* references_; // [kv_heads, rows]
-  SoftmaxRows<Real> states_;  // [kv_heads, splits, rows]
+  Real* queries_;              // [kv_heads, rows, key_stride], zero past d
+  BiasReference* references_;  // [kv_heads, rows]
+  SoftmaxRows<Real> states_;   // [kv_heads, splits, rows]
   WorkerScratch scratch_;
 };
 

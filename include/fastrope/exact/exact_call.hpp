@@ -128,20 +128,22 @@ class ExactCall {
   Way way_;
 };
 
-/// Whether these tensors can be multiplied as they are stored, in pairs of bfloat16: the hardware does, and Q, K and V
-/// are all of it.
+/// Whether these tensors can be multiplied as they are stored, in pairs of bfloat16: the hardware does, and
+/// Q, K and V are all of it.
 template <class Q, class K, class V>
-inline constexpr bool kStoredPairs = simd::kBfloat16Products && std::is_same_v<const Q, const bfloat16> &&
-                                     std::is_convertible_v<decltype(K::data), const bfloat16*> &&
-                                     std::is_convertible_v<decltype(V::data), const bfloat16*>;
+inline constexpr bool kStoredPairs =
+    simd::kBfloat16Products&& std::is_same_v<const Q, const bfloat16>&& std::is_convertible_v<
+        decltype(K::data), const bfloat16*>&& std::is_convertible_v<decltype(V::data), const bfloat16*>;
 
-/// f(std::type_identity<T>{}) for the operand type T that suits these tensors: pairs of bfloat16 where they are stored
-/// so, hardware multiplies them and their rounding is allowed (dispatch/exact_rounding.hpp has it); their arithmetic
-/// type elsewhere, and for polynomial kernels, whose terms may cancel.
+/// f(std::type_identity<T>{}) for the operand type T that suits these tensors: pairs of bfloat16 where they
+/// are stored so, hardware multiplies them and their rounding is allowed (dispatch/exact_rounding.hpp has
+/// it); their arithmetic type elsewhere, and for polynomial kernels, whose terms may cancel.
 template <class Q, class K, class V, class F>
-void with_operand(const Problem& problem, bool allow_pairs, const TensorView<const Q>&, const K&, const V&, F&& f) {
+void with_operand(const Problem& problem, bool allow_pairs, const TensorView<const Q>&, const K&, const V&,
+                  F&& f) {
   if constexpr (kStoredPairs<Q, K, V>)
-    if (allow_pairs && !problem.weights && problem.kernel.is_softmax()) return f(std::type_identity<bfloat16>{});
+    if (allow_pairs && !problem.weights && problem.kernel.is_softmax())
+      return f(std::type_identity<bfloat16>{});
   f(std::type_identity<ArithmeticOf<Q>>{});
 }
 

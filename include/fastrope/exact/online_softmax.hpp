@@ -2,13 +2,13 @@
 //
 // For one row and a set of keys, with y_j = x_j log2(e):
 //     maximum m >= max_j y_j,   sum l = sum_j 2^(y_j - m),   output o = sum_j 2^(y_j - m) v_j,
-// out = o / l and lse = ln(sum_j exp(x_j)) = (m + log2 l) ln 2. Two sets merge by raising both to the larger maximum.
-// A row without keys has m = -infinity, l = 0, o = 0; its output is 0 and its lse -infinity. The weights P(x_j) of a
-// polynomial kernel add up in the same states, with m = 0.
+// out = o / l and lse = ln(sum_j exp(x_j)) = (m + log2 l) ln 2. Two sets merge by raising both to the larger
+// maximum. A row without keys has m = -infinity, l = 0, o = 0; its output is 0 and its lse -infinity. The
+// weights P(x_j) of a polynomial kernel add up in the same states, with m = 0.
 //
-// Maxima are rounded up to integers, so that raising them multiplies by powers of two and rounds nothing. Sums are
-// kept in the arithmetic of the call for a stretch of keys (SoftmaxRows) and then folded into double (SoftmaxTotals):
-// their rounding does not grow with the number of keys (rounding.hpp).
+// Maxima are rounded up to integers, so that raising them multiplies by powers of two and rounds nothing.
+// Sums are kept in the arithmetic of the call for a stretch of keys (SoftmaxRows) and then folded into double
+// (SoftmaxTotals): their rounding does not grow with the number of keys (rounding.hpp).
 #pragma once
 
 #include <algorithm>
@@ -66,8 +66,8 @@ HWY_INLINE simd::Vec<Real> polynomial_weights(std::span<const Real> coefficients
 /// The most keys whose sums are kept in the arithmetic of the call before they are folded into double.
 inline constexpr Index kStretch = 1024;
 
-/// The states of a block of rows over a stretch of keys, in the arithmetic of the call. l is kept as one part for each
-/// lane of a vector, so that a block of scores ends without a reduction.
+/// The states of a block of rows over a stretch of keys, in the arithmetic of the call. l is kept as one part
+/// for each lane of a vector, so that a block of scores ends without a reduction.
 template <class Real>
 struct SoftmaxRows {
   static constexpr Index kLanes = simd::kLanes<Real>;
@@ -106,8 +106,8 @@ struct SoftmaxRows {
     return rows;
   }
 
-  /// Makes room for scores up to `candidate`: the maximum rises to the next integer and what was summed shrinks by the
-  /// same factor, a power of two.
+  /// Makes room for scores up to `candidate`: the maximum rises to the next integer and what was summed
+  /// shrinks by the same factor, a power of two.
   void raise(Index i, Real candidate) const {
     if (!(candidate > maximum[i])) return;
     const Real next = std::ceil(candidate);
@@ -119,9 +119,9 @@ struct SoftmaxRows {
     maximum[i] = next;
   }
 
-  /// scores [rows, cols], base-2 when multiplied by `factor` > 0, row stride `stride`, become weights 2^(factor score -
-  /// maximum), rounded to T, and their sums are added. Requires cols a multiple of the vector length. The outputs are
-  /// left to the caller.
+  /// scores [rows, cols], base-2 when multiplied by `factor` > 0, row stride `stride`, become weights
+  /// 2^(factor score - maximum), rounded to T, and their sums are added. Requires cols a multiple of the
+  /// vector length. The outputs are left to the caller.
   template <class T = Real>
   void weigh(Index rows, Real* scores, Index stride, Index cols, Real factor = 1) const {
     using namespace simd;
@@ -185,8 +185,8 @@ struct SoftmaxRows {
   }
 };
 
-/// The states of a block of rows over any number of keys, in double. The sums of an approximation come with a bound on
-/// their error, in the same unit: |l~ - l| + max_c |o~_c - o_c| / max|V| <= error.
+/// The states of a block of rows over any number of keys, in double. The sums of an approximation come with a
+/// bound on their error, in the same unit: |l~ - l| + max_c |o~_c - o_c| / max|V| <= error.
 struct SoftmaxTotals {
   static constexpr double kEmpty = -std::numeric_limits<double>::infinity();
 
@@ -238,8 +238,8 @@ struct SoftmaxTotals {
       store<double>(fma(load_as<double>(from + c), factor, load(to + c)), to + c);
   }
 
-  /// Adds sums over other keys, in units of 2^exponent, any number, to row i: `more` to l, values [width] to o; `bound`
-  /// is on what they are off by.
+  /// Adds sums over other keys, in units of 2^exponent, any number, to row i: `more` to l, values [width] to
+  /// o; `bound` is on what they are off by.
   template <class Real>
   void add_far(Index i, double exponent, Real more, double bound, const Real* values) const {
     const double level = std::ceil(exponent);
@@ -250,7 +250,9 @@ struct SoftmaxTotals {
   }
 
   /// Whether row i's sums are off by no more than `allowed` of its denominator; not where that is not known.
-  bool within(Index i, double allowed) const { return error[i] == 0 || error[i] <= allowed * std::abs(sum[i]); }
+  bool within(Index i, double allowed) const {
+    return error[i] == 0 || error[i] <= allowed * std::abs(sum[i]);
+  }
 
   /// Adds row j of `other`, states of other keys, to row i.
   void absorb(Index i, const SoftmaxTotals& other, Index j) const {
@@ -272,7 +274,8 @@ struct SoftmaxTotals {
   template <class Real, class Out>
   void write(Index i, Out* out, Index d_v) const {
     const double total = sum[i];
-    const double inverse = std::abs(total) < static_cast<double>(std::numeric_limits<Real>::min()) ? 0 : 1 / total;
+    const double inverse =
+        std::abs(total) < static_cast<double>(std::numeric_limits<Real>::min()) ? 0 : 1 / total;
     for (Index c = 0; c < d_v; ++c) out[c] = static_cast<Out>(static_cast<Real>(row(i)[c] * inverse));
   }
 
@@ -280,9 +283,11 @@ struct SoftmaxTotals {
   double lse(Index i) const { return sum[i] == 0 ? kEmpty : (maximum[i] + std::log2(sum[i])) * kLn2; }
 
  private:
-  /// Makes room for sums at the maximum `level`, an integer; returns by how much those shrink, 1 if they are larger.
+  /// Makes room for sums at the maximum `level`, an integer; returns by how much those shrink, 1 if they are
+  /// larger.
   double raise(Index i, double level) const {
-    if (!(level > maximum[i])) return level == maximum[i] || level == kEmpty ? 1 : std::exp2(level - maximum[i]);
+    if (!(level > maximum[i]))
+      return level == maximum[i] || level == kEmpty ? 1 : std::exp2(level - maximum[i]);
     if (maximum[i] != kEmpty) {
       const double shrink = std::exp2(maximum[i] - level);
       sum[i] *= shrink;
@@ -297,9 +302,9 @@ struct SoftmaxTotals {
 /// Merges two partial results of the same queries over disjoint sets of keys into the first.
 ///     lse = ln(e^lse_a + e^lse_b),  out = (e^lse_a out_a + e^lse_b out_b) / e^lse
 /// out, other_out: [heads, n_q, d_v]; lse, other_lse: [heads, n_q], natural log, -infinity where nothing was
-/// attended. Associative and commutative up to rounding: weights and sums are of double, and what is left is the
-/// rounding of the results, that of lse to Real an error of |lse| epsilon / 2 in the weight of its part. Throws Error
-/// where shapes differ and where rows of out or lse overlap.
+/// attended. Associative and commutative up to rounding: weights and sums are of double, and what is left is
+/// the rounding of the results, that of lse to Real an error of |lse| epsilon / 2 in the weight of its part.
+/// Throws Error where shapes differ and where rows of out or lse overlap.
 template <class Real>
 void merge(TensorView<Real> out, std::type_identity_t<MatrixView<Real>> lse,
            std::type_identity_t<TensorView<const Real>> other_out,

@@ -51,8 +51,8 @@ class PackedKeys {
   using Real = ArithmeticOf<T>;
   static constexpr Index kWidth = kTileCols<Real>;
 
-  /// Of all keys. key_shifts: what is taken from the keys of each head after they are turned, [kv_heads] of [d] or of
-  /// none: a constant, which falls out of the softmax. What it views must outlive it.
+  /// Of all keys. key_shifts: what is taken from the keys of each head after they are turned, [kv_heads] of
+  /// [d] or of none: a constant, which falls out of the softmax. What it views must outlive it.
   explicit PackedKeys(const Problem& problem, Workspace& workspace,
                       std::span<const std::vector<Real>> key_shifts = {})
       : PackedKeys(problem, {0, problem.shapes.n_k},

@@ -3,9 +3,9 @@
 //
 // A logit is scale q.k, or scale q^T W(lag) k for a general family, then softcap, lag bias, dense bias and
 // mask, in that order. Each stage is a pass over scores that are in the first-level cache, and one that is
-// not used is not run. Biases may be huge beside the scores that they are added to, up to -FLT_MAX in padding rows: a
-// reference, the largest bias that there is, is taken out of them before, in double; it is given back to the
-// logarithm of a row's sum and to sinks.
+// not used is not run. Biases may be huge beside the scores that they are added to, up to -FLT_MAX in padding
+// rows: a reference, the largest bias that there is, is taken out of them before, in double; it is given back
+// to the logarithm of a row's sum and to sinks.
 #pragma once
 
 #include <algorithm>
@@ -24,9 +24,9 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// What is taken out of a row's biases, in natural units: the largest dense one, and of those of the lag, with what is
-/// left of the dense ones if there are both, the largest in the row, or in the head if there are no dense ones. Apart,
-/// as the first may be so large that the second would be lost beside it.
+/// What is taken out of a row's biases, in natural units: the largest dense one, and of those of the lag,
+/// with what is left of the dense ones if there are both, the largest in the row, or in the head if there are
+/// no dense ones. Apart, as the first may be so large that the second would be lost beside it.
 struct BiasReference {
   double dense = 0;
   double rest = 0;
@@ -62,8 +62,8 @@ class Scores {
     }
   }
 
-  /// What queries are multiplied by when they are packed. Operands of bfloat16 take a power of two and the sign, which
-  /// round nothing, and leave the rest to product_factor.
+  /// What queries are multiplied by when they are packed. Operands of bfloat16 take a power of two and the
+  /// sign, which round nothing, and leave the rest to product_factor.
   template <class T = Real>
   static double query_factor(const Problem& problem) {
     if (!problem.kernel.is_softmax()) return problem.scale;
@@ -128,8 +128,8 @@ class Scores {
 
   /// Softcap, biases and mask on the scores of some queries of head h: those of query i are -infinity then
   /// but for the keys that are both in `keys` and in allowed[i - rows.begin]. scores: [rows.size(),
-  /// padded.size()], row stride `stride`, of `padded` keys, whole vectors of them, to be multiplied by `factor`;
-  /// references: of the rows; scratch: [padded.size()].
+  /// padded.size()], row stride `stride`, of `padded` keys, whole vectors of them, to be multiplied by
+  /// `factor`; references: of the rows; scratch: [padded.size()].
   void finish(const Problem& problem, Index h, Range rows, Range padded, Range keys, const Range* allowed,
               const BiasReference* references, Real factor, Real* scores, Index stride, Real* scratch) const {
     using namespace simd;
@@ -177,7 +177,8 @@ class Scores {
  private:
   static constexpr Real kMasked = -std::numeric_limits<Real>::infinity();
 
-  /// The lag bias of head h without its reference, base-2, and entry s of the general weights, as LagLines wants them.
+  /// The lag bias of head h without its reference, base-2, and entry s of the general weights, as LagLines
+  /// wants them.
   auto bias_values(const Problem& problem, Index h) const {
     return [&problem, h, reference = lag_reference(h)](Position lag, Index count, Real* x) {
       problem.bias.fill(h, lag, count, reference, kLog2E, x);
@@ -192,8 +193,8 @@ class Scores {
     };
   }
 
-  /// Dense bias, with the lag's if there are both, and mask on the scores of the allowed keys; those at the others may
-  /// become anything.
+  /// Dense bias, with the lag's if there are both, and mask on the scores of the allowed keys; those at the
+  /// others may become anything.
   static void add_dense(const Problem& problem, Index h, Index i, Range keys, Range allowed,
                         const BiasReference& reference, Real* scores, Real* scratch) {
     using namespace simd;

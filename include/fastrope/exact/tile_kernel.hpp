@@ -79,8 +79,8 @@ constexpr int tile_rows(int vecs) {
   return simd::kRegisters >= 32 ? rows32[vecs - 1] : rows16[vecs - 1];
 }
 
-/// Words along the depth whose products are summed from zero before what is there already is added, so that no sum is
-/// a chain of more roundings than that and one for each chain (rounding.hpp).
+/// Words along the depth whose products are summed from zero before what is there already is added, so that
+/// no sum is a chain of more roundings than that and one for each chain (rounding.hpp).
 inline constexpr Index kChain = 64;
 
 /// Row counts given to multiply are multiples of this, which every tile height divides.
@@ -99,8 +99,8 @@ HWY_INLINE V multiply_add(V a, V b, V sum) {
   return simd::fma(a, b, sum);
 }
 
-/// C [kRows, kVecs vectors] = A [kRows, depth] B [depth, kVecs vectors], a sum from zero to which C is added where
-/// kAccumulate.
+/// C [kRows, kVecs vectors] = A [kRows, depth] B [depth, kVecs vectors], a sum from zero to which C is added
+/// where kAccumulate.
 template <class T, int kRows, int kVecs, bool kAccumulate, int kGroup = 1, class Real>
 HWY_INLINE void tile(Index depth, BroadcastOperand<Real> a, const Real* HWY_RESTRICT b, Index b_stride,
                      Real* HWY_RESTRICT c, Index c_stride) {

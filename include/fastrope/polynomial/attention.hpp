@@ -16,11 +16,11 @@
 // Cost 2 (n_q + n_k) r (d_v + 2) flops and the near field's; never n x r in memory: each worker holds a state
 // [r, d_v + 1] and the projected keys of its unit, [n_k, d + 1]. No sum depends on how tasks are spread.
 //
-// Guarantee: certificate.hpp for the approximation. Rounding is judged when a row is done, from its own sums: those
-// come with a bound (rounding.hpp), and a row for which it is more than `allowed` of the denominator is computed again
-// by exact tiles, with the other rows of its tile. With a polynomial as the kernel there is no approximation, and each
-// row has a bound of its own (kernel_rounding.hpp), by which it is judged: rows for which exact tiles have a smaller one
-// are taken from those.
+// Guarantee: certificate.hpp for the approximation. Rounding is judged when a row is done, from its own sums:
+// those come with a bound (rounding.hpp), and a row for which it is more than `allowed` of the denominator is
+// computed again by exact tiles, with the other rows of its tile. With a polynomial as the kernel there is no
+// approximation, and each row has a bound of its own (kernel_rounding.hpp), by which it is judged: rows for
+// which exact tiles have a smaller one are taken from those.
 #pragma once
 
 #include <algorithm>
@@ -54,8 +54,8 @@ struct LowRankUnit {
   std::vector<FarPairs> chunks;  ///< all rows in order; first, far and later's ends nondecreasing
   FarFactor factor = {};         ///< of the keys [first, far)
   FarFactor later_factor = {};
-  /// What the sums of a row may be off by, over its denominator, before it is computed again; with a polynomial kernel,
-  /// what its bound may be.
+  /// What the sums of a row may be off by, over its denominator, before it is computed again; with a
+  /// polynomial kernel, what its bound may be.
   double allowed = std::numeric_limits<double>::infinity();
   /// With a polynomial kernel, what rounded rows do to an entry, over |x| |y|; else the certificate has it.
   double entry_error = 0;
@@ -85,8 +85,8 @@ struct KernelRows {
 template <class Real>
 class PolynomialAttention {
  public:
-  /// carried: the states of the units, to which these keys are added, as many as fill blocks; `begun` if there is
-  /// something in them. None: every state begins with these keys.
+  /// carried: the states of the units, to which these keys are added, as many as fill blocks; `begun` if
+  /// there is something in them. None: every state begins with these keys.
   PolynomialAttention(const Problem& problem, std::span<const LowRankUnit> units, Workspace& workspace,
                       std::span<const CarriedState<Real>> carried = {}, bool begun = false)
       : units_(units), carried_(carried), begun_(begun) {
@@ -103,8 +103,8 @@ class PolynomialAttention {
     states_ = WorkerScratch(states, workspace, [&](Workspace& share) { unit_memory(problem, share); });
   }
 
-  /// out: [heads, n_q, d_v]. Writes the heads of all units. repaired: null or [heads], to which the rows are added that
-  /// were computed again. kernel: with a polynomial kernel whose rows are to be judged.
+  /// out: [heads, n_q, d_v]. Writes the heads of all units. repaired: null or [heads], to which the rows are
+  /// added that were computed again. kernel: with a polynomial kernel whose rows are to be judged.
   template <class Q, class Out>
   void run(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
            TensorView<const Q> q, TensorView<Out> out, Index* repaired = nullptr,
@@ -151,17 +151,18 @@ class PolynomialAttention {
 
   /// What a unit holds from its first chunk to its last.
   struct UnitMemory {
-    Real* y;         // [blocks of keys, variables, kWidth]
-    Real* weight;    // [blocks of keys, kWidth]
-    Real* scaled;    // [blocks of keys, kWidth]: weights with the factor of a block's distances to its heaviest key
-    Real* values;    // [keys / group, stride] where keys share vectors (ValueLayout)
-    double* sizes;   // [blocks of keys, degree + 1]: sum_j w_j |y_j|^p
-    double* largest_value;  // [blocks of keys]
-    double* state;          // [rank, d_v + 1]
-    Real* rounded;          // [rank, d_v + 1]
-    double* squares;        // [blocks of terms, degree + 1, d_v + 1]
-    double* errors;         // [3, degree + 1]: e_p, M_p, spill
-    SoftmaxTotals stored;   // [heads, n_q] where there is a first sweep: its sums
+    Real* y;       // [blocks of keys, variables, kWidth]
+    Real* weight;  // [blocks of keys, kWidth]
+    Real* scaled;  // [blocks of keys, kWidth]: weights with the factor of a block's distances to its heaviest
+                   // key
+    Real* values;  // [keys / group, stride] where keys share vectors (ValueLayout)
+    double* sizes;              // [blocks of keys, degree + 1]: sum_j w_j |y_j|^p
+    double* largest_value;      // [blocks of keys]
+    double* state;              // [rank, d_v + 1]
+    Real* rounded;              // [rank, d_v + 1]
+    double* squares;            // [blocks of terms, degree + 1, d_v + 1]
+    double* errors;             // [3, degree + 1]: e_p, M_p, spill
+    SoftmaxTotals stored;       // [heads, n_q] where there is a first sweep: its sums
     double largest_before = 0;  // max|V| of tokens before these
   };
 
@@ -236,8 +237,8 @@ class PolynomialAttention {
                {Range{0, chunk.first}, Range{chunk.far, later.begin}, Range{later.end, n_k}})
             block.attend(problem, packed, exact.scores(), near);
           if (kernel.of_call != nullptr)
-            finish_kernel_rows(problem, packed, exact, unit, h, some, {chunk.far, n_k}, block, q.head(h), out.head(h),
-                               repaired, kernel);
+            finish_kernel_rows(problem, packed, exact, unit, h, some, {chunk.far, n_k}, block, q.head(h),
+                               out.head(h), repaired, kernel);
           else
             finish_rows(problem, packed, exact, unit, h, some, block, q.head(h), out.head(h), repaired);
         }
@@ -251,8 +252,8 @@ class PolynomialAttention {
   /// Writes the rows of a block; tiles with rows whose sums cannot be vouched for are computed again.
   template <class Q, class Out>
   void finish_rows(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
-                   const LowRankUnit& unit, Index h, Range rows, QueryBlock<Real>& block, MatrixView<const Q> q,
-                   MatrixView<Out> out, Index* repaired) const {
+                   const LowRankUnit& unit, Index h, Range rows, QueryBlock<Real>& block,
+                   MatrixView<const Q> q, MatrixView<Out> out, Index* repaired) const {
     std::array<bool, QueryBlock<Real>::kRows / kTile> keep = {};
     for (Index r = 0; r < rows.size(); r += kTile) {
       bool& all = keep[static_cast<std::size_t>(r / kTile)];
@@ -271,24 +272,26 @@ class PolynomialAttention {
     }
   }
 
-  /// The same with a polynomial kernel, for rows whose keys `near` are in no state. Requires that anything is allowed
-  /// where there are tokens before these, without which nothing can be computed again.
+  /// The same with a polynomial kernel, for rows whose keys `near` are in no state. Requires that anything is
+  /// allowed where there are tokens before these, without which nothing can be computed again.
   template <class Q, class Out>
-  void finish_kernel_rows(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
-                          const LowRankUnit& unit, Index h, Range rows, Range near, QueryBlock<Real>& block,
-                          MatrixView<const Q> q, MatrixView<Out> out, Index* repaired,
-                          const KernelRows<Real>& kernel) const {
+  void finish_kernel_rows(const Problem& problem, const PackedKeys<Real>& packed,
+                          const ExactAttention<Real>& exact, const LowRankUnit& unit, Index h, Range rows,
+                          Range near, QueryBlock<Real>& block, MatrixView<const Q> q, MatrixView<Out> out,
+                          Index* repaired, const KernelRows<Real>& kernel) const {
     const Index d_v = problem.shapes.d_v;
     const SoftmaxTotals& totals = block.totals();
     // Of row i, which is row r of the block.
     const auto bound = [&](Index i, Index r, Range keys) {
       double largest = 0;
       for (Index c = 0; c < d_v; ++c) largest = or_larger(largest, std::abs(totals.row(r)[c]));
-      return kernel.of_call->template row<Out>(problem, h, i, kernel.of_call->query_size(problem, q.row(i)), keys,
-                                               totals.error[r], totals.sum[r], largest / std::abs(totals.sum[r]));
+      return kernel.of_call->template row<Out>(problem, h, i, kernel.of_call->query_size(problem, q.row(i)),
+                                               keys, totals.error[r], totals.sum[r],
+                                               largest / std::abs(totals.sum[r]));
     };
     std::array<double, QueryBlock<Real>::kRows> bounds;
-    for (Index r = 0; r < rows.size(); ++r) bounds[static_cast<std::size_t>(r)] = bound(rows.begin + r, r, near);
+    for (Index r = 0; r < rows.size(); ++r)
+      bounds[static_cast<std::size_t>(r)] = bound(rows.begin + r, r, near);
     block.write(problem, out, static_cast<Real*>(nullptr));
     for (Index r = 0; r < rows.size(); r += kTile) {
       double* of_tile = bounds.data() + r;
@@ -324,7 +327,8 @@ class PolynomialAttention {
     return slope > 0 ? std::min((block + 1) * kWidth, n_k) - 1 : block * kWidth;
   }
 
-  /// Weighs the keys of each block by e^(slope (j - the heaviest)), and finds their sizes. Begins a new state.
+  /// Weighs the keys of each block by e^(slope (j - the heaviest)), and finds their sizes. Begins a new
+  /// state.
   void weigh_blocks(const LowRankUnit& unit, double slope, const Team& team, const UnitMemory& memory,
                     State& state) const {
     const Index blocks = ceil_div(reach_of(unit, state.n_k), kWidth), n_k = state.n_k;
@@ -335,10 +339,12 @@ class PolynomialAttention {
         const Index at = heaviest(b, slope, n_k);
         for (Index j = b * kWidth; j < (b + 1) * kWidth; ++j)
           memory.scaled[j] =
-              j < n_k ? memory.weight[j] * static_cast<Real>(std::exp(slope * static_cast<double>(j - at))) : 0;
+              j < n_k ? memory.weight[j] * static_cast<Real>(std::exp(slope * static_cast<double>(j - at)))
+                      : 0;
       }
       const Real* weight = state.keys.weight_of(b);
-      key_sizes(degree, unit.monomials->variables(), state.keys.y_of(b), weight, memory.sizes + b * (degree + 1));
+      key_sizes(degree, unit.monomials->variables(), state.keys.y_of(b), weight,
+                memory.sizes + b * (degree + 1));
     });
     if (!carried_.empty()) return;
     std::fill_n(memory.state, rank_ * (state.keys.d_v + 1), 0.0);
@@ -378,20 +384,24 @@ class PolynomialAttention {
       if (shrink != 1)
         for (Index f = terms.begin * channels; f < terms.end * channels; ++f)
           memory.state[f] = shrink == 0 ? 0 : memory.state[f] * shrink;
-      add_keys(set, unit.coefficients, state.keys, remove, terms, s, [&](Index b) { return -factor_of(b); },
-               memory.state);
+      add_keys(
+          set, unit.coefficients, state.keys, remove, terms, s, [&](Index b) { return -factor_of(b); },
+          memory.state);
       add_keys(set, unit.coefficients, state.keys, add, terms, s, factor_of, memory.state);
-      round_state(set, channels, terms, memory.state, memory.rounded, memory.squares + t * degrees * channels);
+      round_state(set, channels, terms, memory.state, memory.rounded,
+                  memory.squares + t * degrees * channels);
     });
     for (Index t = 1; t < term_blocks; ++t)
-      for (Index i = 0; i < degrees * channels; ++i) memory.squares[i] += memory.squares[t * degrees * channels + i];
+      for (Index i = 0; i < degrees * channels; ++i)
+        memory.squares[i] += memory.squares[t * degrees * channels + i];
     find_errors(unit, channels, shrink, remove, add, blocks_of(far), factor_of, memory);
   }
 
-  /// What the sums over the state of some blocks are off by, some of which were just added, after others were removed.
+  /// What the sums over the state of some blocks are off by, some of which were just added, after others were
+  /// removed.
   template <class FactorOf>
-  void find_errors(const LowRankUnit& unit, Index channels, double shrink, Range removed, Range added, Range blocks,
-                   FactorOf&& factor_of, const UnitMemory& memory) const {
+  void find_errors(const LowRankUnit& unit, Index channels, double shrink, Range removed, Range added,
+                   Range blocks, FactorOf&& factor_of, const UnitMemory& memory) const {
     const Index degrees = unit.monomials->degree() + 1;
     const std::span<const double> coefficients =
         std::span(unit.coefficients).first(static_cast<std::size_t>(degrees));
@@ -466,8 +476,8 @@ class PolynomialAttention {
   }
 
   /// The sums over a state of some rows become their softmax states.
-  void far_field(const Problem& problem, const LowRankUnit& unit, const UnitMemory& memory, const State& state,
-                 double lag_reference, Range rows, Index worker, double largest_value,
+  void far_field(const Problem& problem, const LowRankUnit& unit, const UnitMemory& memory,
+                 const State& state, double lag_reference, Range rows, Index worker, double largest_value,
                  QueryBlock<Real>& block) const {
     constexpr Index kRows = kQueryBlock<Real>;
     static_assert(kTile % kRows == 0 && kRows % simd::kLanes<Real> == 0);
@@ -488,8 +498,10 @@ class PolynomialAttention {
       for (Index i = 0; i < std::min(kRows, rows.size() - r); ++i) {
         double exponent = static_cast<double>(s.exponents[i]);
         if (level != 0 || slope != 0 || lag_reference != 0)
-          exponent += kLog2E * (level - lag_reference -
-                                slope * static_cast<double>(rows.begin + r + i + problem.grid.offset() - state.anchor));
+          exponent +=
+              kLog2E *
+              (level - lag_reference -
+               slope * static_cast<double>(rows.begin + r + i + problem.grid.offset() - state.anchor));
         double error = s.errors[i];
         if (!problem.kernel.is_softmax())
           error += underflow_error<Real>(unit.coefficients, unit.monomials->rank(), variables, largest_value,

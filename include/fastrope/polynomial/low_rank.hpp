@@ -41,10 +41,10 @@ struct LowRankFit {
   double simplex_rank;       ///< of all monomials, in the rows' own axes, at the degree that they need
   Centre key_shift;
   Centre query_shift;
-  Certificate certificate;   ///< of the approximation, rounded rows included
-  double allowed;            ///< LowRankUnit::allowed
-  double error_bound;        ///< of the output, over max|V|: all of it
-  double rounding;           ///< the part of it that is rounding
+  Certificate certificate;  ///< of the approximation, rounded rows included
+  double allowed;           ///< LowRankUnit::allowed
+  double error_bound;       ///< of the output, over max|V|: all of it
+  double rounding;          ///< the part of it that is rounding
 };
 
 /// What one pass over the rows of a projection's choice tells.
@@ -61,8 +61,8 @@ template <class Real>
 std::vector<RowBounds<Real>> measure_rows(const LowRankRows<Real>& rows, double scale,
                                           ProjectionChoice<Real>& choice, RowBounds<Real>& keys);
 
-/// Fits features to rows with these bounds, of measure_rows, all finite. Ensures error_bound <= tolerance and rank <= kMaxRank; without a fit, `reason` says why, with figures. Cost: a few
-/// polynomials.
+/// Fits features to rows with these bounds, of measure_rows, all finite. Ensures error_bound <= tolerance and
+/// rank <= kMaxRank; without a fit, `reason` says why, with figures. Cost: a few polynomials.
 template <class Real>
 std::optional<LowRankFit> fit_low_rank(const ProjectionChoice<Real>& choice,
                                        const LowRankBounds<Real>& bounds, std::span<const FarPairs> far,
@@ -174,7 +174,8 @@ class LowRankSearch {
     const int enough = couplings.empty() ? 1 : 2;
     for (int feasible = 0, degree = lowest; degree <= highest && feasible < enough; ++degree) {
       if (degree > lowest) polynomial = ExpPolynomial::minimax(radius, degree);
-      const double rounding = expected_rounding<Real>(polynomial->coefficients(), kChain, keys_, radius, mean_entry_);
+      const double rounding =
+          expected_rounding<Real>(polynomial->coefficients(), kChain, keys_, radius, mean_entry_);
       if (rounding >= tolerance) {
         refuse(message("rounding alone is about ", rounding, " at degree ", degree, " (entries up to ",
                        radius, ", ", plain_radius_, " before any shift)"));
@@ -191,13 +192,16 @@ class LowRankSearch {
     }
   }
 
-  /// What rounding the rows to Real on their way to x and y, and the keys' weights, does to the exponent of a weight,
-  /// to first order with unit roundoff u (dispatch/exact_rounding.hpp: turning a row costs 4 u of its length):
+  /// What rounding the rows to Real on their way to x and y, and the keys' weights, does to the exponent of a
+  /// weight, to first order with unit roundoff u (dispatch/exact_rounding.hpp: turning a row costs 4 u of its
+  /// length):
   ///     x' = s (q - nu): u s [7 |q| + |nu| + |q - nu|]   turned, scaled and scaled back; nu; the difference
   ///     k' = k - mu:     u [5 |k| + 2 |k'|]              turned, converted, shifted, at times back and forth
   ///     x = B x', y = C k': d u (|B|_F |x'|, |C|_F |k'|), nothing in the rows' own axes
-  ///     weights: u [(d + 7) s |nu| |k'| + 61] + eps_e    a sum of d products, less the largest of at most 60; exp
-  /// |x.y| moves by the error of either side times the other's length, which B and C stretch by |B| |C| <= |B|_F |C|_F.
+  ///     weights: u [(d + 7) s |nu| |k'| + 61] + eps_e    a sum of d products, less the largest of at most
+  ///     60; exp
+  /// |x.y| moves by the error of either side times the other's length, which B and C stretch by |B| |C| <=
+  /// |B|_F |C|_F.
   double rows_rounding(const Axes& axes, bool own) const {
     constexpr double u = kUnitRoundoff<Real>;
     const double b = own ? 1 : axes.queries.norm(), c = own ? 1 : axes.keys.norm(),
@@ -221,8 +225,9 @@ class LowRankSearch {
             axes.keys.cast<Real>().template cast<double>() / factor};
   }
 
-  /// Keeps the candidate if its rank is the smallest so far and its certificate holds; returns false if it does not,
-  /// as rounding of so large a rank leaves too little of the tolerance: a higher degree may leave enough.
+  /// Keeps the candidate if its rank is the smallest so far and its certificate holds; returns false if it
+  /// does not, as rounding of so large a rank leaves too little of the tolerance: a higher degree may leave
+  /// enough.
   bool consider(const ExpPolynomial& polynomial, const Axes& axes, std::span<const double> couplings,
                 double axes_error, double entry_error, double tail_budget) {
     const std::vector<int> simplex = simplex_limits(d_, polynomial.degree());
@@ -249,9 +254,8 @@ class LowRankSearch {
     const Certificate certificate = certify(polynomial, cut, losses, entry_error, spread);
     // Keys that are near are off by their own rounding, all others by the certificate.
     const double fixed = near_.error(spread, certificate.relative_error), left = request_.tolerance - fixed;
-    const double expected =
-        expected_rounding<Real>(polynomial.coefficients(), static_cast<Index>(rank), keys_, polynomial.radius(),
-                                mean_entry_);
+    const double expected = expected_rounding<Real>(polynomial.coefficients(), static_cast<Index>(rank),
+                                                    keys_, polynomial.radius(), mean_entry_);
     if (!(left >= expected)) {
       refuse(message("the certified error ", fixed, " and the sums' rounding, about ", expected,
                      ", exceed the tolerance at degree ", polynomial.degree()));
@@ -313,7 +317,7 @@ class LowRankSearch {
   std::vector<double> projected_ = {};
   double weight_max_ = 0;
   double axes_radius_ = 0;
-  double mean_entry_ = 0;  // about that of a row that the mean key is opposite to; nothing is proved of it
+  double mean_entry_ = 0;    // about that of a row that the mean key is opposite to; nothing is proved of it
   ExactRounding near_ = {};  // of keys that are not far
   double simplex_rank_ = 0;
   double refused_rank_ = std::numeric_limits<double>::infinity();

@@ -68,7 +68,7 @@ struct ProjectionChoice {
   Shift<Real> queries = {};  ///< nu; may be other than the origin only where keys may be weighed
   Shift<Real> keys = {};     ///< mu
   Axes axes = {};            ///< empty: the rows' own
-  double mean_key = 0;  ///< about the length of the mean of k - mu, weighted
+  double mean_key = 0;       ///< about the length of the mean of k - mu, weighted
 
   bool own_axes() const { return axes.keys.size() == 0; }
   Measure<Real> of_queries() const { return measure(queries, axes.queries); }

@@ -322,8 +322,8 @@ RunStatus RecurrentAttention<Real>::step(const Q& q, const K& k, const V& v, Out
   if (recent() == 0) rounding_ = step_rounding();
   try {
     problem_.executor.parallel_for(static_cast<Index>(units_.size()), [&](Index kv, Index worker) {
-      Workspace share(
-          std::span<std::byte>(scratch_).subspan(static_cast<std::size_t>(worker) * scratch_bytes_, scratch_bytes_));
+      Workspace share(std::span<std::byte>(scratch_).subspan(
+          static_cast<std::size_t>(worker) * scratch_bytes_, scratch_bytes_));
       step_head(kv, q_view, k_view, v_view, out_view, step_scratch(share));
     });
   } catch (...) {

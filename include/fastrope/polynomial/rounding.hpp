@@ -1,28 +1,32 @@
 // Rounding of sums by features: a bound for each row, known when its sums are.
 //
-// u: the unit roundoff of the arithmetic, h roundings along a sum mean an error of h u times the sum of its terms'
-// sizes, first order (the factor kHigherOrder covers the rest, as no count of roundings is above 3000).
+// u: the unit roundoff of the arithmetic, h roundings along a sum mean an error of h u times the sum of its
+// terms' sizes, first order (the factor kHigherOrder covers the rest, as no count of roundings is above
+// 3000).
 //
-// Keys. A feature w y^alpha is |alpha| products. The sum of a block's features is off by N_D more roundings, with values
-// by N_N (chains of kChain products, their sums, the lanes of a group). Blocks are summed in double. With
+// Keys. A feature w y^alpha is |alpha| products. The sum of a block's features is off by N_D more roundings,
+// with values by N_N (chains of kChain products, their sums, the lanes of a group). Blocks are summed in
+// double. With
 //     M_p = sum_j w_j |y_j|^p   over the keys of the state,
-// what the states of all alpha of degree p are off by adds up, in a row, since sum_(|alpha| = p) (p! / alpha!) |x^alpha
-// y^alpha| <= (|x| |y|)^p, to at most
-//     u [2 p + N_N + N_D] |c_p| M_p |x|^p                                       (numerator / max|V| and denominator).
-// Folds. Each fold into a state of double may lose 3 double roundings of what the state and the block hold, or held:
-// `spill`, which windows leave behind when blocks are taken out.
-// Rows. The state is rounded once, x^alpha takes |alpha| - 1 products, a sum is kChain terms, then chains, the constant
-// last: k_Q(p) roundings of |x^alpha state(alpha)|. By Cauchy-Schwarz these add up to
+// what the states of all alpha of degree p are off by adds up, in a row, since sum_(|alpha| = p) (p! /
+// alpha!) |x^alpha y^alpha| <= (|x| |y|)^p, to at most
+//     u [2 p + N_N + N_D] |c_p| M_p |x|^p                                       (numerator / max|V| and
+//     denominator).
+// Folds. Each fold into a state of double may lose 3 double roundings of what the state and the block hold,
+// or held: `spill`, which windows leave behind when blocks are taken out. Rows. The state is rounded once,
+// x^alpha takes |alpha| - 1 products, a sum is kChain terms, then chains, the constant last: k_Q(p) roundings
+// of |x^alpha state(alpha)|. By Cauchy-Schwarz these add up to
 //     u k_Q(p) |x|^p B_p,   B_p^2 = sum_(|alpha| = p) state(alpha)^2 alpha! / p!,
-// for the state that there is, whatever it was meant to be: B^N_p of the worst column, over max|V|, and B^D_p.
-// So |N~_c - N_c| / max|V| + |D~ - D| <= sum_p e_p |x|^p, with
+// for the state that there is, whatever it was meant to be: B^N_p of the worst column, over max|V|, and
+// B^D_p. So |N~_c - N_c| / max|V| + |D~ - D| <= sum_p e_p |x|^p, with
 //     e_p = u [(2 p + N_N + N_D) |c_p| M_p + k_Q(p) (B^N_p + B^D_p)] + 2 spill_p.
-// Where P is the kernel itself and no certificate speaks of rounded rows, these move entries by eps |x| |y|, which is
-// 2 |c_p| p eps M_p more for e_p.
-// Underflow, of which the softmax's weights stay clear, loses at most eta, the smallest normal number, in an operation.
-// With m variables, X = max(1, |x|), sum_(|alpha| = p) (p! / alpha!) |x^alpha| <= (sqrt(m) |x|)^p: the p products of a
-// key's feature, those with values, the state's rounding, the products of a row's feature and those with the state lose
-//     eta (1 + 1 / max|V|) [rank + sum_p (4 p + 2) (|c_p| + 1) (sqrt(m) X)^p (1 + M_0 + M_p)]          at most.
+// Where P is the kernel itself and no certificate speaks of rounded rows, these move entries by eps |x| |y|,
+// which is 2 |c_p| p eps M_p more for e_p. Underflow, of which the softmax's weights stay clear, loses at
+// most eta, the smallest normal number, in an operation. With m variables, X = max(1, |x|), sum_(|alpha| = p)
+// (p! / alpha!) |x^alpha| <= (sqrt(m) |x|)^p: the p products of a key's feature, those with values, the
+// state's rounding, the products of a row's feature and those with the state lose
+//     eta (1 + 1 / max|V|) [rank + sum_p (4 p + 2) (|c_p| + 1) (sqrt(m) X)^p (1 + M_0 + M_p)]          at
+//     most.
 #pragma once
 
 #include <algorithm>
@@ -44,8 +48,8 @@ namespace fastrope::inline FASTROPE_TARGET {
 template <class Real>
 inline constexpr double kUnitRoundoff = static_cast<double>(std::numeric_limits<Real>::epsilon()) / 2;
 
-/// What rounding a result of Real once more to T, as it is stored, does at most, over its size; for float16 beside
-/// 2^-25 in absolute value, as it has no smaller numbers.
+/// What rounding a result of Real once more to T, as it is stored, does at most, over its size; for float16
+/// beside 2^-25 in absolute value, as it has no smaller numbers.
 template <class Real, class T>
 constexpr double result_rounding() {
   if constexpr (std::is_same_v<T, Real>)
@@ -58,7 +62,8 @@ constexpr double result_rounding() {
     return kUnitRoundoff<T>;
 }
 
-/// Products of at most 3000 factors 1 + e, |e| <= u = 2^-24, differ from 1 by no more than this times the sum of |e|.
+/// Products of at most 3000 factors 1 + e, |e| <= u = 2^-24, differ from 1 by no more than this times the sum
+/// of |e|.
 inline constexpr double kHigherOrder = 1.001;
 
 /// N_N + N_D + 2 p: roundings of a block's features of degree p and their two sums.
@@ -66,7 +71,8 @@ template <class Real>
 constexpr double key_roundings(int p) {
   constexpr Index kLanes = simd::kLanes<Real>;
   constexpr Index with_values =
-      kChain + std::max<Index>(ceil_div(kKeyBlock<Real>, kChain), std::bit_width(static_cast<unsigned>(kKeyGroup<Real>)));
+      kChain + std::max<Index>(ceil_div(kKeyBlock<Real>, kChain),
+                               std::bit_width(static_cast<unsigned>(kKeyGroup<Real>)));
   constexpr Index ones = kKeyBlock<Real> / kLanes + std::bit_width(static_cast<unsigned>(kLanes));
   return static_cast<double>(2 * p + with_values + ones);
 }
@@ -87,8 +93,8 @@ double outward_norm(double square, Index d) {
          (1 + size * static_cast<double>(std::numeric_limits<Real>::epsilon()));
 }
 
-/// errors [degree + 1] = e_p. entry_error: eps; sizes: M_p; squares: B_p^2, [degree + 1, channels], the last channel the denominator's;
-/// spill: [degree + 1]; largest_value: max|V|, without which (0) numerators are 0.
+/// errors [degree + 1] = e_p. entry_error: eps; sizes: M_p; squares: B_p^2, [degree + 1, channels], the last
+/// channel the denominator's; spill: [degree + 1]; largest_value: max|V|, without which (0) numerators are 0.
 template <class Real>
 void state_errors(std::span<const double> coefficients, Index rank, Index channels, double largest_value,
                   double entry_error, const double* sizes, const double* squares, const double* spill,
@@ -96,7 +102,8 @@ void state_errors(std::span<const double> coefficients, Index rank, Index channe
   for (std::size_t p = 0; p < coefficients.size(); ++p) {
     const double* row = squares + static_cast<Index>(p) * channels;
     const double numerator = channels > 1 ? std::sqrt(*std::max_element(row, row + channels - 1)) : 0;
-    const double of_state = std::sqrt(row[channels - 1]) + (largest_value > 0 ? numerator / largest_value : 0);
+    const double of_state =
+        std::sqrt(row[channels - 1]) + (largest_value > 0 ? numerator / largest_value : 0);
     const int degree = static_cast<int>(p);
     errors[p] = kHigherOrder * kUnitRoundoff<Real> *
                     (key_roundings<Real>(degree) * std::abs(coefficients[p]) * sizes[p] +
@@ -107,12 +114,13 @@ void state_errors(std::span<const double> coefficients, Index rank, Index channe
 
 /// What underflow may add to a row's sums over a state; norm: |x|.
 template <class Real>
-double underflow_error(std::span<const double> coefficients, Index rank, Index variables, double largest_value,
-                       const double* sizes, double norm) {
+double underflow_error(std::span<const double> coefficients, Index rank, Index variables,
+                       double largest_value, const double* sizes, double norm) {
   const double step = std::sqrt(static_cast<double>(variables)) * std::max(1.0, norm);
   double lost = static_cast<double>(rank), power = 1;
   for (std::size_t p = 0; p < coefficients.size(); ++p, power *= step)
-    lost += static_cast<double>(4 * p + 2) * (std::abs(coefficients[p]) + 1) * power * (1 + sizes[0] + sizes[p]);
+    lost +=
+        static_cast<double>(4 * p + 2) * (std::abs(coefficients[p]) + 1) * power * (1 + sizes[0] + sizes[p]);
   return static_cast<double>(std::numeric_limits<Real>::min()) * lost *
          (largest_value > 0 ? 1 + 1 / largest_value : 1);
 }
@@ -123,19 +131,22 @@ void key_sizes(int degree, Index variables, const Real* y, const Real* weight, d
   constexpr Index kWidth = kKeyBlock<Real>;
   std::array<Real, kWidth> squares = {};
   for (Index l = 0; l < variables; ++l)
-    for (Index j = 0; j < kWidth; ++j) squares[static_cast<std::size_t>(j)] += y[l * kWidth + j] * y[l * kWidth + j];
+    for (Index j = 0; j < kWidth; ++j)
+      squares[static_cast<std::size_t>(j)] += y[l * kWidth + j] * y[l * kWidth + j];
   std::fill_n(sizes, degree + 1, 0.0);
   for (Index j = 0; j < kWidth; ++j) {
-    const double norm = outward_norm<Real>(static_cast<double>(squares[static_cast<std::size_t>(j)]), variables);
+    const double norm =
+        outward_norm<Real>(static_cast<double>(squares[static_cast<std::size_t>(j)]), variables);
     double power = static_cast<double>(weight[j]);
     for (int p = 0; p <= degree; ++p, power *= norm) sizes[p] += power;
   }
 }
 
-/// bounds [kQueryBlock] = sum_p errors_p |x_i|^p of some rows, and norms [kQueryBlock] at least |x_i|; x: [variables,
-/// kQueryBlock], errors: [degree + 1].
+/// bounds [kQueryBlock] = sum_p errors_p |x_i|^p of some rows, and norms [kQueryBlock] at least |x_i|; x:
+/// [variables, kQueryBlock], errors: [degree + 1].
 template <class Real>
-void row_errors(Index variables, int degree, const Real* x, const double* errors, Real* norms, double* bounds) {
+void row_errors(Index variables, int degree, const Real* x, const double* errors, Real* norms,
+                double* bounds) {
   using namespace simd;
   constexpr Index kRows = kQueryBlock<Real>;
   // As outward_norm, with the root's own rounding.
@@ -158,8 +169,9 @@ void row_errors(Index variables, int degree, const Real* x, const double* errors
   }
 }
 
-/// About what a row's bound will be, relative to its denominator, for choices that need no proof: with states as large
-/// as keys in one direction make them at degree 0, and a quarter of that beyond, and denominators of e^mean_entry a key.
+/// About what a row's bound will be, relative to its denominator, for choices that need no proof: with states
+/// as large as keys in one direction make them at degree 0, and a quarter of that beyond, and denominators of
+/// e^mean_entry a key.
 template <class Real>
 double expected_rounding(std::span<const double> coefficients, Index rank, Index keys, double radius,
                          double mean_entry) {

@@ -2,14 +2,13 @@
 //
 //     state [rank, d_v + 1] = c_alpha sum_j w_j y_j^alpha [v_j, 1],   c_alpha = c_|alpha| |alpha|! / alpha!
 //     sum_j w_j P(x_i.y_j) [v_j, 1] = sum_alpha x_i^alpha state(alpha)
-// Sums over a block of keys are of the arithmetic of the call, those over blocks of double, so that rounding does not
-// grow with the number of keys, and a block that leaves is taken out as it came in; rows read a rounded copy.
-// rounding.hpp has what all that may be off by.
-// Features of a few terms at a time are made in the first-level cache and consumed by the tile kernels. Keys
-// are laid out along the depth of the first product, query rows along the columns of the second, so that the
-// ones are a row like any other there; here they are a sum of features, and values that would leave lanes
-// empty share vectors among neighbouring keys. Cost 2 rank (d_v + 2) flops for each key and for each query
-// row.
+// Sums over a block of keys are of the arithmetic of the call, those over blocks of double, so that rounding
+// does not grow with the number of keys, and a block that leaves is taken out as it came in; rows read a
+// rounded copy. rounding.hpp has what all that may be off by. Features of a few terms at a time are made in
+// the first-level cache and consumed by the tile kernels. Keys are laid out along the depth of the first
+// product, query rows along the columns of the second, so that the ones are a row like any other there; here
+// they are a sum of features, and values that would leave lanes empty share vectors among neighbouring keys.
+// Cost 2 rank (d_v + 2) flops for each key and for each query row.
 #pragma once
 
 #include <algorithm>
@@ -107,7 +106,8 @@ namespace detail {
 
 /// products = features [rows, kKeyBlock] values of a block of keys.
 template <class Real>
-void multiply_values(Index rows, const KeyBlocks<Real>& keys, Index block, const Real* features, Real* products) {
+void multiply_values(Index rows, const KeyBlocks<Real>& keys, Index block, const Real* features,
+                     Real* products) {
   constexpr Index kWidth = kKeyBlock<Real>, kGroup = kKeyGroup<Real>;
   const Index depth = std::min(kWidth, keys.count - block * kWidth) / keys.layout.group;
   const Index stride = keys.layout.stride;
@@ -144,12 +144,13 @@ void fold_term(double factor, Index d_v, const ValueLayout<Real>& layout, Real* 
 
 }  // namespace detail
 
-/// Adds the keys of some blocks, those of block b times factor_of(b), to the terms [terms.begin, terms.end) of a state
-/// [rank, d_v + 1]. Requires terms.begin a multiple of kFeatureBlock. What is added for a block does not depend on
-/// other blocks, but for its factor.
+/// Adds the keys of some blocks, those of block b times factor_of(b), to the terms [terms.begin, terms.end)
+/// of a state [rank, d_v + 1]. Requires terms.begin a multiple of kFeatureBlock. What is added for a block
+/// does not depend on other blocks, but for its factor.
 template <class Real, class FactorOf>
 void add_keys(const MonomialSet& set, std::span<const double> coefficients, const KeyBlocks<Real>& keys,
-              Range blocks, Range terms, const FeatureScratch<Real>& scratch, FactorOf&& factor_of, double* state) {
+              Range blocks, Range terms, const FeatureScratch<Real>& scratch, FactorOf&& factor_of,
+              double* state) {
   constexpr Index kWidth = kKeyBlock<Real>;
   const Index channels = keys.d_v + 1;
   for (Index f = terms.begin; f < terms.end; f += kFeatureBlock) {
@@ -164,8 +165,8 @@ void add_keys(const MonomialSet& set, std::span<const double> coefficients, cons
       const double factor = factor_of(b);
       for (Index t = block.begin; t < block.end; ++t) {
         const Monomial& term = set.terms()[static_cast<std::size_t>(t)];
-        detail::fold_term(factor * coefficients[static_cast<std::size_t>(term.degree)] * term.multinomial, keys.d_v,
-                          keys.layout, scratch.products + (t - block.begin) * keys.layout.stride,
+        detail::fold_term(factor * coefficients[static_cast<std::size_t>(term.degree)] * term.multinomial,
+                          keys.d_v, keys.layout, scratch.products + (t - block.begin) * keys.layout.stride,
                           scratch.ones + (t - block.begin) * simd::kLanes<Real>, state + t * channels);
       }
     }
@@ -175,8 +176,8 @@ void add_keys(const MonomialSet& set, std::span<const double> coefficients, cons
 /// The terms of a state whose sums of squares are kept together.
 inline constexpr Index kTermBlock = 4 * kFeatureBlock;
 
-/// The rounded copy of the terms [terms.begin, terms.end) of a state [rank, d_v + 1], and squares [degree + 1, d_v +
-/// 1] = sum over those of degree p of state(alpha)^2 alpha! / p!.
+/// The rounded copy of the terms [terms.begin, terms.end) of a state [rank, d_v + 1], and squares [degree +
+/// 1, d_v + 1] = sum over those of degree p of state(alpha)^2 alpha! / p!.
 template <class Real>
 void round_state(const MonomialSet& set, Index channels, Range terms, const double* state, Real* rounded,
                  double* squares) {

@@ -107,8 +107,9 @@ class LagBias {
     return b;
   }
 
-  /// out[m] = factor (b(lag - m) - reference) for m < count: b along a row of keys, rounded once, or the lowest number
-  /// of Real where that is lower. Requires: not empty; where the table does not cover a lag, its nearest value stands.
+  /// out[m] = factor (b(lag - m) - reference) for m < count: b along a row of keys, rounded once, or the
+  /// lowest number of Real where that is lower. Requires: not empty; where the table does not cover a lag,
+  /// its nearest value stands.
   template <class Real>
   void fill(Index head, Position lag, Index count, double reference, double factor, Real* out) const {
     const Index h = heads_ == 1 ? 0 : head;
@@ -124,8 +125,8 @@ class LagBias {
   /// Whether it is more than a slope.
   bool is_table() const { return !values_.empty(); }
 
-  /// The largest and smallest b(lag) of a query head for lags in [first, last], which has a lag. Requires: not empty,
-  /// covers(first, last). Cost: O(1) without a table, else O(lags of the table).
+  /// The largest and smallest b(lag) of a query head for lags in [first, last], which has a lag. Requires:
+  /// not empty, covers(first, last). Cost: O(1) without a table, else O(lags of the table).
   double largest(Index head, Position first, Position last) const {
     return extreme(head, first, last, [](double a, double b) { return std::max(a, b); });
   }

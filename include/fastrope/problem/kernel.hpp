@@ -32,8 +32,8 @@ enum class KernelSign {
 /// and their sums are taken in the arithmetic of the call (float, or double), whose range they must not
 /// leave; a row whose denominator is 0 or subnormal gives zeros, like one without keys. A weight is off by
 /// the rounding of its terms, epsilon sum_p |c_p x^p|, and out_i by the sum of these over j in relation to
-/// |D_ii|, so that digits are lost where terms, or the weights of a signed kernel, cancel: each row has a bound
-/// that says how many (polynomial/kernel_rounding.hpp).
+/// |D_ii|, so that digits are lost where terms, or the weights of a signed kernel, cancel: each row has a
+/// bound that says how many (polynomial/kernel_rounding.hpp).
 class Kernel {
  public:
   static constexpr int kMaxDegree = 32;

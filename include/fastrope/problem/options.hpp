@@ -53,9 +53,9 @@ struct Options {
   std::optional<RelativeWeights> weights = {};  ///< general W(lag); excludes rope
   std::optional<double> scale = {};             ///< default 1/sqrt(d)
   Kernel kernel = Kernel::softmax();            ///< what becomes of a logit: exp or a polynomial
-  double tolerance = 0;                         ///< max |out - exact| / max|V| allowed; 0: exact path only. With a
-                                                ///< polynomial kernel rows whose bound by features is more (0: than
-                                                ///< 1e-2) are computed by exact tiles if those have a smaller one
+  double tolerance = 0;  ///< max |out - exact| / max|V| allowed; 0: exact path only. With a
+                         ///< polynomial kernel rows whose bound by features is more (0: than
+                         ///< 1e-2) are computed by exact tiles if those have a smaller one
   Path path = Path::automatic;
   Index verify = 0;                                ///< rows that attend() recomputes for its report
   double softcap = 0;                              ///< 0: none

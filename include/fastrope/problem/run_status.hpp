@@ -1,4 +1,5 @@
-// RunStatus: what became of running a plan, which throws nothing; RunDetails: what it tells beside the output.
+// RunStatus: what became of running a plan, which throws nothing; RunDetails: what it tells beside the
+// output.
 #pragma once
 
 #include <span>
@@ -20,9 +21,9 @@ enum class RunStatus {
 struct RunDetails {
   /// [heads]: rows of heads that do not run the exact path which were computed again by it.
   std::span<Index> repaired_rows = {};
-  /// [heads * n_q]: |out - exact| <= row_bounds[h * n_q + i] max|V| in row i of head h, V that of its key head, rounding
-  /// included, that to out's type as well; infinity where nothing is known, 0 for a row without keys. With softmax the
-  /// error_bound of each head.
+  /// [heads * n_q]: |out - exact| <= row_bounds[h * n_q + i] max|V| in row i of head h, V that of its key
+  /// head, rounding included, that to out's type as well; infinity where nothing is known, 0 for a row
+  /// without keys. With softmax the error_bound of each head.
   std::span<double> row_bounds = {};
 };
 

@@ -61,8 +61,8 @@ class ToeplitzAttention {
     of_worker_ = WorkerScratch(workers, workspace, [&](Workspace& share) { Scratch(*this, problem, share); });
   }
 
-  /// out: [heads, n_q, d_v]. Writes every row of the planned heads. repaired: null or [heads], to which the rows are
-  /// added that the exact path computed again.
+  /// out: [heads, n_q, d_v]. Writes every row of the planned heads. repaired: null or [heads], to which the
+  /// rows are added that the exact path computed again.
   template <class Q, class Out>
   void run(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
            TensorView<const Q> q, TensorView<Out> out, Index* repaired = nullptr) const {
@@ -141,12 +141,12 @@ class ToeplitzAttention {
 
   /// What the tasks of a head share; a vector over all rows is contiguous.
   struct HeadMemory {
-    Real* queries;  // [columns, n_q], projected
-    Real* keys;     // [columns, n_k], projected
-    Real* values;   // [d_v + 1, n_k]: the columns of V times the keys' weights, and the weights
-    double* sums;   // [d_v + 1, n_q]
+    Real* queries;   // [columns, n_q], projected
+    Real* keys;      // [columns, n_k], projected
+    Real* values;    // [d_v + 1, n_k]: the columns of V times the keys' weights, and the weights
+    double* sums;    // [d_v + 1, n_q]
     double* errors;  // [2, degree + 1]: e_p, and 2 u (2 p + 4) |c_p| Y^p
-    Real* spectra;  // [generators, buffer_size]
+    Real* spectra;   // [generators, buffer_size]
     Index spectrum_size;
 
     HeadMemory(const ToeplitzAttention& t, const Problem& problem, Workspace& w)
@@ -302,13 +302,15 @@ class ToeplitzAttention {
         std::fill(s.padded + at + keys.size(), s.padded + embedding.length(), Real{0});
         Real* const product = embedding.multiply(spectrum, s.padded, s.other);
         Eigen::Map<Eigen::ArrayXd>(m.sums + c * n_q + rows.begin, rows.size()) +=
-            (query_term.segment(rows.begin, rows.size()) * Vector(product, rows.size())).template cast<double>();
+            (query_term.segment(rows.begin, rows.size()) * Vector(product, rows.size()))
+                .template cast<double>();
       }
   }
 
   /// Columns a and b of rows and keys that variable l multiplies.
   static RelativeWeights::Entry columns_of(const Problem& problem, Index l) {
-    return problem.weights ? problem.weights->support()[static_cast<std::size_t>(l)] : RelativeWeights::Entry{l, l};
+    return problem.weights ? problem.weights->support()[static_cast<std::size_t>(l)]
+                           : RelativeWeights::Entry{l, l};
   }
 
   /// |x_i| or |y_j| of the features of rows [begin, end): to norms [kRows], of columns [columns, n].
@@ -333,7 +335,8 @@ class ToeplitzAttention {
   };
 
   /// head.hpp has what they are.
-  void find_errors(const Problem& problem, const ToeplitzHead& head, const HeadMemory& m, const Scratch& s) const {
+  void find_errors(const Problem& problem, const ToeplitzHead& head, const HeadMemory& m,
+                   const Scratch& s) const {
     const LowRankUnit& unit = head.low_rank;
     const Index n_k = problem.shapes.n_k, d_v = problem.shapes.d_v, variables = unit.monomials->variables();
     const Index degrees = std::ssize(unit.coefficients);
@@ -359,13 +362,15 @@ class ToeplitzAttention {
         }
       }
     }
-    const double u = kUnitRoundoff<Real>, transform = transform_rounding<Real>(problem.shapes) * head.generator_norm;
+    const double u = kUnitRoundoff<Real>,
+                 transform = transform_rounding<Real>(problem.shapes) * head.generator_norm;
     double power = 1;
     for (Index p = 0; p < degrees; ++p, power *= largest_norm) {
       const double* square = s.squares + p * (d_v + 1);
       const double numerator = d_v > 0 ? std::sqrt(*std::max_element(square, square + d_v)) : 0;
       const double c = kHigherOrder * std::abs(unit.coefficients[static_cast<std::size_t>(p)]);
-      m.errors[p] = transform * c * (std::sqrt(square[d_v]) + (largest_value > 0 ? numerator / largest_value : 0));
+      m.errors[p] =
+          transform * c * (std::sqrt(square[d_v]) + (largest_value > 0 ? numerator / largest_value : 0));
       m.errors[degrees + p] = 2 * u * static_cast<double>(2 * p + 4) * c * power;
     }
   }
@@ -379,7 +384,10 @@ class ToeplitzAttention {
     std::array<double, kTile> norms;
     feature_norms(
         rows, unit.monomials->variables(), m.queries, n_q,
-        [&](Index l) { return SizedColumn{columns_of(problem, l).a, 1.0}; }, norms.data());
+        [&](Index l) {
+          return SizedColumn{columns_of(problem, l).a, 1.0};
+        },
+        norms.data());
     for (Index i = rows.begin; i < rows.end; ++i) {
       if (problem.grid.keys_of(i).empty()) continue;
       const double norm = norms[static_cast<std::size_t>(i - rows.begin)];
@@ -393,14 +401,15 @@ class ToeplitzAttention {
     }
     for (Index i = rows.begin; i < rows.end; ++i) {
       const double inverse = problem.grid.keys_of(i).empty() ? 0 : 1 / m.sums[d_v * n_q + i];
-      for (Index c = 0; c < d_v; ++c) out(i, c) = static_cast<Out>(static_cast<Real>(m.sums[c * n_q + i] * inverse));
+      for (Index c = 0; c < d_v; ++c)
+        out(i, c) = static_cast<Out>(static_cast<Real>(m.sums[c * n_q + i] * inverse));
     }
     return true;
   }
 
   std::span<const ToeplitzHead> heads_;
   const ToeplitzSegments<Real>* segments_;
-  Index columns_ = 0;     // of projected rows
+  Index columns_ = 0;  // of projected rows
   Index degree_ = 0;
   Index sides_ = 1;       // columns before projection, over d
   Index generators_ = 0;  // held at a time

@@ -3,14 +3,15 @@
 // A lag bias and a mask make one generator T(lag) for all terms of the polynomial; a general family W(lag)
 // multiplies it by a product of its entries, and terms with the same product share it.
 //
-// Guarantee: beside the polynomial's certificate, the rounding of each row is bounded when it is done. With k_F u the
-// error of a product relative to |t|_2 |x|_2 (circulant.hpp), terms summed in double, and features and generators of up to 2
-// p + 4 roundings, numerator and denominator are off by at most, over max|V| and together,
+// Guarantee: beside the polynomial's certificate, the rounding of each row is bounded when it is done. With
+// k_F u the error of a product relative to |t|_2 |x|_2 (circulant.hpp), terms summed in double, and features
+// and generators of up to 2 p + 4 roundings, numerator and denominator are off by at most, over max|V| and
+// together,
 //     sum_p e_p |x_i|^p + 2 u (T 1)_i sum_p (2 p + 4) |c_p| Y^p |x_i|^p,
 //     e_p = k_F u |t|_2 |c_p| (S^N_p + S^D_p),   S_p^2 = sum_j v_j^2 |y_j|^2p
-// (Cauchy-Schwarz over the terms of a degree, sum_(|alpha| = p) (p! / alpha!) x^(2 alpha) = |x|^2p, on both sides): S^N
-// of the worst column over max|V|, S^D of ones, Y = max|y_j|. Rows for which that is more than `allowed` of the
-// denominator (the first ones of a causal mask, say) are done again by exact tiles.
+// (Cauchy-Schwarz over the terms of a degree, sum_(|alpha| = p) (p! / alpha!) x^(2 alpha) = |x|^2p, on both
+// sides): S^N of the worst column over max|V|, S^D of ones, Y = max|y_j|. Rows for which that is more than
+// `allowed` of the denominator (the first ones of a causal mask, say) are done again by exact tiles.
 #pragma once
 
 #include <algorithm>
@@ -71,7 +72,8 @@ struct ToeplitzHead {
   std::vector<double> generator;  ///< T(lag), from lag_generator
   std::vector<double> row_sums;   ///< [n_q]: at least (T 1)_i
   double generator_norm;          ///< at least |t|_2
-  std::vector<double> weight_sizes;  ///< [support]: max|W_s| over the lags that are allowed; empty without weights
+  std::vector<double>
+      weight_sizes;  ///< [support]: max|W_s| over the lags that are allowed; empty without weights
   std::vector<SharedGenerator> terms;
   std::optional<PositionPart> part;  ///< that is in the generator; the features then have 2 d columns
 
@@ -92,7 +94,8 @@ struct ToeplitzHead {
     const double slack =
         prefix.back() * std::numeric_limits<double>::epsilon() * static_cast<double>(prefix.size());
     for (Index i = 0; i < s.n_q; ++i)
-      sums.push_back(prefix[static_cast<std::size_t>(i + s.n_k)] - prefix[static_cast<std::size_t>(i)] + slack);
+      sums.push_back(prefix[static_cast<std::size_t>(i + s.n_k)] - prefix[static_cast<std::size_t>(i)] +
+                     slack);
     return sums;
   }
   static std::vector<double> sizes_of_weights(const Problem& problem) {
@@ -168,9 +171,9 @@ double transform_rounding(const Shapes& s) {
   return 20 * kUnitRoundoff<Real> * (1 + std::log2(length));
 }
 
-/// About what each row's bound will be, over its denominator, for choices that need no proof: values of size 1, keys as
-/// long as they can be, a denominator of its lags' factors. amplification: sum_p |c_p| F^p, F the bound on the features'
-/// norms. Result: [n_q], infinity for a row without keys.
+/// About what each row's bound will be, over its denominator, for choices that need no proof: values of size
+/// 1, keys as long as they can be, a denominator of its lags' factors. amplification: sum_p |c_p| F^p, F the
+/// bound on the features' norms. Result: [n_q], infinity for a row without keys.
 template <class Real>
 std::vector<double> expected_transform_rounding(const Problem& problem, const ToeplitzHead& head,
                                                 double amplification) {
