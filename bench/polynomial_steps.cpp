@@ -79,14 +79,15 @@ void print_steps(Data& data, double tolerance) {
       continue;
     }
     const auto p = fit->polynomial.coefficients();
-    fastrope::LowRankUnit unit{{0, 1},
-                               fit->projection,
-                               {p.begin(), p.end()},
-                               std::make_shared<const fastrope::MonomialSet>(fit->limits),
-                               cost.best_chunks<float>(problem, fit->rank, 1)};
+    fastrope::LowRankUnit unit{.heads = {0, 1},
+                               .projection = fit->projection,
+                               .coefficients = {p.begin(), p.end()},
+                               .monomials = std::make_shared<const fastrope::MonomialSet>(fit->limits),
+                               .chunks = cost.best_chunks<float>(problem, fit->rank, 1),
+                               .allowed = fit->allowed};
     const double predicted =
         cost.seconds<float>(fastrope::polynomial_work<float>(problem, fit->rank, 1, unit.chunks));
-    const fastrope::Plan<float> plan(problem, tolerance, {{.polynomial = {std::move(unit)}}});
+    const fastrope::Plan<float> plan(problem, tolerance, {}, {{.polynomial = {std::move(unit)}}});
     const double measured = seconds_of(plan, data.in, 5);
     std::printf("  %-24s %7.3f %6d %9.0f %9.0f %6.1f ms %6.1f ms %6.2fx %9.1e %9.1e\n", name, fit->radius,
                 fit->polynomial.degree(), fit->simplex_rank, fit->rank, predicted * 1e3, measured * 1e3,
