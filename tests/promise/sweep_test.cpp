@@ -26,8 +26,8 @@ PromiseTally sweep(std::uint64_t first, std::uint64_t count, PromiseSize size) {
 }
 
 TEST(PromiseSweep, IsKeptOnSmallProblems) {
-  const PromiseTally tally = sweep(0, 2500, PromiseSize::small);
-  EXPECT_GE(tally.all().refused, 15) << "problems that are too easy say little";
+  const PromiseTally tally = sweep(0, 3000, PromiseSize::small);
+  EXPECT_GE(tally.all().refused, 30) << "problems that are too easy say little";
   // No kind of path, and no storage, is left out.
   for (const char* kind : {"exact", "exact-decode", "polynomial", "polynomial-causal", "state", "transforms"})
     for (const Storage storage : kStorages) {
