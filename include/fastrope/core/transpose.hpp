@@ -29,7 +29,7 @@ void transpose(const Real* from, Index rows, Index cols, Index from_stride, Real
       for (Index r = i; r < std::min(i + kWide, whole_rows); r += kHigh)
         simd::transpose_block(from + r * from_stride + j, from_stride, to + j * to_stride + r, to_stride);
     }
-  for (Index i = 0; i < whole_rows; i += kHigh)
+  for (Index i = 0; whole_cols < cols && i < whole_rows; i += kHigh)
     simd::transpose_strip(from + i * from_stride + whole_cols, from_stride, cols - whole_cols,
                           to + whole_cols * to_stride + i, to_stride);
   for (Index i = whole_rows; i < rows; ++i)
