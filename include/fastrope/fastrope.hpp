@@ -2,6 +2,6 @@
 #pragma once
 
 #include "fastrope/core.hpp"
-#include "fastrope/dispatch/attend.hpp"
-#include "fastrope/dispatch/predict.hpp"
+#include "fastrope/attend/attend.hpp"
+#include "fastrope/attend/predict.hpp"
 #include "fastrope/toeplitz/toeplitz.hpp"

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "fastrope/polynomial/attention.hpp"
-#include "fastrope/polynomial/exp_polynomial.hpp"
+#include "fastrope/plan/exp_polynomial.hpp"
 #include "support/inputs.hpp"
 
 namespace fastrope_test {

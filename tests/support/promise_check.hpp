@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "fastrope/dispatch/report.hpp"
+#include "fastrope/attend/report.hpp"
 #include "support/norms.hpp"
 #include "support/promise_call.hpp"
 #include "support/promise_oracle.hpp"

@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "fastrope/dispatch/cost_model.hpp"
+#include "fastrope/plan/cost_model.hpp"
 #include "fastrope/problem/options.hpp"
 #include "support/attention_case.hpp"
 #include "support/inputs.hpp"

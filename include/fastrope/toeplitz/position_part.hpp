@@ -15,7 +15,7 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
-#include "fastrope/polynomial/rows.hpp"
+#include "fastrope/measure/rows.hpp"
 #include "fastrope/position/rotation.hpp"
 #include "fastrope/problem/problem.hpp"
 

@@ -1,0 +1,462 @@
+// Plan: a call that has been checked, looked at and decided, ready to run any number of times.
+//
+//     Options -> Problem -> look at the rows -> HeadPlan of each head -> Plan -> run
+// Making a plan allocates and may throw; running one does neither.
+#pragma once
+
+#include <algorithm>
+#include <exception>
+#include <iterator>
+#include <memory>
+#include <optional>
+#include <ostream>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/paged_view.hpp"
+#include "fastrope/core/target.hpp"
+#include "fastrope/core/tensor_view.hpp"
+#include "fastrope/core/workspace.hpp"
+#include "fastrope/attend/cache_bounds.hpp"
+#include "fastrope/plan/cost_model.hpp"
+#include "fastrope/plan/factorisations.hpp"
+#include "fastrope/plan/look.hpp"
+#include "fastrope/plan/planner.hpp"
+#include "fastrope/attend/report.hpp"
+#include "fastrope/attend/verify.hpp"
+#include "fastrope/exact/exact_call.hpp"
+#include "fastrope/measure/problem_rows.hpp"
+#include "fastrope/measure/side.hpp"
+#include "fastrope/polynomial/attention.hpp"
+#include "fastrope/problem/options.hpp"
+#include "fastrope/problem/problem.hpp"
+#include "fastrope/problem/run_status.hpp"
+#include "fastrope/toeplitz/attention.hpp"
+
+namespace fastrope::inline FASTROPE_TARGET {
+
+/// Throws Error unless the tolerance is a finite number >= 0 that a forced path can work with.
+inline void require_tolerance(const Options& options) {
+  if (!(options.tolerance >= 0) || !std::isfinite(options.tolerance))
+    detail::fail("tolerance must be finite and not negative, got ", options.tolerance);
+  const bool approximates =
+      options.path == Path::toeplitz || (options.path == Path::polynomial && options.kernel.is_softmax());
+  if (options.tolerance == 0 && approximates)
+    detail::fail("path ", options.path, " approximates: it cannot meet tolerance 0");
+}
+
+/// What bounds have to know of how tensors are stored.
+struct Storage {
+  bool pairs = false;          ///< q, k and v are such that bfloat16 products may serve
+  double result_rounding = 0;  ///< of out, if it is not of the arithmetic type, over its size
+};
+
+/// A planned attention call with arithmetic in Real. Copies are independent; one plan may be run by several
+/// threads at once, each with its own workspace.
+template <class Real>
+class Plan {
+ public:
+  /// heads: of all query heads, in order.
+  Plan(Problem problem, double tolerance, const Storage& storage, std::vector<HeadPlan> heads);
+
+  /// Path, bounds, cost and reason of every head.
+  const Report& report() const { return report_; }
+  /// Scratch memory that run needs.
+  std::size_t workspace_bytes() const { return report_.workspace_bytes; }
+  const Shapes& shapes() const { return problem_.shapes; }
+
+  /// Computes out [heads, n_q, d_v] from q [heads, n_q, d], k [kv_heads, n_k, d] and v [kv_heads, n_k, d_v],
+  /// each a view or an Eigen row-major object, k and v also paged. Allocates nothing and throws nothing. out
+  /// must not overlap the inputs. A plan made with a tolerance holds for the q, k and v that it was made for.
+  template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
+  RunStatus run(const Q& q, const K& k, const V& v, Out&& out,
+                std::span<std::byte> workspace) const noexcept {
+    const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
+    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace, RunDetails{});
+  }
+  /// The same, with details of rows.
+  template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
+  RunStatus run(const Q& q, const K& k, const V& v, Out&& out, std::span<std::byte> workspace,
+                const RunDetails& details) const noexcept {
+    const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
+    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace, details);
+  }
+
+  /// The report with a spot check of `rows` rows of every head's output, recomputed in double precision: the
+  /// largest error seen, to be held against the one that was promised. Allocates. Throws Error for tensors
+  /// that are not the plan's. Cost: of exact attention in double for so many rows.
+  template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
+  Report verify(const Q& q, const K& k, const V& v, const Out& out, Index rows) const {
+    const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
+    const auto k_view = as_rows(k);
+    const auto v_view = as_rows(v);
+    const auto out_view = as_tensor(out);
+    if (rows < 0) detail::fail("a spot check is of 0 rows or more, got ", rows);
+    require_output(problem_.shapes, out_view);
+    if (shapes_of(q_view, k_view, v_view) != problem_.shapes)
+      detail::fail("q, k and v are not of the shapes that the plan was made for");
+    Report report = report_;
+    rows = std::min(rows, problem_.shapes.n_q);
+    if (rows == 0 || problem_.shapes.empty()) return report;
+    const std::vector<double> errors = observed_errors(problem_, q_view, k_view, v_view, out_view, rows);
+    for (std::size_t h = 0; h < errors.size(); ++h) {
+      report.heads[h].verified_rows = rows;
+      report.heads[h].observed_error = errors[h];
+    }
+    return report;
+  }
+
+  /// The report for tools.
+  std::string to_json() const { return report_.to_json(); }
+  friend std::ostream& operator<<(std::ostream& out, const Plan& plan) { return out << plan.report_; }
+
+ private:
+  /// Whether products of bfloat16 may serve exact heads here at all.
+  static constexpr bool kPairs = simd::kBfloat16Products && std::is_same_v<Real, float>;
+
+  /// Exact heads whose products are of bfloat16.
+  struct PairTiles {
+    PackedKeys<bfloat16> packed;
+    ExactAttention<bfloat16> exact;
+
+    PairTiles(const Problem& problem, Workspace& workspace)
+        : packed(problem, workspace), exact(problem, packed, workspace) {}
+  };
+
+  /// The components of a run of heads that differ, in the order in which they take workspace.
+  struct Mixture {
+    PackedKeys<Real> packed;
+    ExactAttention<Real> exact;
+    PolynomialAttention<Real> polynomial;
+    ToeplitzAttention<Real> toeplitz;
+    std::optional<KernelBounds<Real>> kernel = {};
+    std::optional<std::conditional_t<kPairs, PairTiles, int>> pairs = {};
+
+    Mixture(const Plan& plan, Workspace& workspace)
+        : packed(plan.problem_, workspace, plan.key_shifts_),
+          exact(plan.problem_, packed, workspace),
+          polynomial(plan.problem_, plan.units_, workspace),
+          toeplitz(plan.problem_, plan.segments_ ? &*plan.segments_ : nullptr, plan.toeplitz_heads_,
+                   workspace) {
+      if (!plan.problem_.kernel.is_softmax()) kernel.emplace(plan.problem_, workspace);
+      if constexpr (kPairs)
+        if (!plan.pair_rows_.empty()) pairs.emplace(plan.problem_, workspace);
+    }
+
+    template <class Q, class K, class V, class Out>
+    void run(const Plan& plan, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+             const RunDetails& details) {
+      const Problem& problem = plan.problem_;
+      Index* repaired = details.repaired_rows.empty() ? nullptr : details.repaired_rows.data();
+      packed.pack(problem, k, v);
+      exact.prepare(problem);
+      KernelRows<Real> rows;
+      if (kernel) {
+        kernel->measure(problem, k, v);
+        rows = {&*kernel, details.row_bounds.empty() ? nullptr : details.row_bounds.data()};
+      }
+      polynomial.run(problem, packed, exact, q, out, repaired, rows);
+      toeplitz.run(problem, packed, exact, q, out, repaired);
+      const auto run_rows = [&](const auto& keys, const auto& attention, const std::vector<RowTask>& tasks) {
+        attention.run(problem, keys, q, out, MatrixView<Real>{}, std::ssize(tasks),
+                      [&](Index t) { return tasks[static_cast<std::size_t>(t)]; });
+      };
+      run_rows(packed, exact, plan.exact_rows_);
+      if constexpr (kPairs && kStoredPairs<Q, K, V>) {
+        if (!pairs) return;
+        pairs->packed.pack(problem, k, v);
+        pairs->exact.prepare(problem);
+        run_rows(pairs->packed, pairs->exact, plan.pair_rows_);
+      } else {
+        run_rows(packed, exact, plan.pair_rows_);
+      }
+    }
+  };
+
+  /// Whether all heads are exact, and by the same products.
+  bool all_exact() const {
+    return units_.empty() && toeplitz_heads_.empty() && (pair_rows_.empty() || exact_rows_.empty());
+  }
+
+  template <class Q, class K, class V, class Out>
+  RunStatus run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+                      std::span<std::byte> memory, const RunDetails& details) const noexcept;
+
+  /// The same where every head is exact and the rows of a polynomial kernel are bounded.
+  struct BoundedExact {
+    KernelBounds<Real> bounds;
+    MatrixView<Real> sums;  // [heads, n_q], denominators
+    std::span<std::byte> rest;
+
+    BoundedExact(const Problem& problem, Workspace& workspace)
+        : bounds(problem, workspace),
+          sums{workspace.take<Real>(problem.shapes.heads * problem.shapes.n_q).data(), problem.shapes.heads,
+               problem.shapes.n_q, problem.shapes.n_q},
+          rest(workspace.take<std::byte>(static_cast<Index>(exact_workspace_bytes<Real>(problem)))) {}
+
+    template <class Q, class K, class V, class Out>
+    void run(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+             double* row_bounds) {
+      bounds.measure(problem, k, v);
+      run_exact(problem, q, k, v, out, sums, rest);
+      bounds.exact_rows(problem, q, MatrixView<const Real>(sums), out, row_bounds);
+    }
+  };
+
+  Problem problem_;
+  Report report_;
+  std::vector<LowRankUnit> units_ = {};
+  std::vector<std::vector<Real>> key_shifts_ =
+      {};  // [kv_heads] where there are units: taken out when keys are packed
+  std::vector<ToeplitzHead> toeplitz_heads_ = {};
+  std::vector<RowTask> exact_rows_ = {};
+  std::vector<RowTask> pair_rows_ = {};  // exact too, by products of bfloat16
+  std::optional<ToeplitzSegments<Real>> segments_ = {};
+  bool allow_pairs_ = false;  // of bfloat16, where tensors are stored so
+};
+
+template <class Real>
+Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std::vector<HeadPlan> heads)
+    : problem_(std::move(problem)) {
+  report_ = {.shapes = problem_.shapes, .tolerance = tolerance};
+  // Products of bfloat16 where nobody asked for more, or in heads for which their bound leaves room. Few rows
+  // are decoded, without them.
+  const bool pairs = storage.pairs && tolerance > 0 && !DecodeAttention<Real>::suits(problem_);
+  for (HeadPlan& plan : heads) {
+    HeadReport& head = report_.heads.emplace_back(std::move(plan.report));
+    if (plan.polynomial) units_.push_back(std::move(*plan.polynomial));
+    if (plan.toeplitz) toeplitz_heads_.push_back(std::move(*plan.toeplitz));
+    if (head.path == Path::exact) {
+      const bool multiplies_pairs = pairs && plan.pair_bound <= tolerance;
+      if (multiplies_pairs) {
+        head.error_bound = head.rounding = plan.pair_bound;
+        head.reason += ", with products of bfloat16";
+      }
+      const RowTasks<Real> blocks(problem_, {plan.head, plan.head + 1});
+      for (Index b = 0; b < blocks.count(); ++b)
+        (multiplies_pairs ? pair_rows_ : exact_rows_).push_back(blocks[b]);
+    }
+    const double result = storage.result_rounding > 0 ? storage.result_rounding * (1 + head.error_bound) : 0;
+    head.error_bound += result;
+    head.rounding += result;
+  }
+  allow_pairs_ = tolerance == 0 || exact_rows_.empty();
+  if (!units_.empty()) key_shifts_.resize(static_cast<std::size_t>(problem_.shapes.kv_heads));
+  for (LowRankUnit& unit : units_) {
+    // Near keys and far ones are then of the same rows, and s q.mu is in neither. All units of a key head
+    // have one shift.
+    std::vector<double>& shift = unit.projection.key_shift;
+    std::vector<Real>& packed = key_shifts_[static_cast<std::size_t>(problem_.kv_head(unit.heads.begin))];
+    packed.assign(shift.begin(), shift.end());
+    std::fill(shift.begin(), shift.end(), 0.0);
+  }
+  if (!toeplitz_heads_.empty())
+    segments_.emplace(problem_.shapes.n_q, problem_.shapes.n_k, allowed_support(problem_));
+  if (all_exact() && problem_.kernel.is_softmax())
+    report_.workspace_bytes = exact_workspace_bytes<Real>(problem_);
+  else if (all_exact())
+    report_.workspace_bytes = Workspace::bytes_of([&](Workspace& w) { BoundedExact(problem_, w); });
+  else
+    report_.workspace_bytes = Workspace::bytes_of([&](Workspace& w) { Mixture(*this, w); });
+}
+
+template <class Real>
+template <class Q, class K, class V, class Out>
+RunStatus Plan<Real>::run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
+                                std::span<std::byte> memory, const RunDetails& details) const noexcept {
+  const auto& [repaired_rows, row_bounds] = details;
+  const Index heads = problem_.shapes.heads, n_q = problem_.shapes.n_q;
+  if (!fits(problem_.shapes, q, k, v, out) ||
+      (!repaired_rows.empty() && std::ssize(repaired_rows) != heads) ||
+      (!row_bounds.empty() && std::ssize(row_bounds) != heads * n_q))
+    return RunStatus::shape_mismatch;
+  if (memory.size() < workspace_bytes()) return RunStatus::workspace_too_small;
+  std::fill(repaired_rows.begin(), repaired_rows.end(), Index{0});
+  for (Index h = 0; h < heads && !row_bounds.empty(); ++h)
+    std::fill_n(row_bounds.data() + h * n_q, n_q,
+                problem_.kernel.is_softmax() ? report_.heads[static_cast<std::size_t>(h)].error_bound : 0);
+  if (problem_.shapes.empty()) return RunStatus::ok;
+  try {
+    Workspace workspace(memory);
+    if (!all_exact())
+      Mixture(*this, workspace).run(*this, q, k, v, out, details);
+    else if (!row_bounds.empty() && !problem_.kernel.is_softmax())
+      BoundedExact(problem_, workspace).run(problem_, q, k, v, out, row_bounds.data());
+    else
+      run_exact(problem_, q, k, v, out, MatrixView<Real>{}, memory, allow_pairs_);
+  } catch (...) {
+    return RunStatus::executor_failed;
+  }
+  return RunStatus::ok;
+}
+
+namespace detail {
+
+/// A look at key head kv and its query heads. The problem and the tensors must outlive it.
+template <class Real, class Q, class K, class V>
+GroupLook group_look(const Problem& problem, Index kv, TensorView<const Q> q, const K& k, const V& v,
+                     KeyMemory memory = {}) {
+  std::vector<std::unique_ptr<Side>> queries;
+  for (Index h = kv * problem.group(); h < (kv + 1) * problem.group(); ++h)
+    queries.push_back(std::make_unique<SideOf<Real>>(query_rows<Real>(problem, h, q)));
+  return {std::move(queries), std::make_unique<SideOf<Real>>(key_rows<Real>(problem, kv, k)),
+          std::make_unique<SideOf<Real>>(value_rows<Real>(problem, kv, v)), std::move(memory)};
+}
+
+/// plan_group(kv) for every key head.
+template <class Real, class PlanGroup>
+Plan<Real> plan_groups(Problem problem, double tolerance, const Storage& storage, const Executor& executor,
+                       PlanGroup&& plan_group) {
+  const auto count = static_cast<std::size_t>(problem.shapes.kv_heads);
+  std::vector<std::vector<HeadPlan>> groups(count);
+  std::vector<std::exception_ptr> errors(count);  // an executor's threads need not let exceptions through
+  executor.parallel_for(problem.shapes.kv_heads, [&](Index kv, Index) {
+    try {
+      groups[static_cast<std::size_t>(kv)] = plan_group(kv);
+    } catch (...) {
+      errors[static_cast<std::size_t>(kv)] = std::current_exception();
+    }
+  });
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
+  std::vector<HeadPlan> heads;
+  for (std::vector<HeadPlan>& group : groups)
+    heads.insert(heads.end(), std::make_move_iterator(group.begin()), std::make_move_iterator(group.end()));
+  return {std::move(problem), tolerance, storage, std::move(heads)};
+}
+
+/// Every head exact, for the reason given.
+template <class Real>
+Plan<Real> exact_plan(const Shapes& shapes, const Options& options, const char* reason) {
+  const Problem problem(shapes, options);
+  const CostModel cost;
+  const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>,
+                        {});
+  return plan_groups<Real>(problem, options.tolerance, {}, Executor::serial(),
+                           [&](Index kv) { return planner.plan_exact(kv, reason, nullptr); });
+}
+
+}  // namespace detail
+
+/// A plan for any data of these shapes: the exact path for every head, or features where a polynomial kernel
+/// makes them exact and cheaper.
+/// Throws Error for shapes and options that clash, and for a tolerance or a forced path that would need a
+/// look at the data.
+template <class Real = float>
+Plan<Real> make_plan(const Shapes& shapes, const Options& options, const CostModel& cost = {}) {
+  require_tolerance(options);
+  if (options.path == Path::exact) return detail::exact_plan<Real>(shapes, options, "forced");
+  if (!options.kernel.is_softmax()) {
+    const Problem problem(shapes, options);
+    const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>,
+                        {});
+    return detail::plan_groups<Real>(problem, options.tolerance, {}, Executor::serial(),
+                                     [&](Index kv) { return planner.plan_kernel(kv); });
+  }
+  if (options.tolerance != 0)
+    detail::fail("a plan with tolerance ", options.tolerance,
+                 " belongs to the data: make_plan(q, k, v, options)");
+  return detail::exact_plan<Real>(shapes, options, "tolerance 0 asks for the exact path");
+}
+
+namespace detail {
+
+/// The least that any approximation of a head could take: degree 1, beside reading the rows once.
+template <class Real>
+Work least_work(const Problem& problem, const CostModel& cost) {
+  const Shapes& s = problem.shapes;
+  const Index variables = problem.weights ? std::ssize(problem.weights->support()) : s.d;
+  const double rank = static_cast<double>(variables + 1);
+  std::vector<Work> paths = {toeplitz_work<Real>(problem, rank, 1)};
+  if (polynomial_refusal(problem).empty())
+    paths.push_back(polynomial_work<Real>(problem, rank, 1, cost.best_chunks<Real>(problem, rank, 1)));
+  else if (!problem.weights)  // lags may separate in tails, of all rows at best
+    paths.push_back(polynomial_work<Real>(problem, rank, 1, std::vector<FarPairs>{{{0, s.n_q}, s.n_k}}));
+  return *std::min_element(paths.begin(), paths.end(), [&](const Work& a, const Work& b) {
+    return cost.seconds<Real>(a) < cost.seconds<Real>(b);
+  });
+}
+
+/// Why every head is to be exact whatever the data; empty where a look at them could pay, or was asked for.
+template <class Real>
+std::string exact_reason(const Problem& problem, const Options& options, const CostModel& cost, bool asked) {
+  if (problem.shapes.empty() || problem.shapes.n_k == 0) return "there is nothing to attend to";
+  if (options.path == Path::exact) return "forced";
+  if (asked || options.path != Path::automatic) return {};
+  const bool pays = cost.seconds<Real>(exact_work<Real>(problem)) >
+                    1 / cost.look + cost.seconds<Real>(least_work<Real>(problem, cost));
+  return pays ? ""
+              : "exact costs less than a look at the data and the cheapest approximation of these shapes";
+}
+
+/// Whether the lengths of the rows, which bound the exact path's rounding, are worth reading beside it.
+template <class Real>
+bool lengths_pay(const Problem& problem, const CostModel& cost) {
+  constexpr double kShare = 0.02;
+  const Shapes& s = problem.shapes;
+  const double rows =
+      static_cast<double>(s.n_q) + static_cast<double>(s.n_k) / static_cast<double>(problem.group());
+  const double seconds = cost.seconds<Real>({.element = rows * static_cast<double>(s.d) / kStreamed});
+  return seconds <= kShare * cost.seconds<Real>(exact_work<Real>(problem));
+}
+
+/// look: whether make_plan was asked for, which looks at the rows wherever an approximation is possible;
+/// attend only where that could pay.
+template <class Real, class Q, class K, class V>
+Plan<Real> plan_tensors(TensorView<const Q> q, const K& k, const V& v, const Options& options,
+                        CacheBounds<Real>* seen, const CostModel& cost, double result_rounding, bool look) {
+  const Shapes shapes = shapes_of(q, k, v);
+  require_tolerance(options);
+  if (options.tolerance == 0 || !options.kernel.is_softmax()) return make_plan<Real>(shapes, options, cost);
+  const Problem problem(shapes, options);
+  const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>,
+                        factorisations());
+  const std::string exact = exact_reason<Real>(problem, options, cost, look);
+  const bool lengths = !shapes.empty() && (look || lengths_pay<Real>(problem, cost));
+  const auto plan = [&](std::vector<KeyMemory>& heads) {
+    const Storage storage{kStoredPairs<Q, K, V>, result_rounding};
+    return plan_groups<Real>(problem, options.tolerance, storage, problem.executor, [&](Index kv) {
+      if (!exact.empty() && !lengths) return planner.plan_exact(kv, exact, nullptr);
+      KeyMemory& memory = heads[static_cast<std::size_t>(kv)];
+      GroupLook of_rows = group_look<Real>(problem, kv, q, k, v, std::move(memory));
+      auto plans = exact.empty() ? planner.plan(kv, of_rows) : planner.plan_exact(kv, exact, &of_rows);
+      memory = std::move(of_rows.memory());
+      return plans;
+    });
+  };
+  if (seen != nullptr && exact.empty()) return seen->update(problem, plan);
+  std::vector<KeyMemory> heads(static_cast<std::size_t>(shapes.kv_heads));
+  return plan(heads);
+}
+
+}  // namespace detail
+
+/// A plan for these tensors, each a view or an Eigen row-major object, k and v also paged: validates, bounds
+/// the entries, and chooses the cheapest path that meets options.tolerance for each head. Throws Error,
+/// naming the values, for tensors and options that clash and for a forced path that cannot meet the
+/// tolerance. Cost: a sample of the rows, and one pass over them for lengths or, where an approximation may
+/// pay, for more.
+template <TensorLike Q, RowsLike K, RowsLike V>
+Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, const Options& options,
+                                           const CostModel& cost = {}) {
+  using Real = ArithmeticOf<ElementOf<Q>>;
+  return detail::plan_tensors<Real>(TensorView<const ElementOf<Q>>(as_tensor(q)), as_rows(k), as_rows(v),
+                                    options, nullptr, cost, result_rounding<Real, ElementOf<Q>>(), true);
+}
+
+/// The same for a cache whose first seen.rows() keys and values earlier plans have looked at: the look costs
+/// O(n_q + new keys) rows.
+template <TensorLike Q, RowsLike K, RowsLike V>
+Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, const Options& options,
+                                           CacheBounds<ArithmeticOf<ElementOf<Q>>>& seen,
+                                           const CostModel& cost = {}) {
+  using Real = ArithmeticOf<ElementOf<Q>>;
+  return detail::plan_tensors<Real>(TensorView<const ElementOf<Q>>(as_tensor(q)), as_rows(k), as_rows(v),
+                                    options, &seen, cost, result_rounding<Real, ElementOf<Q>>(), true);
+}
+
+}  // namespace fastrope::inline FASTROPE_TARGET
