@@ -30,7 +30,8 @@ SymmetricEigen symmetric_eigen(M m) {
   for (Index k = 0; k + 2 < n; ++k) {
     double* v = reflections.row(k);
     double square = 0;
-    for (Index i = k + 1; i < n; ++i) square += (v[i] = m(k, i)) * v[i];
+    std::copy_n(m.row(k) + k + 1, n - k - 1, v + k + 1);
+    for (Index i = k + 1; i < n; ++i) square += v[i] * v[i];
     const double size = std::copysign(std::sqrt(square), v[k + 1]);
     const double length = std::sqrt(2 * (square + size * v[k + 1]));
     if (!(length > 0)) {
