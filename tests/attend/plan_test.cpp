@@ -708,36 +708,39 @@ TEST(Planner, SharesFeaturesWithinAKeyHeadWhereThatIsCheaper) {
       for (Index m = 0; m < 4; ++m) in.q(5, i, m) *= 4;
     const Problem problem(c.shapes, c.options());
     const CostModel cost;
-    Planner<float> planner(problem, 1e-2, forced, cost);
-    auto look = group_look<float>(problem, kv, TensorView<const float>(in.q.view()),
-                                  TensorView<const float>(in.k.view()), TensorView<const float>(in.v.view()));
+    const Planner planner(problem, 1e-2, forced, cost, Arithmetic::float32, factorisations());
+    GroupLook look =
+        group_look<float>(problem, kv, TensorView<const float>(in.q.view()),
+                          TensorView<const float>(in.k.view()), TensorView<const float>(in.v.view()));
     return planner.plan(kv, look);
   };
-  const auto expect_shared = [](const GroupPlan& group, Range heads) {
-    ASSERT_EQ(group.polynomial.size(), 1u);
-    EXPECT_EQ(group.polynomial[0].heads, heads);
-    EXPECT_TRUE(group.toeplitz.empty() && group.exact_rows.empty());
-    for (const HeadReport& head : group.reports) {
-      EXPECT_EQ(head.path, Path::polynomial);
-      EXPECT_EQ(head.rank, group.polynomial[0].monomials->rank());
-      EXPECT_GE(head.entry_bound, heads.begin == 3 ? 1.9 : 0.49);
+  const auto expect_shared = [](const std::vector<HeadPlan>& group, Range heads) {
+    ASSERT_EQ(group.size(), 3u);
+    ASSERT_TRUE(group[0].polynomial && !group[1].polynomial && !group[2].polynomial);
+    EXPECT_EQ(group[0].polynomial->heads, heads);
+    for (const HeadPlan& head : group) {
+      EXPECT_FALSE(head.toeplitz);
+      EXPECT_EQ(head.report.path, Path::polynomial);
+      EXPECT_EQ(head.report.rank, group[0].polynomial->monomials->rank());
+      EXPECT_GE(head.report.entry_bound, heads.begin == 3 ? 1.9 : 0.49);
     }
   };
   expect_shared(plan_group(2000, 2000, Path::polynomial, 0), {0, 3});
   expect_shared(plan_group(50, 2000, Path::polynomial, 1), {3, 6});
-  const GroupPlan apart = plan_group(2000, 50, Path::polynomial, 1);
-  ASSERT_EQ(apart.polynomial.size(), 3u);
+  const std::vector<HeadPlan> apart = plan_group(2000, 50, Path::polynomial, 1);
+  ASSERT_EQ(apart.size(), 3u);
   for (std::size_t g = 0; g < 3; ++g) {
     const Index head = 3 + static_cast<Index>(g);
-    EXPECT_EQ(apart.polynomial[g].heads, (Range{head, head + 1}));
-    EXPECT_EQ(apart.polynomial[g].monomials->rank(), apart.reports[g].rank);
+    ASSERT_TRUE(apart[g].polynomial);
+    EXPECT_EQ(apart[g].head, head);
+    EXPECT_EQ(apart[g].polynomial->heads, (Range{head, head + 1}));
+    EXPECT_EQ(apart[g].polynomial->monomials->rank(), apart[g].report.rank);
   }
-  EXPECT_GT(apart.reports[2].rank, apart.reports[0].rank);
-  const GroupPlan exact = plan_group(2000, 2000, Path::exact, 0);
-  EXPECT_TRUE(exact.polynomial.empty());
-  Index rows = 0;
-  for (const RowTask& task : exact.exact_rows) rows += task.rows.size();
-  EXPECT_EQ(rows, 3 * 2000);
+  EXPECT_GT(apart[2].report.rank, apart[0].report.rank);
+  for (const HeadPlan& head : plan_group(2000, 2000, Path::exact, 0)) {
+    EXPECT_FALSE(head.polynomial);
+    EXPECT_EQ(head.report.path, Path::exact);
+  }
 }
 
 TEST(Plan, KeptRankIsPrintedBesideTheSimplex) {
