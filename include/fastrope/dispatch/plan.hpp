@@ -27,6 +27,7 @@
 #include "fastrope/dispatch/report.hpp"
 #include "fastrope/dispatch/verify.hpp"
 #include "fastrope/exact/exact_call.hpp"
+#include "fastrope/exact/row_kernels.hpp"
 #include "fastrope/polynomial/attention.hpp"
 #include "fastrope/problem/options.hpp"
 #include "fastrope/problem/problem.hpp"
@@ -71,15 +72,14 @@ class Plan {
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
   RunStatus run(const Q& q, const K& k, const V& v, Out&& out,
                 std::span<std::byte> workspace) const noexcept {
-    const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
-    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace, RunDetails{});
+    return run_tensors<OperandOf<Real, Q, K, V>>({as_tensor(q), k, v, as_tensor(out)}, workspace,
+                                                 RunDetails{});
   }
   /// The same, with details of rows.
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
   RunStatus run(const Q& q, const K& k, const V& v, Out&& out, std::span<std::byte> workspace,
                 const RunDetails& details) const noexcept {
-    const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
-    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace, details);
+    return run_tensors<OperandOf<Real, Q, K, V>>({as_tensor(q), k, v, as_tensor(out)}, workspace, details);
   }
 
   /// The report with a spot check of `rows` rows of every head's output, recomputed in double precision: the
@@ -87,23 +87,8 @@ class Plan {
   /// that are not the plan's. Cost: of exact attention in double for so many rows.
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
   Report verify(const Q& q, const K& k, const V& v, const Out& out, Index rows) const {
-    const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
-    const auto k_view = as_rows(k);
-    const auto v_view = as_rows(v);
-    const auto out_view = as_tensor(out);
-    if (rows < 0) detail::fail("a spot check is of 0 rows or more, got ", rows);
-    require_output(problem_.shapes, out_view);
-    if (shapes_of(q_view, k_view, v_view) != problem_.shapes)
-      detail::fail("q, k and v are not of the shapes that the plan was made for");
-    Report report = report_;
-    rows = std::min(rows, problem_.shapes.n_q);
-    if (rows == 0 || problem_.shapes.empty()) return report;
-    const std::vector<double> errors = observed_errors(problem_, q_view, k_view, v_view, out_view, rows);
-    for (std::size_t h = 0; h < errors.size(); ++h) {
-      report.heads[h].verified_rows = rows;
-      report.heads[h].observed_error = errors[h];
-    }
-    return report;
+    require_output(problem_.shapes, as_tensor(out));
+    return verify_rows(as_tensor(q), k, v, as_tensor(out), rows);
   }
 
   /// The report for tools.
@@ -143,33 +128,27 @@ class Plan {
         if (!plan.pair_rows_.empty()) pairs.emplace(plan.problem_, workspace);
     }
 
-    template <class Q, class K, class V, class Out>
-    void run(const Plan& plan, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-             const RunDetails& details) {
+    template <class Operand>
+    void run(const Plan& plan, const ExactTensors<Real>& x, const RunDetails& details) {
       const Problem& problem = plan.problem_;
       Index* repaired = details.repaired_rows.empty() ? nullptr : details.repaired_rows.data();
-      packed.pack(problem, k, v);
+      packed.pack(problem, x.k, x.v);
       exact.prepare(problem);
       KernelRows<Real> rows;
       if (kernel) {
-        kernel->measure(problem, k, v);
+        kernel->measure(problem, x.k, x.v);
         rows = {&*kernel, details.row_bounds.empty() ? nullptr : details.row_bounds.data()};
       }
-      polynomial.run(problem, packed, exact, q, out, repaired, rows);
-      toeplitz.run(problem, packed, exact, q, out, repaired);
-      const auto run_rows = [&](const auto& keys, const auto& attention, const std::vector<RowTask>& tasks) {
-        attention.run(problem, keys, q, out, MatrixView<Real>{}, std::ssize(tasks),
-                      [&](Index t) { return tasks[static_cast<std::size_t>(t)]; });
-      };
-      run_rows(packed, exact, plan.exact_rows_);
-      if constexpr (kPairs && kStoredPairs<Q, K, V>) {
-        if (!pairs) return;
-        pairs->packed.pack(problem, k, v);
-        pairs->exact.prepare(problem);
-        run_rows(pairs->packed, pairs->exact, plan.pair_rows_);
-      } else {
-        run_rows(packed, exact, plan.pair_rows_);
-      }
+      polynomial.run(problem, packed, exact, x.q, x.out, repaired, rows);
+      toeplitz.run(problem, packed, exact, x.q, x.out, repaired);
+      exact.run(problem, packed, x.q, x.out, plan.exact_rows_);
+      if constexpr (!std::is_same_v<Operand, Real>)
+        if (pairs) {
+          pairs->packed.pack(problem, x.k, x.v);
+          pairs->exact.prepare(problem);
+          return pairs->exact.run(problem, pairs->packed, x.q, x.out, plan.pair_rows_);
+        }
+      exact.run(problem, packed, x.q, x.out, plan.pair_rows_);
     }
   };
 
@@ -178,9 +157,11 @@ class Plan {
     return units_.empty() && toeplitz_heads_.empty() && (pair_rows_.empty() || exact_rows_.empty());
   }
 
-  template <class Q, class K, class V, class Out>
-  RunStatus run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-                      std::span<std::byte> memory, const RunDetails& details) const noexcept;
+  template <class Operand>
+  RunStatus run_tensors(const ExactTensors<Real>& x, std::span<std::byte> memory,
+                        const RunDetails& details) const noexcept;
+  Report verify_rows(const StoredRows& q, const KeyRows<double>& k, const ValueRows<double>& v,
+                     const StoredRows& out, Index rows) const;
 
   /// The same where every head is exact and the rows of a polynomial kernel are bounded.
   struct BoundedExact {
@@ -194,12 +175,10 @@ class Plan {
                problem.shapes.n_q, problem.shapes.n_q},
           rest(workspace.take<std::byte>(static_cast<Index>(exact_workspace_bytes<Real>(problem)))) {}
 
-    template <class Q, class K, class V, class Out>
-    void run(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-             double* row_bounds) {
-      bounds.measure(problem, k, v);
-      run_exact(problem, q, k, v, out, sums, rest);
-      bounds.exact_rows(problem, q, MatrixView<const Real>(sums), out, row_bounds);
+    void run(const Problem& problem, const ExactTensors<Real>& x, double* row_bounds) {
+      bounds.measure(problem, x.k, x.v);
+      run_exact<Real>(problem, {x.q, x.k, x.v, x.out, sums}, rest);
+      bounds.exact_rows(problem, x.q, sums, x.out, row_bounds);
     }
   };
 
@@ -272,12 +251,12 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
 }
 
 template <class Real>
-template <class Q, class K, class V, class Out>
-RunStatus Plan<Real>::run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-                                std::span<std::byte> memory, const RunDetails& details) const noexcept {
+template <class Operand>
+RunStatus Plan<Real>::run_tensors(const ExactTensors<Real>& x, std::span<std::byte> memory,
+                                  const RunDetails& details) const noexcept {
   const auto& [repaired_rows, row_bounds] = details;
   const Index heads = problem_.shapes.heads, n_q = problem_.shapes.n_q;
-  if (!fits(problem_.shapes, q, k, v, out) ||
+  if (!fits(problem_.shapes, x.q, x.k, x.v, x.out) ||
       (!repaired_rows.empty() && std::ssize(repaired_rows) != heads) ||
       (!row_bounds.empty() && std::ssize(row_bounds) != heads * n_q))
     return RunStatus::shape_mismatch;
@@ -290,15 +269,32 @@ RunStatus Plan<Real>::run_views(TensorView<const Q> q, const K& k, const V& v, T
   try {
     Workspace workspace(memory);
     if (!all_exact())
-      Mixture(*this, workspace).run(*this, q, k, v, out, details);
+      Mixture(*this, workspace).template run<Operand>(*this, x, details);
     else if (!row_bounds.empty() && !problem_.kernel.is_softmax())
-      BoundedExact(problem_, workspace).run(problem_, q, k, v, out, row_bounds.data());
+      BoundedExact(problem_, workspace).run(problem_, x, row_bounds.data());
     else
-      run_exact(problem_, q, k, v, out, MatrixView<Real>{}, memory, allow_pairs_);
+      run_exact<Operand>(problem_, x, memory, allow_pairs_);
   } catch (...) {
     return RunStatus::executor_failed;
   }
   return RunStatus::ok;
+}
+
+template <class Real>
+Report Plan<Real>::verify_rows(const StoredRows& q, const KeyRows<double>& k, const ValueRows<double>& v,
+                               const StoredRows& out, Index rows) const {
+  if (rows < 0) detail::fail("a spot check is of 0 rows or more, got ", rows);
+  if (shapes_of(q, k, v) != problem_.shapes)
+    detail::fail("q, k and v are not of the shapes that the plan was made for");
+  Report report = report_;
+  rows = std::min(rows, problem_.shapes.n_q);
+  if (rows == 0 || problem_.shapes.empty()) return report;
+  const std::vector<double> errors = observed_errors(problem_, q, k, v, out, rows);
+  for (std::size_t h = 0; h < errors.size(); ++h) {
+    report.heads[h].verified_rows = rows;
+    report.heads[h].observed_error = errors[h];
+  }
+  return report;
 }
 
 namespace detail {
@@ -408,7 +404,7 @@ Plan<Real> plan_tensors(TensorView<const Q> q, const K& k, const V& v, const Opt
   const std::string exact = exact_reason<Real>(problem, options, cost, look);
   const bool lengths = !shapes.empty() && (look || lengths_pay<Real>(problem, cost));
   const auto plan = [&](std::vector<KeyMemory<Real>>& heads) {
-    const Storage storage{kStoredPairs<Q, K, V>, result_rounding};
+    const Storage storage{!std::is_same_v<OperandOf<Real, TensorView<const Q>, K, V>, Real>, result_rounding};
     return plan_groups<Real>(problem, options.tolerance, storage, problem.executor, [&](Index kv) {
       if (!exact.empty() && !lengths) return planner.plan_exact(kv, exact, nullptr);
       KeyMemory<Real>& memory = heads[static_cast<std::size_t>(kv)];

@@ -16,7 +16,6 @@
 // (lag_tails.hpp).
 #pragma once
 
-#include <Eigen/Core>
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -27,12 +26,15 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/output_rows.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/polynomial/attention.hpp"
 #include "fastrope/position/relative_weights.hpp"
 #include "fastrope/toeplitz/circulant.hpp"
+#include "fastrope/toeplitz/elementwise.hpp"
 #include "fastrope/toeplitz/head.hpp"
 #include "fastrope/toeplitz/position_part.hpp"
 #include "fastrope/toeplitz/segments.hpp"
@@ -63,9 +65,8 @@ class ToeplitzAttention {
 
   /// out: [heads, n_q, d_v]. Writes every row of the planned heads. repaired: null or [heads], to which the
   /// rows are added that the exact path computed again.
-  template <class Q, class Out>
   void run(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
-           TensorView<const Q> q, TensorView<Out> out, Index* repaired = nullptr) const {
+           const StoredRows& q, const OutputRows& out, Index* repaired = nullptr) const {
     const Executor& executor = problem.executor;
     const Index workers = executor.workers(), count = std::ssize(heads_);
     const Index n_q = problem.shapes.n_q, channels = problem.shapes.d_v + 1;
@@ -112,8 +113,8 @@ class ToeplitzAttention {
         const HeadMemory m(*this, problem, share);
         for (Range rows = block(t % query_blocks, n_q); !rows.empty(); rows.begin += kTile) {
           const Range tile{rows.begin, std::min(rows.begin + kTile, rows.end)};
-          if (write(problem, head, tile, m, out.head(h))) continue;
-          exact.run_task(problem, packed, q, out, MatrixView<Real>{}, {h, tile}, worker);
+          if (write(problem, head, tile, m, out)) continue;
+          exact.run_task(problem, packed, q, out, {}, {h, tile}, worker);
           if (repaired != nullptr)
             std::atomic_ref(repaired[h]).fetch_add(tile.size(), std::memory_order_relaxed);
         }
@@ -196,9 +197,8 @@ class ToeplitzAttention {
           squares(w.take<double>((t.degree_ + 1) * (problem.shapes.d_v + 1)).data()) {}
   };
 
-  template <class Q>
   void load_queries(const Problem& problem, const PackedKeys<Real>& packed, const ToeplitzHead& head,
-                    TensorView<const Q> q, Index part, const HeadMemory& m, const Scratch& s) const {
+                    const StoredRows& q, Index part, const HeadMemory& m, const Scratch& s) const {
     const LowRankUnit& unit = head.low_rank;
     const Index n_q = problem.shapes.n_q, d = problem.shapes.d, columns = unit.projection.variables();
     const Range rows = block(part, n_q);
@@ -278,17 +278,15 @@ class ToeplitzAttention {
   /// sums += coefficient diag(phi(q)) T diag(phi(k)) values, phi the monomial, for some channels.
   void add_term(const Problem& problem, const LowRankUnit& unit, const SharedGenerator::Term& term,
                 const Real* spectrum, Range channels, const HeadMemory& m, const Scratch& s) const {
-    using Vector = Eigen::Map<Eigen::ArrayX<Real>>;
     const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
     const auto monomials = unit.monomials->terms();
-    Vector query_term(s.query_term, n_q), key_term(s.key_term, n_k);
-    query_term.setConstant(static_cast<Real>(term.coefficient));
-    key_term.setOnes();
+    std::fill_n(s.query_term, n_q, static_cast<Real>(term.coefficient));
+    std::fill_n(s.key_term, n_k, Real{1});
     for (const Monomial* x = &monomials[static_cast<std::size_t>(term.monomial)]; x->degree > 0;
          x = &monomials[static_cast<std::size_t>(x->parent)]) {
       const auto [a, b] = columns_of(problem, x->variable);
-      query_term *= Vector(m.queries + a * n_q, n_q);
-      key_term *= Vector(m.keys + b * n_k, n_k);
+      detail::multiply_elements(s.query_term, m.queries + a * n_q, n_q, s.query_term);
+      detail::multiply_elements(s.key_term, m.keys + b * n_k, n_k, s.key_term);
     }
     const CirculantEmbedding<Real>& embedding = segments_->embedding();
     const SegmentedProduct& parts = segments_->product();
@@ -297,13 +295,11 @@ class ToeplitzAttention {
         const Range window = parts.inputs(p), keys = intersect(window, {0, n_k}), rows = parts.outputs(p);
         const Index at = keys.begin - window.begin;
         std::fill_n(s.padded, at, Real{0});
-        Vector(s.padded + at, keys.size()) =
-            key_term.segment(keys.begin, keys.size()) * Vector(m.values + c * n_k + keys.begin, keys.size());
+        detail::multiply_elements(s.key_term + keys.begin, m.values + c * n_k + keys.begin, keys.size(),
+                                  s.padded + at);
         std::fill(s.padded + at + keys.size(), s.padded + embedding.length(), Real{0});
-        Real* const product = embedding.multiply(spectrum, s.padded, s.other);
-        Eigen::Map<Eigen::ArrayXd>(m.sums + c * n_q + rows.begin, rows.size()) +=
-            (query_term.segment(rows.begin, rows.size()) * Vector(product, rows.size()))
-                .template cast<double>();
+        const Real* const product = embedding.multiply(spectrum, s.padded, s.other);
+        detail::add_products(s.query_term + rows.begin, product, rows.size(), m.sums + c * n_q + rows.begin);
       }
   }
 
@@ -376,9 +372,8 @@ class ToeplitzAttention {
   }
 
   /// Writes some rows, unless what one is off by is more than is allowed: then returns false.
-  template <class Out>
   bool write(const Problem& problem, const ToeplitzHead& head, Range rows, const HeadMemory& m,
-             MatrixView<Out> out) const {
+             const OutputRows& out) const {
     const LowRankUnit& unit = head.low_rank;
     const Index n_q = problem.shapes.n_q, d_v = problem.shapes.d_v, degrees = std::ssize(unit.coefficients);
     std::array<double, kTile> norms;
@@ -401,8 +396,12 @@ class ToeplitzAttention {
     }
     for (Index i = rows.begin; i < rows.end; ++i) {
       const double inverse = problem.grid.keys_of(i).empty() ? 0 : 1 / m.sums[d_v * n_q + i];
-      for (Index c = 0; c < d_v; ++c)
-        out(i, c) = static_cast<Out>(static_cast<Real>(m.sums[c * n_q + i] * inverse));
+      for (Index first = 0; first < d_v; first += kTile) {
+        const Index count = std::min(kTile, d_v - first);
+        std::array<double, kTile> row;
+        for (Index c = 0; c < count; ++c) row[static_cast<std::size_t>(c)] = m.sums[(first + c) * n_q + i];
+        out.write<Real>(unit.heads.begin, i, row.data(), inverse, count, first);
+      }
     }
     return true;
   }
