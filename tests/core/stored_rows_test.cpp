@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "fastrope/core/output_rows.hpp"
 #include "support/error_of.hpp"
 #include "support/inputs.hpp"
 

@@ -160,7 +160,7 @@ TEST(KernelRounding, UnderflowCountsOnceForEachKeyAndValue) {
 TEST(RowBound, IsTheQuotientOfWhatIsLeft) {
   // Where rounding of the result is far below.
   const auto bound = [](double error, double sum, double largest, double largest_value) {
-    return row_bound<double>(error, sum, largest, largest_value, kOutputType<double>);
+    return row_bound<double>(error, sum, largest, largest_value, kStoredType<double>);
   };
   EXPECT_NEAR(bound(0.1, 1.1, 0.5, 1), 0.1, 1e-12);
   EXPECT_NEAR(bound(0.1, -1.1, 0.5, 1), 0.1, 1e-12);
@@ -176,17 +176,17 @@ TEST(RowBound, IsTheQuotientOfWhatIsLeft) {
   EXPECT_EQ(bound(0.1, 1.1, NAN, 1), kNoBound);
   EXPECT_EQ(bound(0.1, 1.1, kNoBound, 1), kNoBound);
   // A denominator that is not normal in the arithmetic gives zeros, whatever the sums.
-  EXPECT_EQ(row_bound<float>(0, 1e-38, 0, 1, kOutputType<float>), kNoBound);
-  EXPECT_LT(row_bound<double>(0, 1e-38, 0, 1, kOutputType<double>), 1e-10);
+  EXPECT_EQ(row_bound<float>(0, 1e-38, 0, 1, kStoredType<float>), kNoBound);
+  EXPECT_LT(row_bound<double>(0, 1e-38, 0, 1, kStoredType<double>), 1e-10);
 }
 
 TEST(RowBound, CountsTheResultsRounding) {
-  EXPECT_GE(row_bound<float>(0, 1, 0.5, 1, kOutputType<bfloat16>), 0x1p-9);
-  EXPECT_GE(row_bound<float>(0, 1, 0.5, 1, kOutputType<float16>), 0x1p-12);
-  EXPECT_GE(row_bound<float>(0, 1, 0.5, 1, kOutputType<float>), 0x1p-25);
-  EXPECT_LE(row_bound<float>(0, 1, 0.5, 1, kOutputType<float>), 0x1p-24);
-  EXPECT_GE(row_bound<double>(0, 1, 0.5, 1, kOutputType<float>), 0x1p-25);
-  EXPECT_GE(row_bound<float>(0, 1, 1e-9, 1e-9, kOutputType<float16>), 10) << "numbers that float16 has not";
+  EXPECT_GE(row_bound<float>(0, 1, 0.5, 1, kStoredType<bfloat16>), 0x1p-9);
+  EXPECT_GE(row_bound<float>(0, 1, 0.5, 1, kStoredType<float16>), 0x1p-12);
+  EXPECT_GE(row_bound<float>(0, 1, 0.5, 1, kStoredType<float>), 0x1p-25);
+  EXPECT_LE(row_bound<float>(0, 1, 0.5, 1, kStoredType<float>), 0x1p-24);
+  EXPECT_GE(row_bound<double>(0, 1, 0.5, 1, kStoredType<float>), 0x1p-25);
+  EXPECT_GE(row_bound<float>(0, 1, 1e-9, 1e-9, kStoredType<float16>), 10) << "numbers that float16 has not";
 }
 
 TEST(RowLength, IsAtLeastTheLength) {

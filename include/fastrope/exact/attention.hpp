@@ -15,7 +15,6 @@
 #include <type_traits>
 
 #include "fastrope/core/index.hpp"
-#include "fastrope/core/output_rows.hpp"
 #include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"

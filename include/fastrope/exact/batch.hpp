@@ -117,24 +117,20 @@ class BatchPlan {
   RunStatus run(const Sequences& sequences, std::span<std::byte> workspace) const noexcept {
     const std::span views(sequences);
     if (views.size() != problems_.size()) return RunStatus::shape_mismatch;
-    for (std::size_t s = 0; s < views.size(); ++s)
-      if (const ExactTensors<Real> x = tensors_of(views[s]); !fits(problems_[s].shapes, x.q, x.k, x.v, x.out))
-        return RunStatus::shape_mismatch;
     if (workspace.size() < workspace_bytes_) return RunStatus::workspace_too_small;
     if (views.empty()) return RunStatus::ok;
     Workspace memory(workspace);
     const auto tensors = memory.take<ExactTensors<Real>>(std::ssize(views));
-    for (std::size_t s = 0; s < views.size(); ++s) std::construct_at(&tensors[s], tensors_of(views[s]));
+    for (std::size_t s = 0; s < views.size(); ++s) {
+      const auto& [q, k, v, out] = views[s];
+      const ExactTensors<Real>& x = *std::construct_at(&tensors[s], ExactTensors<Real>{q, k, v, out});
+      if (!fits(problems_[s].shapes, x.q, x.k, x.v, x.out)) return RunStatus::shape_mismatch;
+    }
     const auto& x = views.front();
     return run_tensors<OperandOf<Real, decltype(x.q), decltype(x.k), decltype(x.v)>>(tensors, memory);
   }
 
  private:
-  template <class Views>
-  static ExactTensors<Real> tensors_of(const Views& x) {
-    return {x.q, x.k, x.v, x.out};
-  }
-
   template <class Operand>
   RunStatus run_tensors(std::span<const ExactTensors<Real>> tensors, Workspace& memory) const noexcept {
     try {

@@ -21,8 +21,8 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
-#include "fastrope/core/output_rows.hpp"
 #include "fastrope/core/row_overlap.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"

@@ -11,7 +11,6 @@
 #include <type_traits>
 
 #include "fastrope/core/index.hpp"
-#include "fastrope/core/output_rows.hpp"
 #include "fastrope/core/paged_view.hpp"
 #include "fastrope/core/simd.hpp"
 #include "fastrope/core/stored_rows.hpp"

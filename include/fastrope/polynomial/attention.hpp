@@ -33,7 +33,6 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
-#include "fastrope/core/output_rows.hpp"
 #include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"

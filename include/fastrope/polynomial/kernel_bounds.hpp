@@ -9,7 +9,6 @@
 #include <limits>
 
 #include "fastrope/core/index.hpp"
-#include "fastrope/core/output_rows.hpp"
 #include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
@@ -90,7 +89,7 @@ class KernelBounds {
   /// Bounds row i of head h, whose keys `near` were done as such; far_error: the A of its other sums, sum:
   /// D~, largest: max_c |out~_c|. out: how it is stored.
   double row(const Problem& problem, Index h, Index i, double query_size, Range near, double far_error,
-             double sum, double largest, const OutputType& out) const {
+             double sum, double largest, const StoredType& out) const {
     const Range allowed = problem.grid.keys_of(i);
     if (sum == 0 && !has_keys(problem, h, i, allowed)) return 0;
     const Range keys = intersect(near, allowed);
@@ -117,9 +116,9 @@ class KernelBounds {
     const Shapes& s = problem.shapes;
     problem.executor.parallel_for(s.heads, [&](Index h, Index) {
       for (Index i = 0; i < s.n_q; ++i)
-        bounds[h * s.n_q + i] = row(problem, h, i, query_size(problem, q.head(h), i), {0, s.n_k}, 0,
-                                    static_cast<double>(sums(h, i)),
-                                    or_larger(0, *out.type->stored, out.row(h, i), s.d_v), *out.type);
+        bounds[h * s.n_q + i] =
+            row(problem, h, i, query_size(problem, q.head(h), i), {0, s.n_k}, 0,
+                static_cast<double>(sums(h, i)), or_larger(0, *out.type, out.row(h, i), s.d_v), *out.type);
     });
   }
 

@@ -36,7 +36,7 @@
 #include <limits>
 
 #include "fastrope/core/index.hpp"
-#include "fastrope/core/output_rows.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/exact/chains.hpp"
 #include "fastrope/polynomial/rounding.hpp"
@@ -129,7 +129,7 @@ class KernelRounding {
 /// The bound of a row, over max|V|, whose sums are off by `error` = A. sum: D~; largest: max_c |out~_c|; out:
 /// how it is stored. Infinity where nothing is known.
 template <class Real>
-double row_bound(double error, double sum, double largest, double largest_value, const OutputType& out) {
+double row_bound(double error, double sum, double largest, double largest_value, const StoredType& out) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const double rounding = kUnitRoundoff<Real> + 0x1p-50 + result_rounding<Real>(out);
   const double least = std::max(out.smallest, static_cast<double>(std::numeric_limits<Real>::min()));

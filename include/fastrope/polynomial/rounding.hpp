@@ -38,7 +38,7 @@
 #include <type_traits>
 
 #include "fastrope/core/index.hpp"
-#include "fastrope/core/output_rows.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/exact/tile_kernel.hpp"
 #include "fastrope/polynomial/state.hpp"
@@ -52,12 +52,12 @@ inline constexpr double kUnitRoundoff = static_cast<double>(std::numeric_limits<
 /// What rounding a result of Real once more to the type that it is stored as does at most, over its size; for
 /// float16 beside 2^-25 in absolute value, as it has no smaller numbers.
 template <class Real>
-constexpr double result_rounding(const OutputType& out) {
+constexpr double result_rounding(const StoredType& out) {
   return out.rounding == kUnitRoundoff<Real> ? 0 : out.rounding;
 }
 template <class Real, class T>
 constexpr double result_rounding() {
-  return result_rounding<Real>(kOutputType<T>);
+  return result_rounding<Real>(kStoredType<T>);
 }
 
 /// Products of at most 3000 factors 1 + e, |e| <= u = 2^-24, differ from 1 by no more than this times the sum

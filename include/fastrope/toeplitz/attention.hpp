@@ -26,7 +26,6 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
-#include "fastrope/core/output_rows.hpp"
 #include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
@@ -34,7 +33,6 @@
 #include "fastrope/polynomial/attention.hpp"
 #include "fastrope/position/relative_weights.hpp"
 #include "fastrope/toeplitz/circulant.hpp"
-#include "fastrope/toeplitz/elementwise.hpp"
 #include "fastrope/toeplitz/head.hpp"
 #include "fastrope/toeplitz/position_part.hpp"
 #include "fastrope/toeplitz/segments.hpp"
@@ -285,8 +283,8 @@ class ToeplitzAttention {
     for (const Monomial* x = &monomials[static_cast<std::size_t>(term.monomial)]; x->degree > 0;
          x = &monomials[static_cast<std::size_t>(x->parent)]) {
       const auto [a, b] = columns_of(problem, x->variable);
-      detail::multiply_elements(s.query_term, m.queries + a * n_q, n_q, s.query_term);
-      detail::multiply_elements(s.key_term, m.keys + b * n_k, n_k, s.key_term);
+      simd::multiply_elements(s.query_term, m.queries + a * n_q, n_q, s.query_term);
+      simd::multiply_elements(s.key_term, m.keys + b * n_k, n_k, s.key_term);
     }
     const CirculantEmbedding<Real>& embedding = segments_->embedding();
     const SegmentedProduct& parts = segments_->product();
@@ -295,11 +293,11 @@ class ToeplitzAttention {
         const Range window = parts.inputs(p), keys = intersect(window, {0, n_k}), rows = parts.outputs(p);
         const Index at = keys.begin - window.begin;
         std::fill_n(s.padded, at, Real{0});
-        detail::multiply_elements(s.key_term + keys.begin, m.values + c * n_k + keys.begin, keys.size(),
-                                  s.padded + at);
+        simd::multiply_elements(s.key_term + keys.begin, m.values + c * n_k + keys.begin, keys.size(),
+                                s.padded + at);
         std::fill(s.padded + at + keys.size(), s.padded + embedding.length(), Real{0});
         const Real* const product = embedding.multiply(spectrum, s.padded, s.other);
-        detail::add_products(s.query_term + rows.begin, product, rows.size(), m.sums + c * n_q + rows.begin);
+        simd::add_products(s.query_term + rows.begin, product, rows.size(), m.sums + c * n_q + rows.begin);
       }
   }
 

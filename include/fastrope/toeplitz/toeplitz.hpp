@@ -25,7 +25,6 @@
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/toeplitz/circulant.hpp"
 #include "fastrope/toeplitz/direct.hpp"
-#include "fastrope/toeplitz/elementwise.hpp"
 #include "fastrope/toeplitz/segments.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
@@ -135,9 +134,9 @@ class ToeplitzOperator {
         b.v.gather(v, terms);
         for (Index c = 0; c < block.size(); ++c)
           for (Index k = 0; k < terms.size(); ++k) {
-            detail::multiply_elements(b.v[k], b.x[c], n_cols(), b.v_x[0]);
+            simd::multiply_elements(b.v[k], b.x[c], n_cols(), b.v_x[0]);
             multiply<false>(block.begin + c, b.v_x[0], b.product[0], b.transform);
-            detail::add_products(b.u[k], b.product[0], n_rows(), b.y[c]);
+            simd::add_products(b.u[k], b.product[0], n_rows(), b.y[c]);
           }
       }
       b.y.scatter(y, block);
