@@ -29,6 +29,7 @@
 #include "fastrope/attend/report.hpp"
 #include "fastrope/attend/verify.hpp"
 #include "fastrope/exact/exact_call.hpp"
+#include "fastrope/exact/row_kernels.hpp"
 #include "fastrope/measure/problem_rows.hpp"
 #include "fastrope/measure/side.hpp"
 #include "fastrope/polynomial/attention.hpp"
@@ -55,6 +56,12 @@ struct Storage {
   double result_rounding = 0;  ///< of out, if it is not of the arithmetic type, over its size
 };
 
+template <class Real, class Q, class K, class V, class Out>
+constexpr Storage storage_of() {
+  return {!std::is_same_v<OperandOf<Real, Q, K, V>, Real>,
+          std::is_same_v<Out, Real> ? 0 : kStoredType<Out>.rounding};
+}
+
 /// A planned attention call with arithmetic in Real. Copies are independent; one plan may be run by several
 /// threads at once, each with its own workspace.
 template <class Real>
@@ -75,15 +82,14 @@ class Plan {
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
   RunStatus run(const Q& q, const K& k, const V& v, Out&& out,
                 std::span<std::byte> workspace) const noexcept {
-    const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
-    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace, RunDetails{});
+    return run_tensors<OperandOf<Real, Q, K, V>>({as_tensor(q), k, v, as_tensor(out)}, workspace,
+                                                 RunDetails{});
   }
   /// The same, with details of rows.
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
   RunStatus run(const Q& q, const K& k, const V& v, Out&& out, std::span<std::byte> workspace,
                 const RunDetails& details) const noexcept {
-    const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
-    return run_views(q_view, as_rows(k), as_rows(v), as_tensor(out), workspace, details);
+    return run_tensors<OperandOf<Real, Q, K, V>>({as_tensor(q), k, v, as_tensor(out)}, workspace, details);
   }
 
   /// The report with a spot check of `rows` rows of every head's output, recomputed in double precision: the
@@ -91,23 +97,8 @@ class Plan {
   /// that are not the plan's. Cost: of exact attention in double for so many rows.
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
   Report verify(const Q& q, const K& k, const V& v, const Out& out, Index rows) const {
-    const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
-    const auto k_view = as_rows(k);
-    const auto v_view = as_rows(v);
-    const auto out_view = as_tensor(out);
-    if (rows < 0) detail::fail("a spot check is of 0 rows or more, got ", rows);
-    require_output(problem_.shapes, out_view);
-    if (shapes_of(q_view, k_view, v_view) != problem_.shapes)
-      detail::fail("q, k and v are not of the shapes that the plan was made for");
-    Report report = report_;
-    rows = std::min(rows, problem_.shapes.n_q);
-    if (rows == 0 || problem_.shapes.empty()) return report;
-    const std::vector<double> errors = observed_errors(problem_, q_view, k_view, v_view, out_view, rows);
-    for (std::size_t h = 0; h < errors.size(); ++h) {
-      report.heads[h].verified_rows = rows;
-      report.heads[h].observed_error = errors[h];
-    }
-    return report;
+    require_output(problem_.shapes, as_tensor(out));
+    return verify_rows(as_tensor(q), k, v, as_tensor(out), rows);
   }
 
   /// The report for tools.
@@ -147,33 +138,27 @@ class Plan {
         if (!plan.pair_rows_.empty()) pairs.emplace(plan.problem_, workspace);
     }
 
-    template <class Q, class K, class V, class Out>
-    void run(const Plan& plan, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-             const RunDetails& details) {
+    template <class Operand>
+    void run(const Plan& plan, const ExactTensors<Real>& x, const RunDetails& details) {
       const Problem& problem = plan.problem_;
       Index* repaired = details.repaired_rows.empty() ? nullptr : details.repaired_rows.data();
-      packed.pack(problem, k, v);
+      packed.pack(problem, x.k, x.v);
       exact.prepare(problem);
       KernelRows<Real> rows;
       if (kernel) {
-        kernel->measure(problem, k, v);
+        kernel->measure(problem, x.k, x.v);
         rows = {&*kernel, details.row_bounds.empty() ? nullptr : details.row_bounds.data()};
       }
-      polynomial.run(problem, packed, exact, q, out, repaired, rows);
-      toeplitz.run(problem, packed, exact, q, out, repaired);
-      const auto run_rows = [&](const auto& keys, const auto& attention, const std::vector<RowTask>& tasks) {
-        attention.run(problem, keys, q, out, MatrixView<Real>{}, std::ssize(tasks),
-                      [&](Index t) { return tasks[static_cast<std::size_t>(t)]; });
-      };
-      run_rows(packed, exact, plan.exact_rows_);
-      if constexpr (kPairs && kStoredPairs<Q, K, V>) {
-        if (!pairs) return;
-        pairs->packed.pack(problem, k, v);
-        pairs->exact.prepare(problem);
-        run_rows(pairs->packed, pairs->exact, plan.pair_rows_);
-      } else {
-        run_rows(packed, exact, plan.pair_rows_);
-      }
+      polynomial.run(problem, packed, exact, x.q, x.out, repaired, rows);
+      toeplitz.run(problem, packed, exact, x.q, x.out, repaired);
+      exact.run(problem, packed, x.q, x.out, plan.exact_rows_);
+      if constexpr (!std::is_same_v<Operand, Real>)
+        if (pairs) {
+          pairs->packed.pack(problem, x.k, x.v);
+          pairs->exact.prepare(problem);
+          return pairs->exact.run(problem, pairs->packed, x.q, x.out, plan.pair_rows_);
+        }
+      exact.run(problem, packed, x.q, x.out, plan.pair_rows_);
     }
   };
 
@@ -182,9 +167,11 @@ class Plan {
     return units_.empty() && toeplitz_heads_.empty() && (pair_rows_.empty() || exact_rows_.empty());
   }
 
-  template <class Q, class K, class V, class Out>
-  RunStatus run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-                      std::span<std::byte> memory, const RunDetails& details) const noexcept;
+  template <class Operand>
+  RunStatus run_tensors(const ExactTensors<Real>& x, std::span<std::byte> memory,
+                        const RunDetails& details) const noexcept;
+  Report verify_rows(const StoredRows& q, const KeyRows<double>& k, const ValueRows<double>& v,
+                     const StoredRows& out, Index rows) const;
 
   /// The same where every head is exact and the rows of a polynomial kernel are bounded.
   struct BoundedExact {
@@ -198,12 +185,10 @@ class Plan {
                problem.shapes.n_q, problem.shapes.n_q},
           rest(workspace.take<std::byte>(static_cast<Index>(exact_workspace_bytes<Real>(problem)))) {}
 
-    template <class Q, class K, class V, class Out>
-    void run(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-             double* row_bounds) {
-      bounds.measure(problem, k, v);
-      run_exact(problem, q, k, v, out, sums, rest);
-      bounds.exact_rows(problem, q, MatrixView<const Real>(sums), out, row_bounds);
+    void run(const Problem& problem, const ExactTensors<Real>& x, double* row_bounds) {
+      bounds.measure(problem, x.k, x.v);
+      run_exact<Real>(problem, {x.q, x.k, x.v, x.out, sums}, rest);
+      bounds.exact_rows(problem, x.q, sums, x.out, row_bounds);
     }
   };
 
@@ -265,12 +250,12 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
 }
 
 template <class Real>
-template <class Q, class K, class V, class Out>
-RunStatus Plan<Real>::run_views(TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-                                std::span<std::byte> memory, const RunDetails& details) const noexcept {
+template <class Operand>
+RunStatus Plan<Real>::run_tensors(const ExactTensors<Real>& x, std::span<std::byte> memory,
+                                  const RunDetails& details) const noexcept {
   const auto& [repaired_rows, row_bounds] = details;
   const Index heads = problem_.shapes.heads, n_q = problem_.shapes.n_q;
-  if (!fits(problem_.shapes, q, k, v, out) ||
+  if (!fits(problem_.shapes, x.q, x.k, x.v, x.out) ||
       (!repaired_rows.empty() && std::ssize(repaired_rows) != heads) ||
       (!row_bounds.empty() && std::ssize(row_bounds) != heads * n_q))
     return RunStatus::shape_mismatch;
@@ -283,29 +268,35 @@ RunStatus Plan<Real>::run_views(TensorView<const Q> q, const K& k, const V& v, T
   try {
     Workspace workspace(memory);
     if (!all_exact())
-      Mixture(*this, workspace).run(*this, q, k, v, out, details);
+      Mixture(*this, workspace).template run<Operand>(*this, x, details);
     else if (!row_bounds.empty() && !problem_.kernel.is_softmax())
-      BoundedExact(problem_, workspace).run(problem_, q, k, v, out, row_bounds.data());
+      BoundedExact(problem_, workspace).run(problem_, x, row_bounds.data());
     else
-      run_exact(problem_, q, k, v, out, MatrixView<Real>{}, memory, allow_pairs_);
+      run_exact<Operand>(problem_, x, memory, allow_pairs_);
   } catch (...) {
     return RunStatus::executor_failed;
   }
   return RunStatus::ok;
 }
 
-namespace detail {
-
-/// A look at key head kv and its query heads. The problem and the tensors must outlive it.
-template <class Real, class Q, class K, class V>
-GroupLook group_look(const Problem& problem, Index kv, TensorView<const Q> q, const K& k, const V& v,
-                     KeyMemory memory = {}) {
-  std::vector<std::unique_ptr<Side>> queries;
-  for (Index h = kv * problem.group(); h < (kv + 1) * problem.group(); ++h)
-    queries.push_back(std::make_unique<SideOf<Real>>(query_rows<Real>(problem, h, q)));
-  return {std::move(queries), std::make_unique<SideOf<Real>>(key_rows<Real>(problem, kv, k)),
-          std::make_unique<SideOf<Real>>(value_rows<Real>(problem, kv, v)), std::move(memory)};
+template <class Real>
+Report Plan<Real>::verify_rows(const StoredRows& q, const KeyRows<double>& k, const ValueRows<double>& v,
+                               const StoredRows& out, Index rows) const {
+  if (rows < 0) detail::fail("a spot check is of 0 rows or more, got ", rows);
+  if (shapes_of(q, k, v) != problem_.shapes)
+    detail::fail("q, k and v are not of the shapes that the plan was made for");
+  Report report = report_;
+  rows = std::min(rows, problem_.shapes.n_q);
+  if (rows == 0 || problem_.shapes.empty()) return report;
+  const std::vector<double> errors = observed_errors(problem_, q, k, v, out, rows);
+  for (std::size_t h = 0; h < errors.size(); ++h) {
+    report.heads[h].verified_rows = rows;
+    report.heads[h].observed_error = errors[h];
+  }
+  return report;
 }
+
+namespace detail {
 
 /// plan_group(kv) for every key head.
 template <class Real, class PlanGroup>
@@ -406,9 +397,9 @@ bool lengths_pay(const Problem& problem, const CostModel& cost) {
 
 /// look: whether make_plan was asked for, which looks at the rows wherever an approximation is possible;
 /// attend only where that could pay.
-template <class Real, class Q, class K, class V>
-Plan<Real> plan_tensors(TensorView<const Q> q, const K& k, const V& v, const Options& options,
-                        CacheBounds<Real>* seen, const CostModel& cost, double result_rounding, bool look) {
+template <class Real>
+Plan<Real> plan_tensors(const StoredRows& q, const StoredRows& k, const StoredRows& v, const Storage& storage,
+                        const Options& options, CacheBounds<Real>* seen, const CostModel& cost, bool look) {
   const Shapes shapes = shapes_of(q, k, v);
   require_tolerance(options);
   if (options.tolerance == 0 || !options.kernel.is_softmax()) return make_plan<Real>(shapes, options, cost);
@@ -418,7 +409,6 @@ Plan<Real> plan_tensors(TensorView<const Q> q, const K& k, const V& v, const Opt
   const std::string exact = exact_reason<Real>(problem, options, cost, look);
   const bool lengths = !shapes.empty() && (look || lengths_pay<Real>(problem, cost));
   const auto plan = [&](std::vector<KeyMemory>& heads) {
-    const Storage storage{kStoredPairs<Q, K, V>, result_rounding};
     return plan_groups<Real>(problem, options.tolerance, storage, problem.executor, [&](Index kv) {
       if (!exact.empty() && !lengths) return planner.plan_exact(kv, exact, nullptr);
       KeyMemory& memory = heads[static_cast<std::size_t>(kv)];
@@ -444,8 +434,8 @@ template <TensorLike Q, RowsLike K, RowsLike V>
 Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, const Options& options,
                                            const CostModel& cost = {}) {
   using Real = ArithmeticOf<ElementOf<Q>>;
-  return detail::plan_tensors<Real>(TensorView<const ElementOf<Q>>(as_tensor(q)), as_rows(k), as_rows(v),
-                                    options, nullptr, cost, result_rounding<Real, ElementOf<Q>>(), true);
+  return detail::plan_tensors<Real>(as_tensor(q), as_rows(k), as_rows(v),
+                                    storage_of<Real, Q, K, V, ElementOf<Q>>(), options, nullptr, cost, true);
 }
 
 /// The same for a cache whose first seen.rows() keys and values earlier plans have looked at: the look costs
@@ -455,8 +445,8 @@ Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, c
                                            CacheBounds<ArithmeticOf<ElementOf<Q>>>& seen,
                                            const CostModel& cost = {}) {
   using Real = ArithmeticOf<ElementOf<Q>>;
-  return detail::plan_tensors<Real>(TensorView<const ElementOf<Q>>(as_tensor(q)), as_rows(k), as_rows(v),
-                                    options, &seen, cost, result_rounding<Real, ElementOf<Q>>(), true);
+  return detail::plan_tensors<Real>(as_tensor(q), as_rows(k), as_rows(v),
+                                    storage_of<Real, Q, K, V, ElementOf<Q>>(), options, &seen, cost, true);
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -10,10 +10,11 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/numbers.hpp"
-#include "fastrope/core/simd.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/exact/exact_call.hpp"
+#include "fastrope/exact/row_kernels.hpp"
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
@@ -21,14 +22,13 @@ namespace fastrope::inline FASTROPE_TARGET {
 namespace detail {
 
 /// max |v| of a key head's finite values.
-template <class Values>
-double largest_value(const Values& v, const Shapes& s) {
+inline double largest_value(const StoredHead& v, const Shapes& s) {
   double largest = 0;
   for (Index j = 0; j < s.n_k; ++j)
-    for (Index c = 0; c < s.d_v; ++c) {
-      const double x = std::abs(static_cast<double>(v.row(j)[c]));
-      if (std::isfinite(x)) largest = std::max(largest, x);
-    }
+    v.type->for_each_piece<double>(v.row(j), s.d_v, [&](Index, const double* x, Index count) {
+      for (Index c = 0; c < count; ++c)
+        if (std::isfinite(x[c])) largest = std::max(largest, std::abs(x[c]));
+    });
   return largest;
 }
 
@@ -57,9 +57,9 @@ inline double difference(double a, double b) {
 /// [heads]: the largest |out - exact| / max|V| in `rows` rows, evenly spread from the first to the last; V
 /// that of the head, and of 0 the difference itself. Allocates. Cost: of exact attention in double for so
 /// many rows.
-template <class Q, class K, class V, class Out>
-std::vector<double> observed_errors(const Problem& problem, TensorView<const Q> q, const K& k, const V& v,
-                                    TensorView<Out> out, Index rows) {
+inline std::vector<double> observed_errors(const Problem& problem, const StoredRows& q,
+                                           const KeyRows<double>& k, const ValueRows<double>& v,
+                                           const StoredRows& out, Index rows) {
   const Shapes& s = problem.shapes;
   const LagGrid& grid = problem.grid;
   std::vector<Index> sampled;
@@ -78,21 +78,25 @@ std::vector<double> observed_errors(const Problem& problem, TensorView<const Q> 
       exact(static_cast<std::size_t>(s.heads * rows * s.d_v));
   for (Index h = 0; h < s.heads; ++h)
     for (Index r = 0; r < rows; ++r)
-      simd::convert(q.head(h).row(sampled[static_cast<std::size_t>(r)]), s.d,
-                    queries.data() + (h * rows + r) * s.d);
+      q.head(h).read(sampled[static_cast<std::size_t>(r)], s.d, queries.data() + (h * rows + r) * s.d);
   std::vector<std::byte> memory(exact_workspace_bytes<double>(some));
-  run_exact(some, contiguous(static_cast<const double*>(queries.data()), s.heads, rows, s.d), k, v,
-            contiguous(exact.data(), s.heads, rows, s.d_v), MatrixView<double>{}, memory);
+  run_exact<double>(
+      some,
+      {contiguous(queries.data(), s.heads, rows, s.d), k, v, contiguous(exact.data(), s.heads, rows, s.d_v)},
+      memory);
 
   std::vector<double> errors;
   for (Index h = 0; h < s.heads; ++h) {
     double largest = 0;
-    for (Index r = 0; r < rows; ++r)
-      for (Index c = 0; c < s.d_v; ++c)
-        largest = std::max(
-            largest,
-            detail::difference(static_cast<double>(out.head(h).row(sampled[static_cast<std::size_t>(r)])[c]),
-                               exact[static_cast<std::size_t>((h * rows + r) * s.d_v + c)]));
+    for (Index r = 0; r < rows; ++r) {
+      const double* expected = exact.data() + (h * rows + r) * s.d_v;
+      out.type->for_each_piece<double>(out.head(h).row(sampled[static_cast<std::size_t>(r)]), s.d_v,
+                                       [&](Index first, const double* x, Index count) {
+                                         for (Index c = 0; c < count; ++c)
+                                           largest = std::max(largest,
+                                                              detail::difference(x[c], expected[first + c]));
+                                       });
+    }
     const double size = detail::largest_value(v.head(problem.kv_head(h)), s);
     errors.push_back(size > 0 ? largest / size : largest);
   }

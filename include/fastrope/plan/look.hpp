@@ -15,7 +15,9 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
+#include "fastrope/measure/problem_rows.hpp"
 #include "fastrope/measure/row_bounds.hpp"
 #include "fastrope/measure/side.hpp"
 #include "fastrope/measure/value_bounds.hpp"
@@ -162,5 +164,16 @@ class GroupLook {
   std::optional<double> key_norm_ = {};
   bool looked_at_values_ = false;
 };
+
+/// A look at key head kv and its query heads. The problem and the tensors must outlive it.
+template <class Real>
+GroupLook group_look(const Problem& problem, Index kv, const StoredRows& q, const StoredRows& k,
+                     const StoredRows& v, KeyMemory memory = {}) {
+  std::vector<std::unique_ptr<Side>> queries;
+  for (Index h = kv * problem.group(); h < (kv + 1) * problem.group(); ++h)
+    queries.push_back(std::make_unique<SideOf<Real>>(query_rows<Real>(problem, h, q)));
+  return {std::move(queries), std::make_unique<SideOf<Real>>(key_rows<Real>(problem, kv, k)),
+          std::make_unique<SideOf<Real>>(value_rows<Real>(problem, kv, v)), std::move(memory)};
+}
 
 }  // namespace fastrope::inline FASTROPE_TARGET
