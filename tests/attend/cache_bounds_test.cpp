@@ -7,7 +7,7 @@
 #include <cmath>
 #include <vector>
 
-#include "fastrope/attend/plan.hpp"
+#include "fastrope/attend/make_plan.hpp"
 #include "support/attention_case.hpp"
 #include "support/error_of.hpp"
 

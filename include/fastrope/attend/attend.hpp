@@ -7,7 +7,7 @@
 #include "fastrope/core/paged_view.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
-#include "fastrope/attend/plan.hpp"
+#include "fastrope/attend/make_plan.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 

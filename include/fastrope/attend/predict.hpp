@@ -13,7 +13,7 @@
 #include "fastrope/plan/cost_model.hpp"
 #include "fastrope/measure/side.hpp"
 #include "fastrope/plan/look.hpp"
-#include "fastrope/attend/plan.hpp"
+#include "fastrope/attend/make_plan.hpp"
 #include "fastrope/plan/planner.hpp"
 #include "fastrope/attend/report.hpp"
 

@@ -1,5 +1,5 @@
 // What the dispatcher chooses, what it says about it, and what it refuses.
-#include "fastrope/attend/plan.hpp"
+#include "fastrope/attend/make_plan.hpp"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
