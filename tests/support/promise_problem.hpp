@@ -220,8 +220,7 @@ class PromiseMaker {
 
     // Masks: what they leave far decides how many keys and queries there have to be.
     const double mask = random_.uniform(0, 1);
-    const bool windows =
-        options().path == Path::toeplitz || states_ || !approximates_ || problem_.eager;
+    const bool windows = options().path == Path::toeplitz || states_ || !approximates_ || problem_.eager;
     enum { full, causal, window, both } kind = full;
     if (windows)
       kind = mask < 0.3 ? full : mask < 0.55 ? causal : mask < 0.8 ? window : both;
@@ -618,7 +617,7 @@ class PromiseMaker {
   PromiseSize limit_;
   Size size_ = Size::small;
   bool approximates_ = false;
-  bool states_ = false;  // forced features of biases and windows
+  bool states_ = false;                     // forced features of biases and windows
   std::function<bool(Index)> needle_ = {};  ///< the keys that differ from the rest
   std::string text_ = {};
   PromiseProblem problem_ = {};

@@ -76,7 +76,8 @@ std::vector<ToeplitzHead> make_heads(const Problem& problem, const AttentionInpu
     auto look = look_at(problem, in, problem.kv_head(h));
     const Index query = h % problem.group();
     if (problem.weights) {
-      const WeightedBounds weighted = weighted_bounds(look, query, problem, std::numeric_limits<Real>::epsilon());
+      const WeightedBounds weighted =
+          weighted_bounds(look, query, problem, std::numeric_limits<Real>::epsilon());
       heads.emplace_back(problem, unit_of(h, Projection::identity(d, weighted.balance),
                                           ExpPolynomial::fit(weighted.radius, fit),
                                           static_cast<Index>(problem.weights->support().size())));
@@ -305,8 +306,7 @@ TEST(ToeplitzAttention, FewerMonomialsInOtherAxesEqualDenseEvaluation) {
       for (Index h = 0; h < 4; ++h) {
         auto look = look_at(problem, in, h / 2);
         const std::vector<FarPairs> all = {{{0, 120}, 150}};
-        const LowRankRequest request{
-            .scale = 0.5,
+        const LowRankRequest request{.scale = 0.5,
                                      .tolerance = 0.05,
                                      .d_v = 3,
                                      .may_weigh_keys = may_weigh_keys,

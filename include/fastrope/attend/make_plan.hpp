@@ -70,8 +70,7 @@ template <class Real>
 Plan<Real> exact_plan(const Shapes& shapes, const Options& options, const char* reason) {
   const Problem problem(shapes, options);
   const CostModel cost;
-  const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>,
-                        {});
+  const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>, {});
   return plan_groups<Real>(problem, options.tolerance, {}, Executor::serial(),
                            [&](Index kv) { return planner.plan_exact(kv, reason, nullptr); });
 }
@@ -88,8 +87,7 @@ Plan<Real> make_plan(const Shapes& shapes, const Options& options, const CostMod
   if (options.path == Path::exact) return detail::exact_plan<Real>(shapes, options, "forced");
   if (!options.kernel.is_softmax()) {
     const Problem problem(shapes, options);
-    const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>,
-                        {});
+    const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>, {});
     return detail::plan_groups<Real>(problem, options.tolerance, {}, Executor::serial(),
                                      [&](Index kv) { return planner.plan_kernel(kv); });
   }

@@ -7,15 +7,15 @@
 #include <utility>
 #include <vector>
 
+#include "fastrope/attend/make_plan.hpp"
+#include "fastrope/attend/report.hpp"
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
-#include "fastrope/plan/cost_model.hpp"
 #include "fastrope/measure/side.hpp"
+#include "fastrope/plan/cost_model.hpp"
 #include "fastrope/plan/look.hpp"
-#include "fastrope/attend/make_plan.hpp"
 #include "fastrope/plan/planner.hpp"
-#include "fastrope/attend/report.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 

@@ -72,9 +72,7 @@ struct float16 {
 /// As floats compare: -0 equals 0, and a NaN nothing.
 template <class T>
 requires std::same_as<T, bfloat16> || std::same_as<T, float16>
-constexpr bool operator==(T a, T b) {
-  return static_cast<float>(a) == static_cast<float>(b);
-}
+constexpr bool operator==(T a, T b) { return static_cast<float>(a) == static_cast<float>(b); }
 
 /// Storage types of q, k, v and out.
 template <class T>

@@ -63,7 +63,8 @@ inline double trace(const Matrix& m) {
 inline void add_scaled(double factor, const double* x, Index count, double* y) {
   using namespace simd;
   const Vec<double> times = set(factor);
-  for (Index i = 0; i < count; i += kLanes<double>) store<double>(fma(times, load(x + i), load(y + i)), y + i);
+  for (Index i = 0; i < count; i += kLanes<double>)
+    store<double>(fma(times, load(x + i), load(y + i)), y + i);
 }
 
 /// a b. Every element is summed in the same order, so that x^T x is symmetric to the last bit.

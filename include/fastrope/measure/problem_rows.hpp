@@ -1,5 +1,5 @@
-// The rows of a call's heads as planning reads them: converted to the arithmetic type, in order of position and
-// turned by it.
+// The rows of a call's heads as planning reads them: converted to the arithmetic type, in order of position
+// and turned by it.
 #pragma once
 
 #include <algorithm>

@@ -15,7 +15,8 @@ template <class Real>
 inline constexpr Arithmetic kArithmeticOf =
     std::is_same_v<Real, double> ? Arithmetic::float64 : Arithmetic::float32;
 
-/// f(std::type_identity<Real>), Real the type of that arithmetic: what kernels' constants and counts say of it.
+/// f(std::type_identity<Real>), Real the type of that arithmetic: what kernels' constants and counts say of
+/// it.
 template <class F>
 decltype(auto) with_real(Arithmetic arithmetic, F&& f) {
   return arithmetic == Arithmetic::float64 ? f(std::type_identity<double>{}) : f(std::type_identity<float>{});

@@ -36,8 +36,7 @@ inline Axes identity_axes(Index d) { return {identity(d), identity(d)}; }
 
 /// Orthogonal axes, B = C, along which both sides, made equally large, have their largest moments first.
 /// Norms stay what they are.
-inline Axes principal_axes(const Matrix& query_moments, const Matrix& key_moments,
-                           const Factorisations& by) {
+inline Axes principal_axes(const Matrix& query_moments, const Matrix& key_moments, const Factorisations& by) {
   Matrix sum(query_moments.rows, query_moments.cols);
   for (const Matrix* m : {&query_moments, &key_moments})
     if (const double size = trace(*m); size > 0)

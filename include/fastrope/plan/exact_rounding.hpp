@@ -83,13 +83,13 @@ inline double lowest_row_bias(const Problem& problem, Index head) {
 
 /// What rounding does to a head's exact attention, for logits of any size.
 struct ExactRoundingModel {
-  double of_packed = 0;   ///< delta grows by it times L',
-  double of_plain = 0;    ///< times L
-  double of_capped = 0;   ///< and times min(softcap, L')
+  double of_packed = 0;  ///< delta grows by it times L',
+  double of_plain = 0;   ///< times L
+  double of_capped = 0;  ///< and times min(softcap, L')
   double softcap = 0;
-  double constant = 0;    ///< of delta, beside that of exponentials,
-  double exponential = 0; ///< which no other rounding multiplies
-  double sums = 0;        ///< of the output, over max|V|
+  double constant = 0;     ///< of delta, beside that of exponentials,
+  double exponential = 0;  ///< which no other rounding multiplies
+  double sums = 0;         ///< of the output, over max|V|
 
   ExactRounding of(const LogitSizes& sizes) const {
     const double delta = of_packed * sizes.packed + of_plain * sizes.plain +
@@ -109,14 +109,14 @@ ExactRoundingModel exact_rounding(const Problem& problem, Index head) {
   const auto [products, values, ones] = exact_chains<T>(problem);
 
   const double turns = problem.rotates() ? 4 : 0;
-  ExactRoundingModel model{.of_packed = u * (static_cast<double>(products) + turns + 6),
-                           .of_plain = u * (turns + 1),
-                           .of_capped = problem.softcap > 0 ? 8 * u : 0,
-                           .softcap = problem.softcap,
-                           .constant = u,
-                           .exponential = (std::is_same_v<Real, float> ? 3.5e-7 : 4e-16) + (kPairs ? 0x1p-8 : 0)};
-  if (problem.rotates())
-    model.of_plain += 4 * problem.rotation.phase_error(problem.grid.farthest_position());
+  ExactRoundingModel model{
+      .of_packed = u * (static_cast<double>(products) + turns + 6),
+      .of_plain = u * (turns + 1),
+      .of_capped = problem.softcap > 0 ? 8 * u : 0,
+      .softcap = problem.softcap,
+      .constant = u,
+      .exponential = (std::is_same_v<Real, float> ? 3.5e-7 : 4e-16) + (kPairs ? 0x1p-8 : 0)};
+  if (problem.rotates()) model.of_plain += 4 * problem.rotation.phase_error(problem.grid.farthest_position());
   if (kPairs && problem.rotates()) model.of_plain += 2 * 0x1p-8;
   double neglected = 0;
   if (!problem.bias.empty() || problem.dense_bias.data != nullptr) {
@@ -126,8 +126,9 @@ ExactRoundingModel exact_rounding(const Problem& problem, Index head) {
     // A slope times a lag is rounded, in double, before anything is taken out of it.
     if (const LagGrid::Lags lags = problem.grid.allowed_lags();
         !problem.bias.empty() && !problem.bias.is_table())
-      model.constant += 4 * kUnitRoundoff<double> *
-                        std::max(std::abs(problem.bias(head, lags.first)), std::abs(problem.bias(head, lags.last)));
+      model.constant +=
+          4 * kUnitRoundoff<double> *
+          std::max(std::abs(problem.bias(head, lags.first)), std::abs(problem.bias(head, lags.last)));
     model.constant += 3 * u * (lowest + std::log(static_cast<double>(std::max<Index>(s.n_k, 1))) + margin);
     model.of_packed += 7 * u;
   }

@@ -1,8 +1,9 @@
 // Factorisations of small symmetric matrices, and the only include of Eigen beside eigen.hpp and spectral/.
 //
-// Eigenvalues are Eigen's, of a tridiagonal matrix; the reduction to one, and Cholesky's factors, are a few lines
-// here, as Eigen's blocked forms of them take most users seven seconds more to compile than the rest of a
-// plan's algebra. What is off by rounding costs nothing but a little of a rank: axes are counted as they are.
+// Eigenvalues are Eigen's, of a tridiagonal matrix; the reduction to one, and Cholesky's factors, are a few
+// lines here, as Eigen's blocked forms of them take most users seven seconds more to compile than the rest of
+// a plan's algebra. What is off by rounding costs nothing but a little of a rank: axes are counted as they
+// are.
 #pragma once
 
 #include <Eigen/Eigenvalues>

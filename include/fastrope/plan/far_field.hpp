@@ -11,8 +11,8 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
-#include "fastrope/polynomial/far_pairs.hpp"
 #include "fastrope/measure/row_bounds.hpp"
+#include "fastrope/polynomial/far_pairs.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
@@ -36,8 +36,7 @@ inline FarField far_field(std::span<const FarPairs> pairs) {
 
 /// [cuts]: at least queries_i[l] keys_j[l] for all pairs (i, j), where all keys below a row's reach, and
 /// below that of earlier rows, count as far. queries, keys: [blocks of RowBounds, cuts].
-inline std::vector<double> largest_products(std::span<const FarPairs> pairs,
-                                            std::span<const double> queries,
+inline std::vector<double> largest_products(std::span<const FarPairs> pairs, std::span<const double> queries,
                                             std::span<const double> keys, Index cuts) {
   constexpr Index kRows = kRowBlock;
   const auto size = static_cast<std::size_t>(cuts);

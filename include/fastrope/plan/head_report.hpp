@@ -36,7 +36,7 @@ struct HeadReport {
   Index rank = 0;
   double error_bound = 0;  ///< proved, max |out - exact| / max|V|, rounding included; infinity where nobody
                            ///< looked, and with a polynomial kernel, whose rows get bounds
-  double rounding = 0;  ///< the part of it that is rounding, that of the result to out's type included
+  double rounding = 0;     ///< the part of it that is rounding, that of the result to out's type included
   std::string reason = {};
   std::vector<Candidate> candidates = {};
   Index repaired_rows =

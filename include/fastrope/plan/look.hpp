@@ -39,7 +39,7 @@ struct KeyMemory {
   ValueBounds values = {};
   std::map<std::tuple<Index, Index, bool>, Measured> measured = {};  ///< by query heads, may_weigh_keys
   std::optional<Shift> key_shift = {};  ///< of all that is measured: keys are packed once for all heads
-  Index shift_chosen_at = 0;                  ///< keys that there were then
+  Index shift_chosen_at = 0;            ///< keys that there were then
 };
 
 /// The rows of a key head and of its query heads, as planning looks at them: nothing is read before it is
@@ -120,8 +120,7 @@ class GroupLook {
       }
       measured = {*choice, RowBounds(choice->of_keys()), keys_->count()};
     }
-    const std::vector<RowBounds> queries =
-        measure_rows(rows, request.scale, measured.choice, measured.keys);
+    const std::vector<RowBounds> queries = measure_rows(rows, request.scale, measured.choice, measured.keys);
     if (shift == nullptr) {
       memory_.key_shift = measured.choice.keys;
       memory_.shift_chosen_at = keys_->count();

@@ -16,17 +16,17 @@
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
+#include "fastrope/measure/row_bounds.hpp"
 #include "fastrope/plan/axes.hpp"
 #include "fastrope/plan/certificate.hpp"
 #include "fastrope/plan/exp_polynomial.hpp"
 #include "fastrope/plan/far_field.hpp"
 #include "fastrope/plan/index_set.hpp"
+#include "fastrope/plan/projection_choice.hpp"
+#include "fastrope/plan/shift.hpp"
 #include "fastrope/polynomial/monomials.hpp"
 #include "fastrope/polynomial/projection.hpp"
-#include "fastrope/plan/projection_choice.hpp"
 #include "fastrope/polynomial/rounding.hpp"
-#include "fastrope/measure/row_bounds.hpp"
-#include "fastrope/plan/shift.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
@@ -55,14 +55,14 @@ struct LowRankBounds {
 /// Bounds of each head's queries and, in `keys`, which may know some of them already, of the keys, measured
 /// as the choice says. A shift that the whole of its side does not bear out, as a sample may have missed the
 /// longest rows, is taken out of the choice, and its side measured again.
-inline std::vector<RowBounds> measure_rows(const LowRankRows& rows, double scale,
-                                          ProjectionChoice& choice, RowBounds& keys);
+inline std::vector<RowBounds> measure_rows(const LowRankRows& rows, double scale, ProjectionChoice& choice,
+                                           RowBounds& keys);
 
 /// Fits features to rows with these bounds, of measure_rows, all finite. Ensures error_bound <= tolerance and
 /// rank <= kMaxRank; without a fit, `reason` says why, with figures. Cost: a few polynomials.
-inline std::optional<LowRankFit> fit_low_rank(const ProjectionChoice& choice,
-                                       const LowRankBounds& bounds, std::span<const FarPairs> far,
-                                       const LowRankRequest& request, std::string& reason);
+inline std::optional<LowRankFit> fit_low_rank(const ProjectionChoice& choice, const LowRankBounds& bounds,
+                                              std::span<const FarPairs> far, const LowRankRequest& request,
+                                              std::string& reason);
 
 namespace detail {
 
@@ -75,8 +75,8 @@ inline double largest_weight(const ProjectionChoice& choice, double scale, doubl
 /// The search for the fit with the smallest rank, in the chosen axes and in the rows' own.
 class LowRankSearch {
  public:
-  LowRankSearch(const ProjectionChoice& choice, const LowRankBounds& bounds,
-                std::span<const FarPairs> far, const LowRankRequest& request)
+  LowRankSearch(const ProjectionChoice& choice, const LowRankBounds& bounds, std::span<const FarPairs> far,
+                const LowRankRequest& request)
       : request_(request),
         scale_(std::abs(request.scale)),
         epsilon_(epsilon_of(request.arithmetic)),
@@ -169,8 +169,7 @@ class LowRankSearch {
     const int enough = couplings.empty() ? 1 : 2;
     for (int feasible = 0, degree = lowest; degree <= highest && feasible < enough; ++degree) {
       if (degree > lowest) polynomial = ExpPolynomial::minimax(radius, degree);
-      const double rounding =
-          expected_sums(*polynomial, kChain, radius);
+      const double rounding = expected_sums(*polynomial, kChain, radius);
       if (rounding >= tolerance) {
         refuse(message("rounding alone is about ", rounding, " at degree ", degree, " (entries up to ",
                        radius, ", ", plain_radius_, " before any shift)"));
@@ -247,9 +246,11 @@ class LowRankSearch {
     if (rank > static_cast<double>(kMaxRank)) {
       if (rank >= refused_rank_) return true;
       refused_rank_ = rank;
-      reason_ = message("degree ", polynomial.degree(), " in ", variables, " variables has rank ", rank,
-                        ", above ", kMaxRank, ": a state of ",
-                        rank * static_cast<double>(request_.d_v + 1) * static_cast<double>(size_of(request_.arithmetic)), " bytes");
+      reason_ = message(
+          "degree ", polynomial.degree(), " in ", variables, " variables has rank ", rank, ", above ",
+          kMaxRank, ": a state of ",
+          rank * static_cast<double>(request_.d_v + 1) * static_cast<double>(size_of(request_.arithmetic)),
+          " bytes");
       return true;
     }
     const std::span<const int> cut = couplings.empty() ? std::span<const int>() : limits;
@@ -329,8 +330,8 @@ class LowRankSearch {
 
 }  // namespace detail
 
-inline std::vector<RowBounds> measure_rows(const LowRankRows& rows, double scale,
-                                          ProjectionChoice& choice, RowBounds& keys) {
+inline std::vector<RowBounds> measure_rows(const LowRankRows& rows, double scale, ProjectionChoice& choice,
+                                           RowBounds& keys) {
   bool given_up = false;
   const auto give_up = [&](Shift& shift) {
     shift = Shift::none(rows.keys->d());
@@ -364,9 +365,9 @@ inline std::vector<RowBounds> measure_rows(const LowRankRows& rows, double scale
   return queries;
 }
 
-inline std::optional<LowRankFit> fit_low_rank(const ProjectionChoice& choice,
-                                       const LowRankBounds& bounds, std::span<const FarPairs> far,
-                                       const LowRankRequest& request, std::string& reason) {
+inline std::optional<LowRankFit> fit_low_rank(const ProjectionChoice& choice, const LowRankBounds& bounds,
+                                              std::span<const FarPairs> far, const LowRankRequest& request,
+                                              std::string& reason) {
   detail::LowRankSearch search(choice, bounds, far, request);
   std::optional<LowRankFit> fit = search.fit();
   reason = fit ? std::string() : search.reason();

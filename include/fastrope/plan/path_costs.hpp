@@ -17,27 +17,33 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// path_work.hpp's counts, of one head unless more are given, and their seconds on one core. The problem and the
-/// rates must outlive it.
+/// path_work.hpp's counts, of one head unless more are given, and their seconds on one core. The problem and
+/// the rates must outlive it.
 class PathCosts {
  public:
   PathCosts(const Problem& problem, const CostModel& rates, Arithmetic arithmetic)
-      : problem_(problem), rates_(rates), arithmetic_(arithmetic), exact_(with_real(arithmetic_, [&](auto real) {
-          return exact_work<typename decltype(real)::type>(problem);
-        })) {}
+      : problem_(problem),
+        rates_(rates),
+        arithmetic_(arithmetic),
+        exact_(with_real(arithmetic_,
+                         [&](auto real) { return exact_work<typename decltype(real)::type>(problem); })) {}
 
   Arithmetic arithmetic() const { return arithmetic_; }
   double seconds(const Work& work) const {
-    return with_real(arithmetic_, [&](auto real) { return rates_.seconds<typename decltype(real)::type>(work); });
+    return with_real(arithmetic_,
+                     [&](auto real) { return rates_.seconds<typename decltype(real)::type>(work); });
   }
 
   const Work& exact() const { return exact_; }
   Work tiles(double pairs, double rows) const {
-    return with_real(arithmetic_, [&](auto real) { return tile_work<typename decltype(real)::type>(problem_, pairs, rows); });
+    return with_real(arithmetic_, [&](auto real) {
+      return tile_work<typename decltype(real)::type>(problem_, pairs, rows);
+    });
   }
   Work toeplitz(double rank, double generators) const {
-    return with_real(
-        arithmetic_, [&](auto real) { return toeplitz_work<typename decltype(real)::type>(problem_, rank, generators); });
+    return with_real(arithmetic_, [&](auto real) {
+      return toeplitz_work<typename decltype(real)::type>(problem_, rank, generators);
+    });
   }
   Work polynomial(double rank, Index heads, const std::vector<FarPairs>& chunks) const {
     return with_real(arithmetic_, [&](auto real) {
@@ -59,8 +65,8 @@ class PathCosts {
   Work exact_;
 };
 
-/// The largest rank for which `seconds(rank)`, which grows with the rank, is below `budget`: infinity if that of
-/// the largest rank is, 0 if none is.
+/// The largest rank for which `seconds(rank)`, which grows with the rank, is below `budget`: infinity if that
+/// of the largest rank is, 0 if none is.
 template <class Seconds>
 double most_rank(double budget, Seconds&& seconds) {
   Index low = 0, high = kMaxRank + 1;  // low is affordable, high is not

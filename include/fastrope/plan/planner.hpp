@@ -69,7 +69,8 @@ class Planner {
       HeadPlan& plan = plans.emplace_back(HeadPlan{.head = kv * problem_.group() + query});
       plan.report.candidates = {unknown_exact(plan)};
       plan.report.candidates[0].reason = reason;
-      if (look != nullptr) plan.report.entry_bound = bound_exact(*look, query, plan.report.candidates[0], plan);
+      if (look != nullptr)
+        plan.report.entry_bound = bound_exact(*look, query, plan.report.candidates[0], plan);
       take(plan, 0, reason);
     }
     return plans;
@@ -162,10 +163,9 @@ class Planner {
       separate += chosen_of(plan).seconds;
     }
     std::optional<LowRankUnit> unit;
-    const Candidate shared =
-        share(polynomial_.softmax({plans.front().head, plans.back().head + 1}, look, {0, problem_.group()},
-                                  separate, unit),
-              std::ssize(plans));
+    const Candidate shared = share(polynomial_.softmax({plans.front().head, plans.back().head + 1}, look,
+                                                       {0, problem_.group()}, separate, unit),
+                                   std::ssize(plans));
     if (!unit) return;
     for (HeadPlan& plan : plans) {
       for (Candidate& c : plan.report.candidates)

@@ -66,9 +66,8 @@ class Planning {
 
   /// What rounding does to exact attention of a head.
   ExactRoundingModel rounding(Index head) const {
-    return with_real(costs.arithmetic(), [&](auto real) {
-      return exact_rounding<typename decltype(real)::type>(problem, head);
-    });
+    return with_real(costs.arithmetic(),
+                     [&](auto real) { return exact_rounding<typename decltype(real)::type>(problem, head); });
   }
 
   /// What `path` may cost, in seconds, for so many heads, if it is to be chosen.

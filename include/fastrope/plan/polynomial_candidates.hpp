@@ -32,7 +32,7 @@ inline constexpr double kKernelRowBound = 1e-2;
 
 /// How the positions of a head's far pairs separate into a factor of the row and one of the key.
 struct Separation {
-  std::string refusal = {};  ///< why they do not; else empty
+  std::string refusal = {};            ///< why they do not; else empty
   std::optional<LagTails> tails = {};  ///< of a bias or a window; none where a mask alone is between them
   FarFactor factor = {};               ///< of the keys behind a row,
   FarFactor later_factor = {};         ///< and of those before it
@@ -79,9 +79,9 @@ inline Separation separate(const Problem& problem, Index head, const std::string
   s.factor_error += 3 * epsilon_of(arithmetic) / 2;
   const auto announce = [&](const LagTail& tail, const char* from) {
     if (!s.how.empty()) s.how += ", ";
-    s.how += tail.factor.slope == 0
-                 ? detail::message("running sums for lags ", from, tail.inner)
-                 : detail::message("a recurrence with slope ", tail.factor.slope, " for lags ", from, tail.inner);
+    s.how += tail.factor.slope == 0 ? detail::message("running sums for lags ", from, tail.inner)
+                                    : detail::message("a recurrence with slope ", tail.factor.slope,
+                                                      " for lags ", from, tail.inner);
   };
   if (past) announce(*s.tails->past, ">= ");
   if (later) announce(*s.tails->later, "<= ");
@@ -98,8 +98,9 @@ class PolynomialCandidates {
   /// Whether positions separate in every head, without a bias or a window.
   bool separates() const { return refusal_.empty(); }
 
-  /// Query heads that share their features, `queries` of the group, all of the cost counted; unit is what runs,
-  /// if it costs less than `budget` seconds. Heads share them only where positions separate in every head.
+  /// Query heads that share their features, `queries` of the group, all of the cost counted; unit is what
+  /// runs, if it costs less than `budget` seconds. Heads share them only where positions separate in every
+  /// head.
   Candidate softmax(Range heads, GroupLook& look, Range queries, double budget,
                     std::optional<LowRankUnit>& unit) const {
     const Problem& problem = planning_.problem;
@@ -117,13 +118,13 @@ class PolynomialCandidates {
       c.reason = "for these shapes features of any rank are more work than the exact path";
       return c;
     }
-    const auto fit = planning_.low_rank(look, heads.begin, queries,
-                                        separation.chunks(problem, costs.arithmetic(), CostModel::kLeastChunk),
-                                        {.tolerance = planning_.tolerance,
-                                         .may_weigh_keys = separation.may_weigh_keys,
-                                         .factor_error = separation.factor_error,
-                                         .most_rank = most},
-                                        c);
+    const auto fit = planning_.low_rank(
+        look, heads.begin, queries, separation.chunks(problem, costs.arithmetic(), CostModel::kLeastChunk),
+        {.tolerance = planning_.tolerance,
+         .may_weigh_keys = separation.may_weigh_keys,
+         .factor_error = separation.factor_error,
+         .most_rank = most},
+        c);
     if (!fit) return c;
     if (!separation.how.empty()) c.how += ", " + separation.how;
     LowRankUnit made = planning_.unit(heads, *fit);

@@ -44,11 +44,11 @@ struct LowRankRequest {
   double value_spread = 1;  ///< half of the largest range of a column of V, over max|V|
   double tolerance = 0;     ///< of the output, relative to max|V|
   Index d_v = 0;
-  bool may_weigh_keys = true;  ///< a query shift needs a weight for each key
-  double factor_error = 0;     ///< relative, of factors of the lag beside the entries
+  bool may_weigh_keys = true;     ///< a query shift needs a weight for each key
+  double factor_error = 0;        ///< relative, of factors of the lag beside the entries
   ExactRoundingModel exact = {};  ///< what rounding does to keys that are computed exactly, beside features
   LowRankSteps steps = {};
-  Factorisations factorisations = {};  ///< needed where steps.axes
+  Factorisations factorisations = {};                          ///< needed where steps.axes
   double most_rank = std::numeric_limits<double>::infinity();  ///< features of more cost more than they save
   Arithmetic arithmetic = Arithmetic::float32;                 ///< of the features
 };
@@ -102,7 +102,7 @@ class ProjectionSearch {
 
     const auto many = [](Range rows) { return std::clamp(rows.size() / kShare, kFewRows, kManyRows); };
     const Points queries = sample_queries(field_.queries, many(field_.queries)),
-                     keys = rows_.keys->sample(field_.keys, many(field_.keys));
+                 keys = rows_.keys->sample(field_.keys, many(field_.keys));
     choice.keys = choose_shift(keys, request_.steps.shift && rows_.key_shift == nullptr);
     if (rows_.key_shift != nullptr) {
       Index row = 0;
@@ -207,7 +207,8 @@ class ProjectionSearch {
       return refuse(message("whatever is shifted, entries reach ", least,
                             " in a sample of rows, where rounding alone is about ", rounding));
     const double energy = squared_norm(entries);
-    const double spread = energy > 0 ? energy * energy / squared_norm(product(entries, transposed(entries))) : 0;
+    const double spread =
+        energy > 0 ? energy * energy / squared_norm(product(entries, transposed(entries))) : 0;
     const double filled =
         1 / (1 / static_cast<double>(q.cols) + 1 / static_cast<double>(k.cols) + 1 / static_cast<double>(d_));
     if (request_.steps.axes && spread < kFilled * filled)
@@ -237,8 +238,7 @@ class ProjectionSearch {
     const Matrix exponents = product(slope, y);
     double sum = 0;
     Matrix weights(y.cols, 1);
-    for (Index i = 0; i < y.cols; ++i)
-      sum += weights(i, 0) = std::exp(exponents(0, i) - kMaxWeightExponent);
+    for (Index i = 0; i < y.cols; ++i) sum += weights(i, 0) = std::exp(exponents(0, i) - kMaxWeightExponent);
     return norm(product(y, weights)) / sum;
   }
 
@@ -254,9 +254,8 @@ class ProjectionSearch {
                  key_moments = second_moments(keys, choice.keys.point);
     if (fills_space(query_moments) && fills_space(key_moments)) return;
     double least = kWorthwhileRank * rank;
-    for (const Axes& axes :
-         {principal_axes(query_moments, key_moments, request_.factorisations),
-          balanced_axes(query_moments, key_moments, request_.factorisations)}) {
+    for (const Axes& axes : {principal_axes(query_moments, key_moments, request_.factorisations),
+                             balanced_axes(query_moments, key_moments, request_.factorisations)}) {
       std::vector<double> couplings = longest_tails(queries, choice.queries.point, axes.queries);
       const std::vector<double> of_keys = longest_tails(keys, choice.keys.point, axes.keys);
       for (std::size_t l = 0; l < couplings.size(); ++l) couplings[l] *= scale_ * of_keys[l];
@@ -294,7 +293,7 @@ class ProjectionSearch {
 /// says so, with figures. Requires a query head. Cost: up to 640 rows of each side, with two eigenvalue
 /// problems of size d if axes may help; 128 rows where they tell that nothing will.
 inline std::optional<ProjectionChoice> choose_projection(const LowRankRows& rows,
-                                                        const LowRankRequest& request, std::string& reason) {
+                                                         const LowRankRequest& request, std::string& reason) {
   return detail::ProjectionSearch(rows, request, reason).choose();
 }
 

@@ -112,7 +112,8 @@ class ToeplitzCandidates {
   std::optional<ExpPolynomial> weighted_fit(Index head, const WeightedBounds& bounds, double value_spread,
                                             double tolerance, Candidate& c) const {
     const ExactRounding exact = planning_.rounding(head).of({bounds.feature_radius, bounds.feature_radius});
-    const double entry_error = kHigherOrder * 3 * epsilon_of(planning_.costs.arithmetic()) * bounds.feature_radius;
+    const double entry_error =
+        kHigherOrder * 3 * epsilon_of(planning_.costs.arithmetic()) * bounds.feature_radius;
     const double left = tolerance - exact.sums;
     std::optional<ExpPolynomial> p;
     try {

@@ -10,7 +10,8 @@
 // C(d+g, g) terms, all with one generator, whose transform is done once. A general W takes a variable for
 // each entry of its support, C(|S|+g, g) terms; those whose entries of W are the same up to signs share a
 // generator, and a few transformed generators are held at a time. Cost r (d_v + 1) pairs of transforms of
-// length >= n_q + n_k - 1, shorter for a window (segments.hpp); tasks are channels of a head. Workspace O(n (d
+// length >= n_q + n_k - 1, shorter for a window (segments.hpp); tasks are channels of a head. Workspace O(n
+// (d
 // + d_v)) for each head at work and O(n) for each worker, never n x r. Where the bias is a straight line, a
 // state is cheaper (plan/lag_tails.hpp).
 #pragma once

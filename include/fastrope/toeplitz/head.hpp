@@ -43,8 +43,7 @@ inline std::vector<double> lag_generator(const Problem& problem, Index head) {
   const Index size = std::max<Index>(0, lags.last - lags.first + 1);
   std::vector<double> logits(static_cast<std::size_t>(size));
   if (!problem.bias.empty())
-    for (Index m = 0; m < size; ++m)
-      logits[static_cast<std::size_t>(m)] = problem.bias(head, lags.first + m);
+    for (Index m = 0; m < size; ++m) logits[static_cast<std::size_t>(m)] = problem.bias(head, lags.first + m);
   const double largest = size > 0 ? *std::max_element(logits.begin(), logits.end()) : 0;
   for (Index m = 0; m < size; ++m)
     generator[static_cast<std::size_t>(lags.first + m - grid.offset() + grid.n_k() - 1)] =
