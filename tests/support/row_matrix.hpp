@@ -115,6 +115,19 @@ fastrope::RowSource<Real> source_of(const RowMatrix<Real>& x) {
           }};
 }
 
+/// A source of x's first rows that counts how often each is read.
+template <class Real>
+fastrope::RowSource<Real> counted(const RowMatrix<Real>& x, Index count, std::vector<Index>& reads) {
+  reads.resize(static_cast<std::size_t>(x.rows));
+  fastrope::RowSource<Real> source = source_of(x);
+  source.count = count;
+  source.read = [&reads, read = source.read](fastrope::Range rows, bool turned, Real* to) {
+    for (Index i = rows.begin; i < rows.end; ++i) ++reads[static_cast<std::size_t>(i)];
+    read(rows, turned, to);
+  };
+  return source;
+}
+
 template <class Real>
 std::unique_ptr<fastrope::Side> side_of(fastrope::RowSource<Real> source) {
   return std::make_unique<fastrope::SideOf<Real>>(std::move(source));
