@@ -23,15 +23,15 @@ using namespace fastrope;
 // Valid while the problem and the tensors live.
 template <class T, class KV>
 RowSource<ArithmeticOf<T>> queries_of(const Problem& problem, const AttentionInputs<T, KV>& in, Index h) {
-  return query_rows<ArithmeticOf<T>>(problem, h, TensorView<const T>(in.q.view()));
+  return query_rows<ArithmeticOf<T>>(problem, h, in.q.view());
 }
 template <class T, class KV>
 RowSource<ArithmeticOf<T>> keys_of(const Problem& problem, const AttentionInputs<T, KV>& in, Index kv) {
-  return key_rows<ArithmeticOf<T>>(problem, kv, TensorView<const KV>(in.k.view()));
+  return key_rows<ArithmeticOf<T>>(problem, kv, in.k.view());
 }
 template <class T, class KV>
 RowSource<ArithmeticOf<T>> values_of(const Problem& problem, const AttentionInputs<T, KV>& in, Index kv) {
-  return value_rows<ArithmeticOf<T>>(problem, kv, TensorView<const KV>(in.v.view()));
+  return value_rows<ArithmeticOf<T>>(problem, kv, in.v.view());
 }
 
 /// All rows of a source, read a few at a time.

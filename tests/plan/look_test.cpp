@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "fastrope/attend/plan.hpp"
+#include "fastrope/measure/problem_rows.hpp"
 #include "fastrope/plan/factorisations.hpp"
 #include "support/attention_case.hpp"
 #include "support/look_at.hpp"
@@ -57,15 +57,15 @@ TEST(GroupLook, HasTheRowsOfAKeyHeadAndItsQueryHeads) {
     for (Index kv = 0; kv < 2; ++kv) {
       auto look = look_at(problem, in, kv);
       for (Index g = 0; g < 2; ++g) {
-        const auto q = query_rows<Real>(problem, 2 * kv + g, TensorView<const T>(in.q.view()));
+        const auto q = query_rows<Real>(problem, 2 * kv + g, in.q.view());
         EXPECT_TRUE(same(look.queries(g), q));
         EXPECT_EQ(look.query_norm(g), norm_of(q));
       }
-      const auto k = key_rows<Real>(problem, kv, TensorView<const KV>(in.k.view()));
+      const auto k = key_rows<Real>(problem, kv, in.k.view());
       EXPECT_TRUE(same(look.keys(), k));
       EXPECT_EQ(look.key_norm(), norm_of(k));
       ValueBounds values;
-      values.extend(value_rows<Real>(problem, kv, TensorView<const KV>(in.v.view())));
+      values.extend(value_rows<Real>(problem, kv, in.v.view()));
       EXPECT_EQ(look.known_spread(), 1) << "nobody asked for values";
       EXPECT_EQ(look.value_bounds().spread(), values.spread());
       EXPECT_EQ(look.known_spread(), values.spread());
@@ -83,7 +83,7 @@ TEST(GroupLook, OfPagesSeesTheSameAsWithoutGaps) {
   const PagedCopy<float> k(in.k), v(in.v);
   const Problem problem(c.shapes, c.options());
   auto expected = look_at(problem, in, 0);
-  auto look = detail::group_look<float>(problem, 0, TensorView<const float>(in.q.view()), k.view(), v.view());
+  auto look = group_look<float>(problem, 0, in.q.view(), k.view(), v.view());
   for (Index h = 0; h < 2; ++h) EXPECT_EQ(look.query_norm(h), expected.query_norm(h));
   EXPECT_EQ(look.key_norm(), expected.key_norm());
   EXPECT_EQ(look.value_bounds().spread(), expected.value_bounds().spread());
@@ -139,9 +139,7 @@ TEST(GroupLook, BoundsValuesOfSixteenBitsAndBetweenStrides) {
     expected.extend(source_of(numbers));
     EXPECT_LT(expected.spread(), 1);
     EXPECT_EQ(look_at(problem, in, h).value_bounds().spread(), expected.spread());
-    auto between_strides = detail::group_look<float>(problem, h, TensorView<const float>(in.q.view()),
-                                                     TensorView<const bfloat16>(in.k.view()),
-                                                     TensorView<const bfloat16>(strided.view()));
+    auto between_strides = group_look<float>(problem, h, in.q.view(), in.k.view(), strided.view());
     EXPECT_EQ(between_strides.value_bounds().spread(), expected.spread());
   }
 }
