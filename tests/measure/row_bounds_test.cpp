@@ -11,48 +11,54 @@
 #include <vector>
 
 #include "support/inputs.hpp"
+#include "support/row_matrix.hpp"
 
 namespace fastrope_test {
 namespace {
 
 using namespace fastrope;
 
-template <class Real>
-bool finite(const RowBounds<Real>& bounds) {
+bool finite(const RowBounds& bounds) {
   return std::all_of(bounds.norms().begin(), bounds.norms().end(), [](double x) { return std::isfinite(x); });
 }
 
 template <class Real>
 class RowBoundsTest : public testing::Test {
  protected:
-  static constexpr Index kRows = RowBounds<Real>::kRows;
+  static constexpr Index kRows = kRowBlock;
   static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
 
-  static Rows<Real> gaussian(Inputs& inputs, Index n, Index d, double sigma = 1) {
-    return Rows<Real>::NullaryExpr(n, d, [&] { return static_cast<Real>(sigma * inputs.normal()); });
+  static RowMatrix<Real> gaussian(Inputs& inputs, Index n, Index d, double sigma = 1) {
+    return gaussian_rows<Real>(inputs, n, d, sigma);
   }
 
-  static RowBounds<Real> bounds_of(const Rows<Real>& x, const Measure<Real>& measure = {}) {
-    RowBounds<Real> bounds(measure);
+  static RowBounds bounds_of(const RowMatrix<Real>& x, const Measure& measure = {}) {
+    RowBounds bounds(measure);
     bounds.extend(source_of(x));
     return bounds;
   }
 
   /// What is measured, of exact arithmetic: A (x - point) if there are axes.
-  static Rows<long double> measured(const Rows<Real>& x, const Measure<Real>& measure) {
-    Rows<long double> rows = x.template cast<long double>();
-    if (measure.point.size() > 0)
-      rows.rowwise() -= Point<long double>(measure.point.template cast<long double>());
-    if (measure.axes.size() > 0) rows = (rows * measure.axes.template cast<long double>().transpose()).eval();
-    return rows;
+  static RowMatrix<long double> measured(const RowMatrix<Real>& x, const Measure& measure = {}) {
+    RowMatrix<long double> from_point(x.rows, x.cols);
+    for (Index i = 0; i < x.rows; ++i)
+      for (Index c = 0; c < x.cols; ++c)
+        from_point(i, c) = static_cast<long double>(x(i, c)) -
+                           (measure.point.empty() ? 0.0 : measure.point[static_cast<std::size_t>(c)]);
+    if (measure.axes.empty()) return from_point;
+    RowMatrix<long double> projected(x.rows, measure.axes.rows);
+    for (Index i = 0; i < x.rows; ++i)
+      for (Index l = 0; l < measure.axes.rows; ++l)
+        for (Index c = 0; c < x.cols; ++c) projected(i, l) += measure.axes(l, c) * from_point(i, c);
+    return projected;
   }
 
   /// [blocks]: the longest of a block of rows, of their columns from `cut` on.
-  static std::vector<long double> longest(const Rows<long double>& rows, Index cut = 0) {
-    std::vector<long double> blocks(static_cast<std::size_t>(ceil_div(rows.rows(), kRows)));
-    for (Index i = 0; i < rows.rows(); ++i) {
+  static std::vector<long double> longest(const RowMatrix<long double>& rows, Index cut = 0) {
+    std::vector<long double> blocks(static_cast<std::size_t>(ceil_div(rows.rows, kRows)));
+    for (Index i = 0; i < rows.rows; ++i) {
       long double square = 0;
-      for (Index c = cut; c < rows.cols(); ++c) square += rows(i, c) * rows(i, c);
+      for (Index c = cut; c < rows.cols; ++c) square += rows(i, c) * rows(i, c);
       long double& of_block = blocks[static_cast<std::size_t>(i / kRows)];
       of_block = std::max(of_block, std::sqrt(square));
     }
@@ -90,12 +96,12 @@ TYPED_TEST(RowBoundsTest, NormsBoundRowsOfAnySize) {
     for (const Index n : {1, 63, 64, 65, 130})
       for (const double size : {is_float ? 1e-15 : 1e-130, 1e-3, 1.0, 1e3, is_float ? 1e15 : 1e130}) {
         SCOPED_TRACE(testing::Message() << n << " rows of " << d << ", size " << size);
-        const Rows<Real> x = this->gaussian(inputs, n, d, size);
-        const RowBounds<Real> bounds = this->bounds_of(x);
+        const RowMatrix<Real> x = this->gaussian(inputs, n, d, size);
+        const RowBounds bounds = this->bounds_of(x);
         EXPECT_TRUE(finite(bounds));
         EXPECT_EQ(bounds.rows(), n);
         EXPECT_EQ(bounds.cuts(), 1);
-        this->expect_bounds(bounds.norms(), this->longest(x.template cast<long double>()), d);
+        this->expect_bounds(bounds.norms(), this->longest(this->measured(x)), d);
         EXPECT_TRUE(std::equal(bounds.norms().begin(), bounds.norms().end(), bounds.distances().begin()));
         EXPECT_EQ(bounds.reaches().data(), bounds.distances().data());
       }
@@ -110,10 +116,10 @@ TYPED_TEST(RowBoundsTest, NormsBoundRowsWhoseSquaresUnderflow) {
   for (const double size : sizes)
     for (const Index d : {1, 6, 100}) {
       SCOPED_TRACE(testing::Message() << "size " << size << ", d " << d);
-      const Rows<Real> x = this->gaussian(inputs, 70, d, size);
-      const RowBounds<Real> bounds = this->bounds_of(x);
+      const RowMatrix<Real> x = this->gaussian(inputs, 70, d, size);
+      const RowBounds bounds = this->bounds_of(x);
       EXPECT_TRUE(finite(bounds));
-      this->expect_bounds(bounds.norms(), this->longest(x.template cast<long double>()), d);
+      this->expect_bounds(bounds.norms(), this->longest(this->measured(x)), d);
     }
 }
 
@@ -121,9 +127,9 @@ TYPED_TEST(RowBoundsTest, NormsThatOverflowAreInfinite) {
   using Real = TypeParam;
   constexpr Real kMost = std::numeric_limits<Real>::max();
   for (const Real size : {kMost, kMost / 4, std::sqrt(kMost) * 2}) {
-    Rows<Real> x = Rows<Real>::Ones(130, 3);
+    RowMatrix<Real> x(130, 3, Real{1});
     x(70, 1) = -size;
-    const RowBounds<Real> bounds = this->bounds_of(x);
+    const RowBounds bounds = this->bounds_of(x);
     EXPECT_FALSE(finite(bounds));
     EXPECT_TRUE(std::isinf(bounds.norms()[1]));
     EXPECT_LT(bounds.norms()[0], 2);
@@ -134,18 +140,18 @@ TYPED_TEST(RowBoundsTest, NormsThatOverflowAreInfinite) {
 TYPED_TEST(RowBoundsTest, WhatIsNotFiniteIsSaidWhereverItStands) {
   using Real = TypeParam;
   Inputs inputs(3);
-  const Point<Real> point = this->gaussian(inputs, 1, 5);
-  const Rows<Real> axes = this->gaussian(inputs, 5, 5);
+  const Point point = point_of(this->gaussian(inputs, 1, 5));
+  const Matrix axes = matrix_of(this->gaussian(inputs, 5, 5));
   for (const Real bad : {std::numeric_limits<Real>::quiet_NaN(), std::numeric_limits<Real>::infinity(),
                          -std::numeric_limits<Real>::infinity()})
     for (const Index n : {1, 64, 130})
       for (const Index row : {Index{0}, n / 2, n - 1})
         for (const Index column : {0, 4}) {
-          Rows<Real> x = this->gaussian(inputs, n, 5);
+          RowMatrix<Real> x = this->gaussian(inputs, n, 5);
           EXPECT_TRUE(finite(this->bounds_of(x)));
           x(row, column) = bad;
-          for (const Measure<Real>& measure : {Measure<Real>{}, {point}, {{}, axes}, {point, axes}}) {
-            const RowBounds<Real> bounds = this->bounds_of(x, measure);
+          for (const Measure& measure : {Measure{}, {point}, {{}, axes}, {point, axes}}) {
+            const RowBounds bounds = this->bounds_of(x, measure);
             EXPECT_FALSE(finite(bounds)) << bad << " in row " << row << " of " << n;
             for (std::size_t b = 0; b < bounds.norms().size(); ++b) {
               const bool here = static_cast<Index>(b) == row / this->kRows;
@@ -162,27 +168,27 @@ TYPED_TEST(RowBoundsTest, DistancesAndReachesBoundEveryRow) {
   Inputs inputs(2);
   for (int trial = 0; trial < 120; ++trial) {
     const Index d = inputs.integer(1, 40), n = inputs.integer(1, 400), m = inputs.integer(1, d);
-    Rows<Real> x = this->gaussian(inputs, n, d);
-    if (trial % 3 == 0) x.array() += Real{100};
-    Measure<Real> measure;
-    if (trial % 4 < 3) measure.point = this->gaussian(inputs, 1, d, trial % 8 == 0 ? 100 : 1);
-    if (trial % 5 < 4) measure.axes = this->gaussian(inputs, m, d);
+    RowMatrix<Real> x = this->gaussian(inputs, n, d);
+    if (trial % 3 == 0) x.move(100);
+    Measure measure;
+    if (trial % 4 < 3) measure.point = point_of(this->gaussian(inputs, 1, d, trial % 8 == 0 ? 100 : 1));
+    if (trial % 5 < 4) measure.axes = matrix_of(this->gaussian(inputs, m, d));
     SCOPED_TRACE(testing::Message() << "trial " << trial << ": " << n << " rows of " << d << ", " << m
                                     << " axes");
-    const RowBounds<Real> bounds = this->bounds_of(x, measure);
+    const RowBounds bounds = this->bounds_of(x, measure);
     EXPECT_TRUE(finite(bounds));
-    this->expect_bounds(bounds.norms(), this->longest(x.template cast<long double>()), d);
+    this->expect_bounds(bounds.norms(), this->longest(this->measured(x)), d);
     const auto distances = this->longest(this->measured(x, {measure.point}));
     this->expect_bounds(bounds.distances(), distances, d);
-    if (measure.axes.size() == 0) {
+    if (measure.axes.empty()) {
       EXPECT_EQ(bounds.cuts(), 1);
       EXPECT_EQ(bounds.reaches().data(), bounds.distances().data());
       continue;
     }
     EXPECT_EQ(bounds.cuts(), m);
     ASSERT_EQ(bounds.reaches().size(), distances.size() * static_cast<std::size_t>(m));
-    const Rows<long double> projected = this->measured(x, measure);
-    const double size = this->largest(distances) * static_cast<double>(measure.axes.norm());
+    const RowMatrix<long double> projected = this->measured(x, measure);
+    const double size = this->largest(distances) * norm(measure.axes);
     for (Index l = 0; l < m; ++l) {
       std::vector<double> of_cut;
       for (std::size_t b = 0; b < distances.size(); ++b)
@@ -201,15 +207,24 @@ TYPED_TEST(RowBoundsTest, ReachesHoldWhereProductsCancelOrUnderflow) {
     for (const Index d : {2, 8, 64, 256})
       for (int trial = 0; trial < 5; ++trial) {
         const Index m = std::min<Index>(d, 8);
-        const Point<Real> direction = this->gaussian(inputs, 1, d);
-        Rows<Real> x(100, d);
-        for (Index i = 0; i < 100; ++i)
-          x.row(i) = direction * static_cast<Real>(size * inputs.uniform(-1, 1));
-        Rows<Real> axes = this->gaussian(inputs, m, d);
-        for (Index l = 0; l < m; ++l)
-          axes.row(l) -= direction * (axes.row(l).dot(direction) / direction.squaredNorm());
-        const RowBounds<Real> bounds = this->bounds_of(x, {{}, axes});
-        const Rows<long double> projected = this->measured(x, {{}, axes});
+        const RowMatrix<Real> direction = this->gaussian(inputs, 1, d);
+        RowMatrix<Real> x(100, d);
+        for (Index i = 0; i < 100; ++i) {
+          x.set_row(i, direction);
+          x.scale_row(i, size * inputs.uniform(-1, 1));
+        }
+        RowMatrix<Real> seen = this->gaussian(inputs, m, d);
+        for (Index l = 0; l < m; ++l) {
+          Real dot = 0, square = 0;
+          for (Index c = 0; c < d; ++c) {
+            dot += seen(l, c) * direction(0, c);
+            square += direction(0, c) * direction(0, c);
+          }
+          for (Index c = 0; c < d; ++c) seen(l, c) -= direction(0, c) * (dot / square);
+        }
+        const Measure measure{.axes = matrix_of(seen)};
+        const RowBounds bounds = this->bounds_of(x, measure);
+        const RowMatrix<long double> projected = this->measured(x, measure);
         for (Index l = 0; l < m; ++l) {
           const auto truth = this->longest(projected, l);
           for (std::size_t b = 0; b < truth.size(); ++b)
@@ -226,12 +241,12 @@ TYPED_TEST(RowBoundsTest, AreTheSameInAnySteps) {
   Inputs inputs(5);
   for (int trial = 0; trial < 60; ++trial) {
     const Index d = inputs.integer(1, 30), n = inputs.integer(0, 500), m = inputs.integer(1, d);
-    const Rows<Real> x = this->gaussian(inputs, n, d);
-    Measure<Real> measure;
-    if (trial % 2 == 0) measure.point = this->gaussian(inputs, 1, d);
-    if (trial % 3 == 0) measure.axes = this->gaussian(inputs, m, d);
-    const RowBounds<Real> at_once = this->bounds_of(x, measure);
-    RowBounds<Real> in_steps(measure);
+    const RowMatrix<Real> x = this->gaussian(inputs, n, d);
+    Measure measure;
+    if (trial % 2 == 0) measure.point = point_of(this->gaussian(inputs, 1, d));
+    if (trial % 3 == 0) measure.axes = matrix_of(this->gaussian(inputs, m, d));
+    const RowBounds at_once = this->bounds_of(x, measure);
+    RowBounds in_steps(measure);
     RowSource<Real> source = source_of(x);
     std::vector<Index> reads(static_cast<std::size_t>(n)), expected(static_cast<std::size_t>(n));
     source.read = [&, read = source.read](Range rows, bool turned, Real* to) {
@@ -259,29 +274,28 @@ TYPED_TEST(RowBoundsTest, AreTheSameInAnySteps) {
 
 TYPED_TEST(RowBoundsTest, RowsAreTurnedWhereDirectionsMatter) {
   using Real = TypeParam;
-  const Point<Real> point = Point<Real>::Ones(2);
-  const Rows<Real> axes = Rows<Real>::Identity(2, 2);
-  for (const Measure<Real>& measure : {Measure<Real>{}, {point}, {{}, axes}, {point, axes}}) {
-    const bool matters = measure.point.size() > 0 || measure.axes.size() > 0;
+  const Point point(2, 1.0);
+  const Matrix axes = identity(2);
+  for (const Measure& measure : {Measure{}, {point}, {{}, axes}, {point, axes}}) {
+    const bool matters = !measure.point.empty() || !measure.axes.empty();
     EXPECT_EQ(measure.rotation_matters(), matters);
-    RowBounds<Real> bounds(measure);
+    RowBounds bounds(measure);
     int reads = 0;
-    bounds.extend({100, 2, [&](Range rows, bool turned, Real* to) {
-                     EXPECT_EQ(turned, matters);
-                     std::fill_n(to, rows.size() * 2, Real{1});
-                     ++reads;
-                   }});
+    bounds.extend(RowSource<Real>{100, 2, [&](Range rows, bool turned, Real* to) {
+                                    EXPECT_EQ(turned, matters);
+                                    std::fill_n(to, rows.size() * 2, Real{1});
+                                    ++reads;
+                                  }});
     EXPECT_EQ(reads, 2);
   }
 }
 
 TYPED_TEST(RowBoundsTest, OfNothing) {
   using Real = TypeParam;
-  const RowBounds<Real> no_rows =
-      this->bounds_of(Rows<Real>(0, 3), {Point<Real>::Ones(3), Rows<Real>::Identity(3, 3)});
+  const RowBounds no_rows = this->bounds_of(RowMatrix<Real>(0, 3), {Point(3, 1.0), identity(3)});
   EXPECT_TRUE(no_rows.norms().empty() && no_rows.distances().empty() && no_rows.reaches().empty());
   EXPECT_TRUE(finite(no_rows));
-  const RowBounds<Real> no_columns = this->bounds_of(Rows<Real>(70, 0));
+  const RowBounds no_columns = this->bounds_of(RowMatrix<Real>(70, 0));
   EXPECT_TRUE(finite(no_columns));
   ASSERT_EQ(no_columns.norms().size(), 2u);
   for (const auto& list : {no_columns.norms(), no_columns.distances(), no_columns.reaches()})

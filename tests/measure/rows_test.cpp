@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "support/inputs.hpp"
+#include "support/row_matrix.hpp"
 
 namespace fastrope_test {
 namespace {
@@ -37,32 +38,46 @@ RowSource<Real> numbered(Index count, Asked& asked) {
 }
 
 /// The numbers of the rows of a sample.
-template <class Real>
-std::vector<Index> numbers_of(const Rows<Real>& some) {
+std::vector<Index> numbers_of(const Points& some) {
   std::vector<Index> numbers;
-  for (Index r = 0; r < some.rows(); ++r) {
-    numbers.push_back(static_cast<Index>(some(r, 0)));
-    EXPECT_EQ(some(r, 1), -some(r, 0)) << "row " << r << " is no row of the source";
+  EXPECT_EQ(some.rows, 2);
+  for (Index r = 0; r < some.cols; ++r) {
+    numbers.push_back(static_cast<Index>(some(0, r)));
+    EXPECT_EQ(some(1, r), -some(0, r)) << "row " << r << " is no row of the source";
   }
   return numbers;
 }
 
-TYPED_TEST(RowsTest, AMatrixIsReadRowByRow) {
+TYPED_TEST(RowsTest, BlocksAreReadInOrderAndFilledWithTheLastRow) {
+  using Real = TypeParam;
+  Inputs inputs(2);
+  for (const Index n : {0, 1, 63, 64, 65, 200})
+    for (const Index first : {Index{0}, std::min<Index>(n, 5), n / 2, n}) {
+      const RowMatrix<Real> x = gaussian_rows<Real>(inputs, n, 3);
+      Index next = first;
+      for_each_block(source_of(x), first, true, [&](Range rows, const Real* read) {
+        EXPECT_EQ(rows.begin, next);
+        EXPECT_EQ(rows.end, std::min(n, next + kRowBlock));
+        for (Index i = 0; i < kRowBlock; ++i)
+          for (Index c = 0; c < 3; ++c)
+            EXPECT_EQ(read[i * 3 + c], x(std::min(rows.begin + i, rows.end - 1), c))
+                << n << " rows, row " << i;
+        next = rows.end;
+      });
+      EXPECT_EQ(next, n);
+    }
+}
+
+TYPED_TEST(RowsTest, ASampleOfAMatrixHasItsRowsAsColumns) {
   using Real = TypeParam;
   Inputs inputs(1);
-  const Rows<Real> x = Rows<Real>::NullaryExpr(9, 3, [&] { return static_cast<Real>(inputs.normal()); });
-  const RowSource<Real> source = source_of(x);
-  EXPECT_EQ(source.count, 9);
-  EXPECT_EQ(source.d, 3);
-  for (const Range rows : {Range{0, 9}, Range{4, 5}, Range{2, 8}, Range{3, 3}, Range{8, 9}})
-    for (const bool turned : {false, true}) {
-      std::vector<Real> read(static_cast<std::size_t>(rows.size() * 3) + 1, Real{77});
-      source.read(rows, turned, read.data());
-      for (Index i = 0; i < rows.size(); ++i)
-        for (Index c = 0; c < 3; ++c)
-          EXPECT_EQ(read[static_cast<std::size_t>(i * 3 + c)], x(rows.begin + i, c));
-      EXPECT_EQ(read.back(), 77);
-    }
+  const RowMatrix<Real> x = gaussian_rows<Real>(inputs, 9, 3);
+  const Points all = sample(source_of(x), {0, 9}, 9), some = sample(source_of(x), {2, 7}, 9);
+  EXPECT_EQ(farthest_apart(all, points_of(x)), 0);
+  ASSERT_EQ(some.rows, 3);
+  ASSERT_EQ(some.cols, 5);
+  for (Index i = 0; i < 5; ++i)
+    for (Index c = 0; c < 3; ++c) EXPECT_EQ(some(c, i), static_cast<double>(x(2 + i, c)));
 }
 
 TYPED_TEST(RowsTest, ASampleOfFewRowsIsAllOfThem) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "support/inputs.hpp"
+#include "support/row_matrix.hpp"
 
 namespace fastrope_test {
 namespace {
@@ -70,23 +71,22 @@ TEST(FarField, WithoutFarKeysIsEmpty) {
   for (const auto& pairs : {near, none, no_rows}) EXPECT_TRUE(far_field(pairs).empty());
 }
 
+/// [n, d]: |x_i[l..]|, in double.
 template <class Real>
-class LargestProducts : public testing::Test {
- protected:
-  static constexpr Index kRows = RowBounds<Real>::kRows;
-
-  static Rows<Real> gaussian(Inputs& inputs, Index n, Index d) {
-    return Rows<Real>::NullaryExpr(n, d, [&] { return static_cast<Real>(inputs.normal()); });
+RowMatrix<double> tail_lengths(const RowMatrix<Real>& x) {
+  RowMatrix<double> lengths(x.rows, x.cols);
+  for (Index i = 0; i < x.rows; ++i) {
+    double square = 0;
+    for (Index l = x.cols; l-- > 0;) {
+      square += static_cast<double>(x(i, l)) * static_cast<double>(x(i, l));
+      lengths(i, l) = std::sqrt(square);
+    }
   }
+  return lengths;
+}
 
-  /// [n, d]: |x[l..]|, in double.
-  static Eigen::MatrixXd lengths(const Rows<Real>& x) {
-    Eigen::MatrixXd all(x.rows(), x.cols());
-    for (Index l = 0; l < x.cols(); ++l)
-      all.col(l) = x.rightCols(x.cols() - l).template cast<double>().rowwise().norm();
-    return all;
-  }
-};
+template <class Real>
+class LargestProducts : public testing::Test {};
 using Reals = testing::Types<float, double>;
 TYPED_TEST_SUITE(LargestProducts, Reals);
 
@@ -96,19 +96,19 @@ TYPED_TEST(LargestProducts, BoundEveryPairByTheBlocksThatItTouches) {
   Inputs random(2);
   for (int trial = 0; trial < 60; ++trial) {
     const Index n_q = random.integer(1, 400), n_k = random.integer(1, 400), d = random.integer(1, 4);
-    const Rows<Real> q = this->gaussian(random, n_q, d), k = this->gaussian(random, n_k, d);
+    const RowMatrix<Real> q = gaussian_rows<Real>(random, n_q, d), k = gaussian_rows<Real>(random, n_k, d);
     const auto draw = trial % 3 > 0 ? random_pairs : random_pairs_with_later;
     const std::vector<FarPairs> pairs = draw(random, n_q, n_k, trial % 2 == 0 ? 20 : 150);
-    const Measure<Real> measure{.axes = Rows<Real>::Identity(d, d)};
-    RowBounds<Real> queries(measure), keys(measure);
+    const Measure measure{.axes = identity(d)};
+    RowBounds queries(measure), keys(measure);
     queries.extend(source_of(q));
     keys.extend(source_of(k));
-    const std::vector<double> products = largest_products<Real>(pairs, queries.reaches(), keys.reaches(), d);
+    const std::vector<double> products = largest_products(pairs, queries.reaches(), keys.reaches(), d);
     ASSERT_EQ(products.size(), static_cast<std::size_t>(d));
-    const Eigen::MatrixXd of_queries = this->lengths(q), of_keys = this->lengths(k);
+    const RowMatrix<double> of_queries = tail_lengths(q), of_keys = tail_lengths(k);
     for (Index l = 0; l < d; ++l) {
-      const auto of_block = [&](const RowBounds<Real>& bounds, Index row) {
-        return bounds.reaches()[static_cast<std::size_t>(row / this->kRows * d + l)];
+      const auto of_block = [&](const RowBounds& bounds, Index row) {
+        return bounds.reaches()[static_cast<std::size_t>(row / kRowBlock * d + l)];
       };
       double true_most = 0, most_of_blocks = 0;
       Index reach = 0;
@@ -127,11 +127,11 @@ TYPED_TEST(LargestProducts, BoundEveryPairByTheBlocksThatItTouches) {
   }
 }
 
-TYPED_TEST(LargestProducts, OfNumbersByHand) {
-  constexpr Index n = RowBounds<TypeParam>::kRows;
+TEST(LargestProductsByHand, OfTwoBlocks) {
+  constexpr Index n = kRowBlock;
   const auto products = [](const std::vector<FarPairs>& pairs, const std::vector<double>& queries,
                            const std::vector<double>& keys,
-                           Index cuts) { return largest_products<TypeParam>(pairs, queries, keys, cuts); };
+                           Index cuts) { return largest_products(pairs, queries, keys, cuts); };
   // Two blocks, three cuts: the long query of the first never meets the long key of the second.
   const std::vector<double> queries = {10, 1, 0, 2, 3, 4}, keys = {1, 5, 7, 8, 2, 0};
   EXPECT_EQ(products({{{0, n}, n}, {{n, 2 * n}, 2 * n}}, queries, keys, 3),

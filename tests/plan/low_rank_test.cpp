@@ -6,12 +6,16 @@
 #include <cmath>
 #include <iostream>
 #include <limits>
+#include <memory>
 #include <optional>
 #include <string>
 #include <type_traits>
 #include <vector>
 
+#include "fastrope/plan/factorisations.hpp"
 #include "support/inputs.hpp"
+#include "support/projected.hpp"
+#include "support/row_matrix.hpp"
 
 namespace fastrope_test {
 namespace {
@@ -20,46 +24,52 @@ using namespace fastrope;
 
 template <class Real>
 struct Case {
-  std::vector<Rows<Real>> queries;
-  Rows<Real> keys;
+  std::vector<RowMatrix<Real>> queries;
+  RowMatrix<Real> keys;
   std::vector<FarPairs> far;
-  LowRankRequest request{.tolerance = 1e-2};
+  LowRankRequest request{
+      .tolerance = 1e-2, .factorisations = factorisations(), .arithmetic = kArithmeticOf<Real>};
 
-  std::vector<RowSource<Real>> query_sources() const {
-    std::vector<RowSource<Real>> sources;
-    for (const Rows<Real>& q : queries) sources.push_back(source_of(q));
-    return sources;
-  }
-  std::optional<ProjectionChoice<Real>> choose() {
-    const auto sources = query_sources();
-    const RowSource<Real> key_source = source_of(keys);
-    return choose_projection<Real>({sources, &key_source, far}, request, reason);
-  }
+  std::optional<ProjectionChoice> choose() { return Sides(*this).choose(request, reason); }
   std::optional<LowRankFit> fit(LowRankSteps steps = {}) {
     request.steps = steps;
-    auto choice = choose();
+    const Sides sides(*this);
+    auto choice = sides.choose(request, reason);
     if (!choice) return std::nullopt;
-    const auto sources = query_sources();
-    const RowSource<Real> key_source = source_of(keys);
-    RowBounds<Real> of_keys(choice->of_keys());
-    const auto of_queries = measure_rows<Real>({sources, &key_source, far}, request.scale, *choice, of_keys);
-    return fit_low_rank<Real>(*choice, {of_queries, &of_keys}, far, request, reason);
+    RowBounds of_keys(choice->of_keys());
+    const auto of_queries = measure_rows(sides.rows(), request.scale, *choice, of_keys);
+    return fit_low_rank(*choice, {of_queries, &of_keys}, far, request, reason);
   }
   std::string reason = {};
+
+  /// The rows as they are asked about.
+  class Sides {
+   public:
+    explicit Sides(const Case& c) : keys_(side_of(c.keys)), far_(c.far) {
+      for (const RowMatrix<Real>& q : c.queries) add(side_of(q));
+    }
+    Sides(std::vector<RowSource<Real>> queries, RowSource<Real> keys, const std::vector<FarPairs>& far)
+        : keys_(side_of(std::move(keys))), far_(far) {
+      for (RowSource<Real>& source : queries) add(side_of(std::move(source)));
+    }
+
+    LowRankRows rows() const { return {queries_, keys_.get(), far_}; }
+    std::optional<ProjectionChoice> choose(const LowRankRequest& request, std::string& reason) const {
+      return choose_projection(rows(), request, reason);
+    }
+
+   private:
+    void add(std::unique_ptr<Side> side) {
+      queries_.push_back(side.get());
+      owned_.push_back(std::move(side));
+    }
+
+    std::vector<std::unique_ptr<Side>> owned_ = {};
+    std::vector<const Side*> queries_ = {};
+    std::unique_ptr<Side> keys_;
+    const std::vector<FarPairs>& far_;
+  };
 };
-
-template <class Real>
-Rows<Real> gaussian(Inputs& inputs, Index n, Index d, double sigma = 1) {
-  return Rows<Real>::NullaryExpr(n, d, [&] { return static_cast<Real>(sigma * inputs.normal()); });
-}
-
-/// Rows of length `norm`.
-template <class Real>
-Rows<Real> sphere(Inputs& inputs, Index n, Index d, double norm) {
-  Rows<Real> x = gaussian<Real>(inputs, n, d);
-  for (Index i = 0; i < n; ++i) x.row(i) *= static_cast<Real>(norm) / x.row(i).norm();
-  return x;
-}
 
 std::vector<FarPairs> full(Index n_q, Index n_k) { return {{{0, n_q}, n_k}}; }
 
@@ -69,7 +79,7 @@ std::vector<FarPairs> causal(Index n, Index chunk) {
   return far;
 }
 
-/// One query and one key [d], as double.
+/// One query and one key, in double.
 struct Entry {
   double kept;        ///< P_A(x.y) e^(s nu.(k - mu)) e^(s q.mu)
   double exact;       ///< e^(s q.k)
@@ -82,26 +92,23 @@ class Applied {
   Applied(const LowRankFit& fit, double scale) : fit_(fit), scale_(scale), set_(fit.limits) {}
 
   template <class Real>
-  Entry operator()(const Point<Real>& query, const Point<Real>& key) const {
+  Entry operator()(const RowMatrix<Real>& queries, Index i, const RowMatrix<Real>& keys, Index j) const {
     const Projection& p = fit_.projection;
-    const auto d = static_cast<Index>(p.key_shift.size());
-    const Eigen::Map<const Point<double>> mu(p.key_shift.data(), d), nu(p.query_shift.data(), d);
-    using RowByRow = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-    const Eigen::Map<const RowByRow> b(p.query_axes.data(), p.variables(), d),
-        c(p.key_axes.data(), p.variables(), d);
-    const Point<double> q = query.template cast<double>(), k = key.template cast<double>();
-    const Point<double> x = scale_ * (q - nu) * b.transpose(), y = (k - mu) * c.transpose();
+    const std::vector<double> q = point_of(queries, i), k = point_of(keys, j),
+                              from_mu = shifted(keys, j, p.key_shift),
+                              x = projected(p.query_axes, shifted(queries, i, p.query_shift, scale_)),
+                              y = projected(p.key_axes, from_mu);
     std::vector<double> features{1};
     double sum = fit_.polynomial.coefficients()[0];
     for (std::size_t t = 1; t < set_.terms().size(); ++t) {
       const Monomial& term = set_.terms()[t];
-      features.push_back(features[static_cast<std::size_t>(term.parent)] * x(term.variable) *
-                         y(term.variable));
+      const auto variable = static_cast<std::size_t>(term.variable);
+      features.push_back(features[static_cast<std::size_t>(term.parent)] * x[variable] * y[variable]);
       sum += fit_.polynomial.coefficients()[static_cast<std::size_t>(term.degree)] * term.multinomial *
              features.back();
     }
-    const double weight = scale_ * nu.dot(k - mu);
-    return {sum * std::exp(weight + scale_ * q.dot(mu)), std::exp(scale_ * q.dot(k)), weight};
+    const double weight = scale_ * dot(p.query_shift, from_mu);
+    return {sum * std::exp(weight + scale_ * dot(q, p.key_shift)), std::exp(scale_ * dot(q, k)), weight};
   }
 
  private:
@@ -120,15 +127,14 @@ double observed_error(const Case<Real>& c, const LowRankFit& fit, Inputs& inputs
   for (int sample = 0; sample < 400; ++sample) {
     const FarPairs& pairs = c.far[static_cast<std::size_t>(inputs.random()() % c.far.size())];
     if (pairs.far == 0 || pairs.rows.empty()) continue;
-    const Rows<Real>& q = c.queries[static_cast<std::size_t>(inputs.random()() % c.queries.size())];
-    const Point<Real> query = q.row(inputs.integer(pairs.rows.begin, pairs.rows.end - 1));
+    const RowMatrix<Real>& q = c.queries[static_cast<std::size_t>(inputs.random()() % c.queries.size())];
+    const Index i = inputs.integer(pairs.rows.begin, pairs.rows.end - 1);
     Index j = inputs.integer(0, pairs.far - 1);
     if (!keys.empty() && sample % 2 == 0) {
       const Index given = keys[static_cast<std::size_t>(inputs.random()() % keys.size())];
       if (given < pairs.far) j = given;
     }
-    const Point<Real> key = c.keys.row(j);
-    const Entry entry = apply(query, key);
+    const Entry entry = apply(q, i, c.keys, j);
     largest = std::max(largest, std::abs(entry.kept / entry.exact - 1));
     EXPECT_LE(entry.key_weight, fit.projection.weight_max * (1 + 1e-6) + 1e-12);
   }
@@ -155,11 +161,10 @@ TYPED_TEST(LowRankTest, EntriesAreWithinTheCertificate) {
     c.far = trial % 2 == 0 ? full(n, n) : causal(n, trial % 4 == 1 ? 32 : 64);  // half a block of bounds, one
     const double decay = inputs.uniform(0.3, 1);
     const auto rows = [&](double offset) {
-      Rows<Real> x = gaussian<Real>(inputs, n, d);
-      for (Index l = 0; l < d; ++l) x.col(l) *= static_cast<Real>(std::pow(decay, l));
-      const Rows<Real> turn = gaussian<Real>(inputs, d, d, 1 / std::sqrt(static_cast<double>(d)));
-      x = (x * turn).eval();
-      x.rowwise() += gaussian<Real>(inputs, 1, d, offset).row(0);
+      RowMatrix<Real> x = gaussian_rows<Real>(inputs, n, d);
+      x.decay(decay);
+      x = times(x, gaussian_rows<Real>(inputs, d, d, 1 / std::sqrt(static_cast<double>(d))));
+      x.move(gaussian_rows<Real>(inputs, 1, d, offset));
       return x;
     };
     c.keys = rows(inputs.uniform(0, 2));
@@ -196,15 +201,15 @@ TYPED_TEST(LowRankTest, DecayingSpectraHaveSmallRanks) {
   using Real = TypeParam;
   Inputs inputs(2);
   Case<Real> c;
-  const Rows<Real> turn = Eigen::HouseholderQR<Eigen::MatrixXd>(gaussian<double>(inputs, 16, 16))
-                              .householderQ()
-                              .
-                              operator*(Eigen::MatrixXd::Identity(16, 16))
-                              .template cast<Real>();
+  const RowMatrix<double> mix = gaussian_rows<double>(inputs, 16, 16);
+  const Matrix vectors = factorisations().symmetric_eigen(second_moments(points_of(mix), Point(16))).vectors;
+  RowMatrix<Real> turn(16, 16);  // orthogonal
+  for (Index i = 0; i < 16; ++i)
+    for (Index l = 0; l < 16; ++l) turn(i, l) = static_cast<Real>(vectors(i, l));
   const auto decaying = [&] {
-    Rows<Real> x = sphere<Real>(inputs, 500, 16, 1);
-    for (Index l = 0; l < 16; ++l) x.col(l) *= static_cast<Real>(4 * std::pow(0.4, l));
-    return Rows<Real>(x * turn);
+    RowMatrix<Real> x = sphere_rows<Real>(inputs, 500, 16, 4);
+    x.decay(0.4);
+    return times(x, turn);
   };
   c.queries = {decaying()};
   c.keys = decaying();
@@ -223,10 +228,10 @@ TYPED_TEST(LowRankTest, BalancedAxesServeSidesOfDifferentSpectra) {
   using Real = TypeParam;
   Inputs inputs(3);
   Case<Real> c;
-  Rows<Real> q = gaussian<Real>(inputs, 400, 6, 0.3), k = gaussian<Real>(inputs, 400, 6, 0.3);
+  RowMatrix<Real> q = gaussian_rows<Real>(inputs, 400, 6, 0.3), k = gaussian_rows<Real>(inputs, 400, 6, 0.3);
   for (Index l = 0; l < 6; ++l) {
-    q.col(l) *= static_cast<Real>(std::pow(4.0, l % 3 - 1));
-    k.col(l) *= static_cast<Real>(std::pow(4.0, 1 - l % 3) * (l < 2 ? 1 : 0.1));
+    q.scale_column(l, std::pow(4.0, l % 3 - 1));
+    k.scale_column(l, std::pow(4.0, 1 - l % 3) * (l < 2 ? 1 : 0.1));
   }
   c.queries = {q};
   c.keys = k;
@@ -240,10 +245,10 @@ TYPED_TEST(LowRankTest, OffsetsAreShiftedAway) {
   using Real = TypeParam;
   Inputs inputs(4);
   Case<Real> c;
-  c.queries = {gaussian<Real>(inputs, 300, 4, 0.2)};
-  c.keys = gaussian<Real>(inputs, 300, 4, 0.2);
-  c.queries[0].array() += Real{2};
-  c.keys.array() -= Real{1.5};
+  c.queries = {gaussian_rows<Real>(inputs, 300, 4, 0.2)};
+  c.keys = gaussian_rows<Real>(inputs, 300, 4, 0.2);
+  c.queries[0].move(2);
+  c.keys.move(-1.5);
   c.far = full(300, 300);
   const auto fit = c.fit();
   ASSERT_TRUE(fit) << c.reason;
@@ -267,8 +272,8 @@ TYPED_TEST(LowRankTest, ABallBeatsTheMeanOfASkewedCloud) {
   using Real = TypeParam;
   Inputs inputs(5);
   Case<Real> c;
-  c.queries = {sphere<Real>(inputs, 200, 4, 1)};
-  c.keys = gaussian<Real>(inputs, 1000, 4, 0.1);
+  c.queries = {sphere_rows<Real>(inputs, 200, 4, 1)};
+  c.keys = gaussian_rows<Real>(inputs, 1000, 4, 0.1);
   for (Index j = 0; j < 1000; j += 50) c.keys(j, 2) += Real{4};
   c.far = full(200, 1000);
   const auto fit = c.fit();
@@ -282,10 +287,10 @@ TYPED_TEST(LowRankTest, NearFieldLeavesOutliersOut) {
   using Real = TypeParam;
   Inputs inputs(6);
   Case<Real> c;
-  c.queries = {sphere<Real>(inputs, 512, 4, 1)};
-  c.keys = sphere<Real>(inputs, 512, 4, 1);
-  c.queries[0].row(3) *= Real{50};
-  c.keys.row(510) *= Real{50};
+  c.queries = {sphere_rows<Real>(inputs, 512, 4, 1)};
+  c.keys = sphere_rows<Real>(inputs, 512, 4, 1);
+  c.queries[0].scale_row(3, 50);
+  c.keys.scale_row(510, 50);
   c.far = causal(512, 64);
   const LowRankSteps no_shift{.shift = false};
   const auto fit = c.fit(no_shift);
@@ -294,7 +299,7 @@ TYPED_TEST(LowRankTest, NearFieldLeavesOutliersOut) {
   EXPECT_NEAR(fit->plain_radius, 2500, 1);
   EXPECT_FALSE(c.fit({.shift = false, .near_field = false}));
   // In the middle it does.
-  c.keys.row(100) *= Real{4};
+  c.keys.scale_row(100, 4);
   EXPECT_NEAR(c.fit(no_shift)->radius, 4, 1e-2);
 }
 
@@ -312,14 +317,14 @@ TYPED_TEST(LowRankTest, EntriesOfRowsThatNoSampleHasAreWithinTheCertificate) {
     c.request.may_weigh_keys = trial % 3 != 0;
     c.far = trial % 2 == 0 ? full(n, n) : causal(n, 192);
     const double decay = inputs.uniform(0.2, 1);
-    for (Rows<Real>* x : {&c.queries.emplace_back(), &c.keys}) {
-      *x = gaussian<Real>(inputs, n, d, 0.3);
-      for (Index l = 0; l < d; ++l) x->col(l) *= static_cast<Real>(std::pow(decay, l));
-      x->rowwise() += gaussian<Real>(inputs, 1, d, 0.7).row(0);
+    for (RowMatrix<Real>* x : {&c.queries.emplace_back(), &c.keys}) {
+      *x = gaussian_rows<Real>(inputs, n, d, 0.3);
+      x->decay(decay);
+      x->move(gaussian_rows<Real>(inputs, 1, d, 0.7));
     }
     for (const Index i : missed) {
-      c.keys.row(i) = gaussian<Real>(inputs, 1, d, 1.5).row(0);
-      c.queries[0].row(i + 700) = gaussian<Real>(inputs, 1, d, 1.5).row(0);
+      c.keys.set_row(i, gaussian_rows<Real>(inputs, 1, d, 1.5));
+      c.queries[0].set_row(i + 700, gaussian_rows<Real>(inputs, 1, d, 1.5));
     }
     const auto fit = c.fit();
     if (!fit) continue;
@@ -335,15 +340,15 @@ TYPED_TEST(LowRankTest, AShiftThatMissedRowsMakeWorseIsNotTaken) {
   constexpr Index n = 3000;
   Inputs inputs(12);
   Case<Real> c;
-  c.queries = {sphere<Real>(inputs, n, 4, 1)};
-  c.keys = gaussian<Real>(inputs, n, 4, 0.03);
-  c.keys.col(0).array() += 1;
+  c.queries = {sphere_rows<Real>(inputs, n, 4, 1)};
+  c.keys = gaussian_rows<Real>(inputs, n, 4, 0.03);
+  c.keys.move_column(0, 1);
   c.far = full(n, n);
   const auto shifted = c.fit();
   ASSERT_TRUE(shifted) << c.reason;
   EXPECT_NE(shifted->key_shift, Centre::none);
   EXPECT_LT(shifted->radius, 0.3);
-  c.keys.row(1500) = -c.keys.row(1500);
+  c.keys.scale_row(1500, -1);
   const auto fit = c.fit();
   ASSERT_TRUE(fit) << c.reason;
   EXPECT_EQ(fit->key_shift, Centre::none);
@@ -359,10 +364,10 @@ TYPED_TEST(LowRankTest, RoundingIsThatOfTheShiftsThatAreTaken) {
   Inputs inputs(13);
   Case<Real> c;
   c.request.tolerance = 0.1;
-  c.queries = {gaussian<Real>(inputs, 2000, 1, 1e-3)};
-  c.queries[0].array() -= static_cast<Real>(length);
-  c.keys = gaussian<Real>(inputs, 2000, 1, 5e-3);
-  c.keys.array() += 1;
+  c.queries = {gaussian_rows<Real>(inputs, 2000, 1, 1e-3)};
+  c.queries[0].move(-length);
+  c.keys = gaussian_rows<Real>(inputs, 2000, 1, 5e-3);
+  c.keys.move(1);
   c.far = causal(2000, 192);
   const auto shifted = c.fit();
   ASSERT_TRUE(shifted) << c.reason;
@@ -380,11 +385,11 @@ TYPED_TEST(LowRankTest, TheCertificateCountsWhatRoundedAxesMiss) {
   for (int turn = 0; turn < 8; ++turn) {
     Case<Real> c;
     const Index d = 6;
-    const Rows<Real> mix = gaussian<Real>(inputs, d, d);
+    const RowMatrix<Real> mix = gaussian_rows<Real>(inputs, d, d);
     const auto rows = [&] {
-      Rows<Real> x = gaussian<Real>(inputs, 600, d, 0.3);
-      for (Index l = 0; l < d; ++l) x.col(l) *= static_cast<Real>(std::pow(0.6, static_cast<double>(l)));
-      return Rows<Real>(x * mix);
+      RowMatrix<Real> x = gaussian_rows<Real>(inputs, 600, d, 0.3);
+      x.decay(0.6);
+      return times(x, mix);
     };
     c.queries = {rows()};
     c.keys = rows();
@@ -396,27 +401,42 @@ TYPED_TEST(LowRankTest, TheCertificateCountsWhatRoundedAxesMiss) {
     double worst = 0;
     for (Index i = 0; i < 600; i += 7)
       for (Index j = 0; j < 600; j += 5) {
-        double exact = 0, approximate = 0;
-        for (Index l = 0; l < d; ++l) {
-          double x = 0, y = 0;
-          for (Index m = 0; m < d; ++m) {
-            const auto at = static_cast<std::size_t>(m);
-            x += p.query_axes[static_cast<std::size_t>(l * d + m)] *
-                 (static_cast<double>(c.queries[0](i, m)) - p.query_shift[at]);
-            y += p.key_axes[static_cast<std::size_t>(l * d + m)] *
-                 (static_cast<double>(c.keys(j, m)) - p.key_shift[at]);
-          }
-          approximate += x * y;
-          const auto at = static_cast<std::size_t>(l);
-          exact += (static_cast<double>(c.queries[0](i, l)) - p.query_shift[at]) *
-                   (static_cast<double>(c.keys(j, l)) - p.key_shift[at]);
-        }
+        const std::vector<double> q = shifted(c.queries[0], i, p.query_shift),
+                                  k = shifted(c.keys, j, p.key_shift);
+        const double approximate = dot(projected(p.query_axes, q), projected(p.key_axes, k)),
+                     exact = dot(q, k);
         worst = std::max(worst, std::abs(approximate - exact));
       }
     EXPECT_LE(worst, fit->certificate.axes_error);
     missed = std::max(missed, worst);
   }
   EXPECT_GT(missed, 0) << "no axes, no test";
+}
+
+TYPED_TEST(LowRankTest, ProjectionsAreNumbersOfTheRowsArithmetic) {
+  // Rows are moved by them as they are.
+  using Real = TypeParam;
+  Inputs inputs(24);
+  int shifts = 0, axes = 0;
+  for (int turn = 0; turn < 10; ++turn) {
+    Case<Real> c;
+    for (RowMatrix<Real>* x : {&c.queries.emplace_back(), &c.keys}) {
+      *x = gaussian_rows<Real>(inputs, 500, 6, 0.5);
+      x->decay(0.4);
+      *x = times(*x, gaussian_rows<Real>(inputs, 6, 6, 0.5));
+      x->move(gaussian_rows<Real>(inputs, 1, 6, 0.5));
+    }
+    c.far = full(500, 500);
+    const auto fit = c.fit();
+    if (!fit) continue;
+    const Projection& p = fit->projection;
+    for (const auto* numbers : {&p.key_shift, &p.query_shift, &p.key_axes, &p.query_axes})
+      for (const double x : *numbers) EXPECT_EQ(x, static_cast<double>(static_cast<Real>(x)));
+    shifts += fit->key_shift != Centre::none && fit->query_shift != Centre::none;
+    axes += fit->rank < fit->simplex_rank;
+  }
+  EXPECT_GT(shifts, 3);
+  EXPECT_GT(axes, 3);
 }
 
 TYPED_TEST(LowRankTest, AShiftThatFailsTakesNeitherTheOtherNorTheAxesWithIt) {
@@ -426,9 +446,9 @@ TYPED_TEST(LowRankTest, AShiftThatFailsTakesNeitherTheOtherNorTheAxesWithIt) {
   Inputs inputs(18);
   Case<Real> c;
   const auto rows = [&] {
-    Rows<Real> x = gaussian<Real>(inputs, 4000, 16, 1e-3);
-    x.col(3) = gaussian<Real>(inputs, 4000, 1, 0.1);
-    x.col(3).array() += 1;
+    RowMatrix<Real> x = gaussian_rows<Real>(inputs, 4000, 16, 1e-3);
+    const RowMatrix<Real> along = gaussian_rows<Real>(inputs, 4000, 1, 0.1);
+    for (Index i = 0; i < 4000; ++i) x(i, 3) = 1 + along(i, 0);
     return x;
   };
   c.queries = {rows()};
@@ -438,7 +458,7 @@ TYPED_TEST(LowRankTest, AShiftThatFailsTakesNeitherTheOtherNorTheAxesWithIt) {
   ASSERT_TRUE(both) << c.reason;
   EXPECT_NE(both->key_shift, Centre::none);
   EXPECT_NE(both->query_shift, Centre::none);
-  c.keys.row(2001) = -1.5 * c.keys.row(2001);
+  c.keys.scale_row(2001, -1.5);
   const auto one = c.fit();
   ASSERT_TRUE(one) << c.reason;
   EXPECT_EQ(one->key_shift, Centre::none);
@@ -446,7 +466,7 @@ TYPED_TEST(LowRankTest, AShiftThatFailsTakesNeitherTheOtherNorTheAxesWithIt) {
   EXPECT_LT(one->radius, 0.8);
   EXPECT_LT(one->rank, 20);
   EXPECT_LE(observed_error(c, *one, inputs, {2001}), one->certificate.relative_error + 1e-11);
-  c.queries[0].row(2001) = -1.5 * c.queries[0].row(2001);
+  c.queries[0].scale_row(2001, -1.5);
   const auto none = c.fit();
   ASSERT_TRUE(none) << c.reason;
   EXPECT_EQ(none->query_shift, Centre::none);
@@ -457,8 +477,8 @@ TYPED_TEST(LowRankTest, NothingFarNeedsNoRank) {
   using Real = TypeParam;
   Inputs inputs(7);
   Case<Real> c;
-  c.queries = {gaussian<Real>(inputs, 64, 4, 100)};
-  c.keys = gaussian<Real>(inputs, 64, 4, 100);
+  c.queries = {gaussian_rows<Real>(inputs, 64, 4, 100)};
+  c.keys = gaussian_rows<Real>(inputs, 64, 4, 100);
   c.far = causal(64, 64);
   c.request.tolerance = 0.5;  // rounding is that of the logits, up to 10^5
   const auto fit = c.fit();
@@ -472,8 +492,8 @@ TYPED_TEST(LowRankTest, RefusesLargeRanksWithTheFigures) {
   using Real = TypeParam;
   Inputs inputs(8);
   Case<Real> c;
-  c.queries = {sphere<Real>(inputs, 100, 128, 1)};
-  c.keys = sphere<Real>(inputs, 100, 128, 1);
+  c.queries = {sphere_rows<Real>(inputs, 100, 128, 1)};
+  c.keys = sphere_rows<Real>(inputs, 100, 128, 1);
   c.far = full(100, 100);
   c.request.scale = 2;
   c.request.d_v = 63;
@@ -487,7 +507,7 @@ TYPED_TEST(LowRankTest, RefusesLargeRanksWithTheFigures) {
 
 /// A source of x that counts the rows that are read.
 template <class Real>
-RowSource<Real> counted(const Rows<Real>& x, Index& reads) {
+RowSource<Real> counted(const RowMatrix<Real>& x, Index& reads) {
   RowSource<Real> source = source_of(x);
   source.read = [&reads, read = source.read](Range rows, bool turned, Real* to) {
     reads += rows.size();
@@ -496,86 +516,93 @@ RowSource<Real> counted(const Rows<Real>& x, Index& reads) {
   return source;
 }
 
+/// The rank that a refusal names; 0 if none.
+double refused_rank(const std::string& reason) {
+  const std::string before = "a rank of ";
+  const auto at = reason.find(before);
+  return at == std::string::npos ? 0 : std::stod(reason.substr(at + before.size()));
+}
+
 TYPED_TEST(LowRankTest, WhatDoesNotPayIsRefusedByAFewRowsWithTheFigures) {
   using Real = TypeParam;
   Inputs inputs(14);
   for (const bool decays : {false, true}) {
     Case<Real> c;
     c.queries.resize(2);
-    for (Rows<Real>* x : {&c.queries[0], &c.queries[1], &c.keys}) {
-      *x = sphere<Real>(inputs, 5000, 16, 1);
-      if (decays)
-        for (Index l = 0; l < 16; ++l) x->col(l) *= static_cast<Real>(2 * std::pow(0.8, l));
+    for (RowMatrix<Real>* x : {&c.queries[0], &c.queries[1], &c.keys}) {
+      *x = sphere_rows<Real>(inputs, 5000, 16, decays ? 2 : 1);
+      if (decays) x->decay(0.8);
     }
+    c.keys.scale_row(65, 3);  // in a sample of 312 rows, not in one of 128
     c.far = full(5000, 5000);
-    std::vector<double> asked;
-    c.request.pays = [&](double rank) {
-      asked.push_back(rank);
-      return false;
-    };
     Index query_reads = 0, key_reads = 0;
-    const std::vector<RowSource<Real>> queries = {counted(c.queries[0], query_reads),
-                                                  counted(c.queries[1], query_reads)};
-    const RowSource<Real> keys = counted(c.keys, key_reads);
-    EXPECT_FALSE(choose_projection<Real>({queries, &keys, c.far}, c.request, c.reason));
+    const typename Case<Real>::Sides sides(
+        {counted(c.queries[0], query_reads), counted(c.queries[1], query_reads)}, counted(c.keys, key_reads),
+        c.far);
+    c.request.most_rank = 0;
+    EXPECT_FALSE(sides.choose(c.request, c.reason));
     EXPECT_LE(query_reads, 128);
     EXPECT_LE(key_reads, 128);
-    ASSERT_EQ(asked.size(), 1u);
-    EXPECT_GT(asked[0], 1);
-    EXPECT_NE(c.reason.find(detail::message("a rank of ", asked[0])), std::string::npos) << c.reason;
+    const double first = refused_rank(c.reason);
+    EXPECT_GT(first, 1) << c.reason;
     EXPECT_NE(c.reason.find("too much work"), std::string::npos) << c.reason;
+    // A little less than the first few rows ask for is refused by them too.
+    c.request.most_rank = 0.999 * first;
+    EXPECT_FALSE(sides.choose(c.request, c.reason));
+    EXPECT_LE(query_reads, 2 * 128);
+    EXPECT_LE(key_reads, 2 * 128);
+    EXPECT_EQ(refused_rank(c.reason), first) << c.reason;
     // More rows are sampled where the first leave hope.
-    c.request.pays = [&](double rank) {
-      asked.push_back(rank);
-      return asked.size() < 3;
-    };
-    EXPECT_FALSE(choose_projection<Real>({queries, &keys, c.far}, c.request, c.reason));
-    EXPECT_EQ(asked.size(), 3u);
-    EXPECT_GT(key_reads, 256);
-    EXPECT_LE(query_reads, 2 * 128 + 512);
-    EXPECT_LE(key_reads, 2 * 128 + 512);
+    c.request.most_rank = 1.001 * first;
+    EXPECT_FALSE(sides.choose(c.request, c.reason));
+    EXPECT_GT(key_reads, 3 * 128);
+    EXPECT_LE(query_reads, 3 * 128 + 512);
+    EXPECT_LE(key_reads, 3 * 128 + 512);
+    EXPECT_GT(refused_rank(c.reason), 1.001 * first) << c.reason;
     EXPECT_NE(c.reason.find("too much work"), std::string::npos) << c.reason;
   }
 }
 
 TYPED_TEST(LowRankTest, UnboundedRowsAreRefusedWhereNoRankPays) {
   using Real = TypeParam;
+  constexpr double kAnyRank = std::numeric_limits<double>::max();
   Inputs inputs(15);
   for (const double sigma : {10.0, 100.0, 1e6}) {
     Case<Real> c;
-    c.queries = {gaussian<Real>(inputs, 1000, 8, sigma)};
-    c.keys = gaussian<Real>(inputs, 1000, 8, sigma);
+    c.queries = {gaussian_rows<Real>(inputs, 1000, 8, sigma)};
+    c.keys = gaussian_rows<Real>(inputs, 1000, 8, sigma);
     c.far = full(1000, 1000);
-    c.request.pays = [](double rank) { return rank < std::numeric_limits<double>::infinity(); };
+    c.request.most_rank = kAnyRank;
     EXPECT_FALSE(c.choose());
     EXPECT_NE(c.reason.find("entries"), std::string::npos) << c.reason;
   }
   // Rounding would do, but there is no polynomial.
   Case<double> c;
-  c.queries = {sphere<double>(inputs, 1000, 1, 1)};
-  c.keys = sphere<double>(inputs, 1000, 1, 15);
+  c.queries = {sphere_rows<double>(inputs, 1000, 1, 1)};
+  c.keys = sphere_rows<double>(inputs, 1000, 1, 15);
   c.far = full(1000, 1000);
   c.request.tolerance = 1e-5;
-  c.request.pays = [](double rank) { return rank < std::numeric_limits<double>::infinity(); };
+  c.request.most_rank = kAnyRank;
   EXPECT_FALSE(c.choose());
   EXPECT_NE(c.reason.find("too large for any polynomial"), std::string::npos) << c.reason;
 }
 
 TYPED_TEST(LowRankTest, WhatWouldPayIsNotRefused) {
-  // A rank that is asked for is hardly above that of the fit, and what the first few rows ask for never.
+  // The rank that a sample promises is hardly above that of the fit, and that of the first few rows never is.
   using Real = TypeParam;
   constexpr Index n = 900;
   Inputs inputs(16);
   const auto draw = [&](int kind, Index d) {
     const double size = 1 / std::sqrt(static_cast<double>(d));
-    Rows<Real> x = gaussian<Real>(inputs, n, d, kind == 3 ? 0.05 * size : size);
-    if (kind == 1) x = sphere<Real>(inputs, n, d, 1);
-    if (kind == 2) x.rowwise() += gaussian<Real>(inputs, 1, d, 3 * size).row(0);
+    RowMatrix<Real> x = gaussian_rows<Real>(inputs, n, d, kind == 3 ? 0.05 * size : size);
+    if (kind == 1) x = sphere_rows<Real>(inputs, n, d, 1);
+    if (kind == 2) x.move(gaussian_rows<Real>(inputs, 1, d, 3 * size));
     if (kind == 3)  // few points
-      for (Index i = 0; i < n; ++i) x.row(i)(i % 3 * (d - 1) / 2) += 1;
+      for (Index i = 0; i < n; ++i) x(i, i % 3 * (d - 1) / 2) += 1;
     if (kind == 4 || kind == 5) {
-      for (Index l = 0; l < d; ++l) x.col(l) *= static_cast<Real>(std::pow(kind == 4 ? 0.5 : 0.8, l) / size);
-      x = (x * gaussian<Real>(inputs, d, d, size)).eval();
+      for (Index l = 0; l < d; ++l)
+        x.scale_column(l, std::pow(kind == 4 ? 0.5 : 0.8, static_cast<double>(l)) / size);
+      x = times(x, gaussian_rows<Real>(inputs, d, d, size));
     }
     if (kind == 6)
       for (Index i = 0; i < n; i += 37) x(i, d / 2) += 3;
@@ -591,18 +618,21 @@ TYPED_TEST(LowRankTest, WhatWouldPayIsNotRefused) {
         c.far = fits % 2 == 0 ? full(n, n) : causal(n, 192);
         c.request.scale = std::exp(inputs.uniform(-2, 1));
         c.request.tolerance = fits % 3 == 0 ? 1e-1 : 1e-2;
-        std::vector<double> asked;
-        c.request.pays = [&](double rank) {
-          asked.push_back(rank);
-          return true;
-        };
         const auto fit = c.fit();
         if (!fit) continue;
         ++fits;
         const auto text = testing::Message() << "kinds " << of_queries << " and " << of_keys << ", d " << d;
-        ASSERT_FALSE(asked.empty()) << text;
-        EXPECT_LE(asked.front(), 1.01 * fit->rank) << text;
-        for (const double rank : asked) EXPECT_LE(rank, 4 * fit->rank) << text;
+        c.request.most_rank = 4 * fit->rank;
+        const auto again = c.fit();
+        ASSERT_TRUE(again) << text << ": " << c.reason;
+        EXPECT_EQ(again->rank, fit->rank) << text;
+        Index query_reads = 0, key_reads = 0;
+        const typename Case<Real>::Sides sides({counted(c.queries[0], query_reads)},
+                                               counted(c.keys, key_reads), c.far);
+        c.request.most_rank = 1.01 * fit->rank;
+        if (!sides.choose(c.request, c.reason)) {
+          EXPECT_GT(key_reads, 128) << text << ": refused by the first few rows, " << c.reason;
+        }
       }
   EXPECT_GT(fits, 40);
   std::cout << fits << " fits\n";
@@ -612,15 +642,15 @@ TYPED_TEST(LowRankTest, DecayingSpectraInManyDimensionsAreNotRefused) {
   using Real = TypeParam;
   Inputs inputs(17);
   Case<Real> c;
-  for (Rows<Real>* x : {&c.queries.emplace_back(), &c.keys}) {
-    *x = gaussian<Real>(inputs, 4000, 64);
-    for (Index l = 0; l < 64; ++l) x->col(l) *= static_cast<Real>(std::pow(0.5, l));
-    *x = (*x * gaussian<Real>(inputs, 64, 64, 0.125)).eval();
+  for (RowMatrix<Real>* x : {&c.queries.emplace_back(), &c.keys}) {
+    *x = gaussian_rows<Real>(inputs, 4000, 64);
+    x->decay(0.5);
+    *x = times(*x, gaussian_rows<Real>(inputs, 64, 64, 0.125));
   }
   c.request.scale = 0.1;
   for (const auto& far : {full(4000, 4000), causal(4000, 192)}) {
     c.far = far;
-    c.request.pays = [](double rank) { return rank < 1000; };
+    c.request.most_rank = 999;
     const auto fit = c.fit();
     ASSERT_TRUE(fit) << c.reason;
     EXPECT_LT(fit->rank, 1000);
@@ -632,7 +662,7 @@ TYPED_TEST(LowRankTest, DecayingSpectraInManyDimensionsAreNotRefused) {
 TYPED_TEST(LowRankTest, RefusesWhatOverflows) {
   using Real = TypeParam;
   Case<Real> c;
-  c.queries = {Rows<Real>::Constant(10, 2, std::numeric_limits<Real>::max() / 4)};
+  c.queries = {RowMatrix<Real>(10, 2, std::numeric_limits<Real>::max() / 4)};
   c.keys = c.queries[0];
   c.far = full(10, 10);
   EXPECT_FALSE(c.fit());

@@ -6,164 +6,140 @@
 #include <limits>
 
 #include "support/inputs.hpp"
+#include "support/row_matrix.hpp"
 
 namespace fastrope_test {
 namespace {
 
 using namespace fastrope;
 
-template <class Real>
-class ShiftTest : public testing::Test {
- protected:
-  static constexpr double kEpsilon = std::numeric_limits<Real>::epsilon();
+constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
 
-  static Rows<Real> gaussian(Inputs& inputs, Index n, Index d) {
-    return Rows<Real>::NullaryExpr(n, d, [&] { return static_cast<Real>(inputs.normal()); });
-  }
+RowMatrix<double> cloud(Inputs& inputs, Index n, Index d) { return gaussian_rows<double>(inputs, n, d); }
 
-  /// max |x - point|, in double.
-  static double reach(const Rows<Real>& x, const Point<Real>& point) {
-    return (x.template cast<double>().rowwise() - point.template cast<double>()).rowwise().norm().maxCoeff();
+/// max |x - point|.
+double reach(const RowMatrix<double>& x, const Point& point) {
+  double most = 0;
+  for (Index i = 0; i < x.rows; ++i) {
+    double square = 0;
+    for (Index c = 0; c < x.cols; ++c) square += std::pow(x(i, c) - point[static_cast<std::size_t>(c)], 2);
+    most = std::max(most, std::sqrt(square));
   }
-
-  /// Of a search that never thinks it has enough.
-  static Point<Real> ball(const Rows<Real>& x, const Point<Real>& start) {
-    return ball_centre(x, start, std::numeric_limits<double>::infinity());
-  }
-
-  /// n rows about `centre`, each with its mirror image, so that no centre is better.
-  static Rows<Real> symmetric(Inputs& inputs, Index n, const Point<Real>& centre) {
-    Rows<Real> x(2 * n, centre.cols());
-    x.topRows(n) = gaussian(inputs, n, centre.cols());
-    x.bottomRows(n) = -x.topRows(n);
-    x.rowwise() += centre;
-    return x;
-  }
-
-  /// Most rows near the origin, few far out along one axis.
-  static Rows<Real> skewed(Inputs& inputs) {
-    Rows<Real> x = gaussian(inputs, 1000, 4);
-    for (Index i = 0; i < x.rows(); i += 100) x(i, 1) += 20;
-    return x;
-  }
-};
-using Reals = testing::Types<float, double>;
-TYPED_TEST_SUITE(ShiftTest, Reals);
-
-TYPED_TEST(ShiftTest, MeanIsThatOfAllRows) {
-  using Real = TypeParam;
-  Inputs inputs(1);
-  for (const Index n : {1, 255, 256, 257, 700}) {
-    const Rows<Real> x = this->gaussian(inputs, n, 5);
-    const Point<double> exact = x.template cast<double>().colwise().mean();
-    EXPECT_LE((mean(x).template cast<double>() - exact).norm(), 50 * this->kEpsilon) << n << " rows";
-  }
-  EXPECT_EQ(mean(Rows<Real>(0, 2)), Point<Real>::Zero(2));
+  return most;
 }
 
-TYPED_TEST(ShiftTest, FarthestNamesTheRow) {
-  using Real = TypeParam;
-  Inputs inputs(2);
-  for (const Index n : {1, 2, 63, 200}) {
-    const Rows<Real> x = this->gaussian(inputs, n, 5);
-    const Point<Real> centre = this->gaussian(inputs, 1, 5);
-    Index row = -1;
-    const double distance = farthest(x, centre, row);
-    EXPECT_NEAR(distance, this->reach(x, centre), 8 * this->kEpsilon * distance);
-    const Rows<Real> named = x.row(row);
-    EXPECT_NEAR(this->reach(named, centre), distance, 8 * this->kEpsilon * distance);
-  }
-  Index row = -1;
-  EXPECT_EQ(farthest(Rows<Real>(0, 5), Point<Real>(Point<Real>::Ones(5)), row), 0);
-  EXPECT_EQ(row, 0);
+Point mean_of(const RowMatrix<double>& x) { return mean(points_of(x)); }
+
+/// Of a search that never thinks it has enough.
+Point ball(const RowMatrix<double>& x, const Point& start) {
+  return ball_centre(points_of(x), start, std::numeric_limits<double>::infinity());
 }
 
-TYPED_TEST(ShiftTest, BallIsNearlyTheSmallest) {
-  using Real = TypeParam;
-  Inputs inputs(3);
-  // Points on a sphere around a known centre, unevenly: the ball is the sphere, the mean is far off.
-  for (const Index d : {2, 8, 32}) {
-    Rows<Real> x = this->gaussian(inputs, 4000, d);
-    for (Index i = 0; i < x.rows(); ++i) {
-      if (i % 50 != 0) x(i, 0) = std::abs(x(i, 0)) * 3;
-      x.row(i) /= x.row(i).norm();
-    }
-    x.rowwise() += Point<Real>::Constant(d, Real{2});
-    const Point<Real> start = mean(x);
-    EXPECT_LT(this->reach(x, this->ball(x, start)), 1.03);
-    EXPECT_GT(this->reach(x, start), 1.15);
+/// n rows about a centre, each with its mirror image, so that no centre is better.
+RowMatrix<double> symmetric(Inputs& inputs, Index n, double centre) {
+  const RowMatrix<double> half = cloud(inputs, n, 4);
+  RowMatrix<double> x(2 * n, 4);
+  for (Index i = 0; i < n; ++i) {
+    x.set_row(i, half.row(i));
+    x.set_row(n + i, half.row(i));
+    x.scale_row(n + i, -1);
   }
-  const Rows<Real> x = this->skewed(inputs);
-  const Point<Real> start = mean(x);
-  EXPECT_LT(this->reach(x, this->ball(x, start)), 0.65 * this->reach(x, start));
+  x.move(centre);
+  return x;
 }
 
-TYPED_TEST(ShiftTest, BallIsSearchedUntilNoneIsSmallerThanEnough) {
-  using Real = TypeParam;
-  Inputs inputs(6);
-  Rows<Real> x = this->gaussian(inputs, 2000, 6);
-  for (Index i = 0; i < x.rows(); ++i) {
+/// Most rows near the origin, few far out along one axis.
+RowMatrix<double> skewed(Inputs& inputs) {
+  RowMatrix<double> x = cloud(inputs, 1000, 4);
+  for (Index i = 0; i < x.rows; i += 100) x(i, 1) += 20;
+  return x;
+}
+
+/// Rows on the unit sphere, unevenly: the smallest ball is the sphere, the mean is far off.
+RowMatrix<double> uneven_sphere(Inputs& inputs, Index n, Index d) {
+  RowMatrix<double> x = cloud(inputs, n, d);
+  for (Index i = 0; i < n; ++i) {
     if (i % 50 != 0) x(i, 0) = std::abs(x(i, 0)) * 3;
-    x.row(i) /= x.row(i).norm();
+    x.scale_row(i, 1 / length(x, i));
   }
-  const Point<Real> start = mean(x);
+  return x;
+}
+
+TEST(ShiftTest, BallIsNearlyTheSmallest) {
+  Inputs inputs(3);
+  for (const Index d : {2, 8, 32}) {
+    RowMatrix<double> x = uneven_sphere(inputs, 4000, d);
+    x.move(2);
+    const Point start = mean_of(x);
+    EXPECT_LT(reach(x, ball(x, start)), 1.03);
+    EXPECT_GT(reach(x, start), 1.15);
+  }
+  const RowMatrix<double> x = skewed(inputs);
+  const Point start = mean_of(x);
+  EXPECT_LT(reach(x, ball(x, start)), 0.65 * reach(x, start));
+}
+
+TEST(ShiftTest, BallIsSearchedUntilNoneIsSmallerThanEnough) {
+  Inputs inputs(6);
+  const RowMatrix<double> x = uneven_sphere(inputs, 2000, 6);
+  const Points points = points_of(x);
+  const Point start = mean_of(x);
   // The smallest ball has radius 1: nothing shows that none is smaller than more.
-  EXPECT_EQ(ball_centre(x, start, 1.001), this->ball(x, start));
-  const double halfway = this->reach(x, ball_centre(x, start, 0.9));
-  EXPECT_GT(halfway, this->reach(x, this->ball(x, start)));
-  EXPECT_LE(halfway, this->reach(x, start));
-  EXPECT_EQ(ball_centre(x, start, 0.1), start);
+  EXPECT_EQ(ball_centre(points, start, 1.001), ball(x, start));
+  const double halfway = reach(x, ball_centre(points, start, 0.9));
+  EXPECT_GT(halfway, reach(x, ball(x, start)));
+  EXPECT_LE(halfway, reach(x, start));
+  EXPECT_EQ(ball_centre(points, start, 0.1), start);
 }
 
-TYPED_TEST(ShiftTest, BallOfFewPoints) {
-  using Real = TypeParam;
-  Rows<Real> x(2, 2);
-  x << 1, 5, 3, 5;
-  EXPECT_LE(this->reach(x, this->ball(x, Point<Real>(x.row(0)))), 1.02);
-  const Rows<Real> one = x.topRows(1);
-  EXPECT_LE(this->reach(one, this->ball(one, Point<Real>(x.row(1)))), 1e-2);
+TEST(ShiftTest, BallOfFewPoints) {
+  RowMatrix<double> x(2, 2);
+  x.values = {1, 5, 3, 5};
+  EXPECT_LE(reach(x, ball(x, point_of(x, 0))), 1.02);
+  const RowMatrix<double> one = x.top(1);
+  EXPECT_LE(reach(one, ball(one, point_of(x, 1))), 1e-2);
 }
 
-TYPED_TEST(ShiftTest, BallIsFoundFarFromTheOrigin) {
+TEST(ShiftTest, BallIsFoundFarFromTheOrigin) {
   // Its steps are dot products, which must not be of rows as long as their offset.
-  using Real = TypeParam;
   Inputs inputs(4);
-  Rows<Real> x = this->skewed(inputs);
-  const double near = this->reach(x, this->ball(x, mean(x)));
-  x.rowwise() += Point<Real>::Constant(4, Real{3000});
-  EXPECT_LT(this->reach(x, this->ball(x, mean(x))), 1.02 * near);
+  RowMatrix<double> x = skewed(inputs);
+  const double near = reach(x, ball(x, mean_of(x)));
+  for (const double offset : {3e3, 1e12}) {
+    RowMatrix<double> far = x;
+    far.move(offset);
+    EXPECT_LT(reach(far, ball(far, mean_of(far))), 1.02 * near);
+  }
 }
 
-TYPED_TEST(ShiftTest, IsTheOriginTheMeanOrTheBall) {
-  using Real = TypeParam;
+TEST(ShiftTest, IsTheOriginTheMeanOrTheBall) {
   Inputs inputs(5);
-  const Point<Real> origin = Point<Real>::Zero(4);
-  const auto expect = [&](const Rows<Real>& x, Centre centre, const Point<Real>& point) {
-    const Shift<Real> shift = choose_shift(x, true);
+  const Point origin(4, 0.0);
+  const auto expect = [&](const RowMatrix<double>& x, Centre centre, const Point& point) {
+    const Shift shift = choose_shift(points_of(x), true);
     EXPECT_EQ(shift.centre, centre) << name_of(shift.centre);
     EXPECT_EQ(shift.point, point);
-    EXPECT_NEAR(shift.reach, this->reach(x, shift.point), 8 * this->kEpsilon * shift.reach);
-    EXPECT_LE(shift.reach, this->reach(x, origin) * (1 + 8 * this->kEpsilon));
-    const Shift<Real> fixed = choose_shift(x, false);
+    EXPECT_NEAR(shift.reach, reach(x, shift.point), 8 * kEpsilon * shift.reach);
+    EXPECT_LE(shift.reach, reach(x, origin) * (1 + 8 * kEpsilon));
+    const Shift fixed = choose_shift(points_of(x), false);
     EXPECT_EQ(fixed.centre, Centre::none);
     EXPECT_EQ(fixed.point, origin);
-    EXPECT_NEAR(fixed.reach, this->reach(x, origin), 8 * this->kEpsilon * fixed.reach);
+    EXPECT_NEAR(fixed.reach, reach(x, origin), 8 * kEpsilon * fixed.reach);
   };
-  expect(this->symmetric(inputs, 300, origin), Centre::none, origin);
-  const Rows<Real> offset = this->symmetric(inputs, 300, Point<Real>::Constant(4, Real{8}));
-  expect(offset, Centre::mean, mean(offset));
-  const Rows<Real> skewed = this->skewed(inputs);
-  expect(skewed, Centre::ball, this->ball(skewed, mean(skewed)));
+  expect(symmetric(inputs, 300, 0), Centre::none, origin);
+  const RowMatrix<double> offset = symmetric(inputs, 300, 8);
+  expect(offset, Centre::mean, mean_of(offset));
+  const RowMatrix<double> of_skewed = skewed(inputs);
+  expect(of_skewed, Centre::ball, ball(of_skewed, mean_of(of_skewed)));
   // A shift that is hardly nearer is not worth its rounding.
-  expect(this->symmetric(inputs, 300, Point<Real>::Constant(4, Real{1} / 512)), Centre::none, origin);
+  expect(symmetric(inputs, 300, 1.0 / 512), Centre::none, origin);
 }
 
-TYPED_TEST(ShiftTest, OfNoRowsIsTheOrigin) {
-  using Real = TypeParam;
+TEST(ShiftTest, OfNoRowsIsTheOrigin) {
   for (const bool may_move : {false, true}) {
-    const Shift<Real> shift = choose_shift(Rows<Real>(0, 3), may_move);
+    const Shift shift = choose_shift(Points(3, 0), may_move);
     EXPECT_EQ(shift.centre, Centre::none);
-    EXPECT_EQ(shift.point, Point<Real>::Zero(3));
+    EXPECT_EQ(shift.point, Point(3, 0.0));
     EXPECT_EQ(shift.reach, 0);
   }
 }

@@ -25,6 +25,12 @@ namespace detail {
 /// By Householder's reflections H = I - 2 v v^T: m = H_1 .. H_(n-2) T H_(n-2) .. H_1 with T tridiagonal.
 template <class M = Matrix>
 SymmetricEigen symmetric_eigen(M m) {
+  // Elements up to 1: Eigen takes what stands beside the diagonal for zero by its size, and squares may underflow.
+  constexpr double kNoSquare = 1e-200;
+  double largest = 0;
+  for (const double x : m.values) largest = std::max(largest, std::abs(x));
+  if (!(largest > 0)) largest = 1;
+  for (double& x : m.values) x /= largest;
   const Index n = m.rows;
   M reflections(n, n);  // v of each, a row
   std::vector<double> product(static_cast<std::size_t>(m.stride));
@@ -33,12 +39,12 @@ SymmetricEigen symmetric_eigen(M m) {
     double square = 0;
     std::copy_n(m.row(k) + k + 1, n - k - 1, v + k + 1);
     for (Index i = k + 1; i < n; ++i) square += v[i] * v[i];
-    const double size = std::copysign(std::sqrt(square), v[k + 1]);
-    const double length = std::sqrt(2 * (square + size * v[k + 1]));
-    if (!(length > 0)) {
+    if (!(square > kNoSquare)) {
       std::fill_n(v, n, 0.0);
       continue;
     }
+    const double size = std::copysign(std::sqrt(square), v[k + 1]);
+    const double length = std::sqrt(2 * (square + size * v[k + 1]));
     v[k + 1] += size;
     for (Index i = k + 1; i < n; ++i) v[i] /= length;
     // m - 2 v w^T - 2 w v^T, w = m v - (v.m v) v, from column k on.
@@ -63,7 +69,7 @@ SymmetricEigen symmetric_eigen(M m) {
   M vectors(n, n);
   SymmetricEigen result{std::vector<double>(static_cast<std::size_t>(n)), M(n, n)};
   for (Index l = 0; l < n; ++l) {
-    result.values[static_cast<std::size_t>(l)] = solver.eigenvalues()(n - 1 - l);
+    result.values[static_cast<std::size_t>(l)] = largest * solver.eigenvalues()(n - 1 - l);
     for (Index i = 0; i < n; ++i) vectors(i, l) = solver.eigenvectors()(i, n - 1 - l);
   }
   for (Index k = n - 2; k-- > 0;) {
