@@ -99,10 +99,13 @@ struct StoredHead {
     if (!is_paged) return data + j * row_stride;
     return data + pages.data()[j / page_rows] * page_stride + j % page_rows * row_stride;
   }
-  /// to [count] = the first elements of row j.
+  /// to [count] = the first elements of row j. Short rows of Real itself are worth no call.
   template <class Real>
   void read(Index j, Index count, Real* to) const {
-    type->convert(row(j), count, to);
+    if (type == &kStoredType<Real>)
+      simd::convert(reinterpret_cast<const Real*>(row(j)), count, to);
+    else
+      type->convert(row(j), count, to);
   }
 };
 

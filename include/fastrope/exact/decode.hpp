@@ -141,6 +141,11 @@ class DecodeAttention {
     // The source rows of a block of keys, past the last key its row again.
     const auto block_rows = [&](const StoredHead& source, Index first) {
       std::array<const std::byte*, kBlock> rows;
+      if (first + kBlock <= keys.end && problem.grid.in_order() && !source.is_paged) {
+        const std::byte* row = source.row(first);
+        for (Index m = 0; m < kBlock; ++m) rows[static_cast<std::size_t>(m)] = row + m * source.row_stride;
+        return rows;
+      }
       for (Index m = 0; m < kBlock; ++m)
         rows[static_cast<std::size_t>(m)] =
             source.row(problem.grid.source(std::min(first + m, keys.end - 1)));

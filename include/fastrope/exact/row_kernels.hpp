@@ -43,13 +43,15 @@ HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, cons
   for (int r = 0; r < kQueries; ++r)
 #pragma GCC unroll 8
     for (int j = 0; j < kKeys; ++j) sum[r][j] = zero<Real>();
+  Index fetched = 0;  // bytes of the rows ahead
   const auto step = [&](Index c, auto&& load_key) HWY_ATTR {
     Vec<Real> key[kKeys];
 #pragma GCC unroll 8
     for (int j = 0; j < kKeys; ++j) {
       key[j] = load_key(reinterpret_cast<const T*>(keys[j]) + c);
-      prefetch(ahead.rows[j], c / kStep * ahead.step);
+      prefetch(ahead.rows[j], fetched);
     }
+    fetched += ahead.step;
 #pragma GCC unroll 8
     for (int r = 0; r < kQueries; ++r) {
       const Vec<Real> query = load(queries + r * query_stride + c);
@@ -81,13 +83,14 @@ HWY_INLINE void add_weighted_rows(const Real* weights, const std::byte* const* v
   for (int r = 0; r < kQueries; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) sum[r][v] = load(output + r * output_stride + c + v * kStep);
+  const Index fetched = c / kStep * ahead.step;
   for (Index j = 0; j < count; ++j) {
     Vec<Real> row[kVecs];
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
       const T* p = reinterpret_cast<const T*>(values[j]) + c + v * kStep;
       row[v] = v + 1 == kVecs && tail > 0 ? load_first_as<Real>(p, tail) : load_as<Real>(p);
-      prefetch(ahead.rows[j], (c / kStep + v) * ahead.step);
+      prefetch(ahead.rows[j], fetched + v * ahead.step);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kQueries; ++r) {
@@ -104,7 +107,7 @@ HWY_INLINE void add_weighted_rows(const Real* weights, const std::byte* const* v
 
 /// tile(std::integral_constant<int, n>{}, r) for consecutive tiles of n = 4, 2 or 1 of `rows` rows from r on.
 template <class Tile>
-void for_query_tiles(Index rows, Tile&& tile) {
+HWY_INLINE void for_query_tiles(Index rows, Tile&& tile) {
   Index r = 0;
   for (; r + 4 <= rows; r += 4) tile(std::integral_constant<int, 4>{}, r);
   if (r + 2 <= rows) {
