@@ -131,7 +131,7 @@ using OperandOf = std::conditional_t<simd::kBfloat16Products && std::is_same_v<R
                                      bfloat16, Real>;
 
 /// f(std::type_identity<T>{}) for Operand or, where the rounding of pairs is not allowed
-/// (dispatch/exact_rounding.hpp has it) and for polynomial kernels, whose terms may cancel, for Real.
+/// (plan/exact_rounding.hpp has it) and for polynomial kernels, whose terms may cancel, for Real.
 template <class Operand, class F>
 void with_operand(const Problem& problem, bool allow_pairs, F&& f) {
   using Real = ArithmeticOf<Operand>;

@@ -25,7 +25,8 @@ namespace detail {
 /// By Householder's reflections H = I - 2 v v^T: m = H_1 .. H_(n-2) T H_(n-2) .. H_1 with T tridiagonal.
 template <class M = Matrix>
 SymmetricEigen symmetric_eigen(M m) {
-  // Elements up to 1: Eigen takes what stands beside the diagonal for zero by its size, and squares may underflow.
+  // Elements up to 1: Eigen takes what stands beside the diagonal for zero by its size, and squares may
+  // underflow.
   constexpr double kNoSquare = 1e-200;
   double largest = 0;
   for (const double x : m.values) largest = std::max(largest, std::abs(x));

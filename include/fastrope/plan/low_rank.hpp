@@ -187,7 +187,7 @@ class LowRankSearch {
   }
 
   /// What rounding the rows to Real on their way to x and y, and the keys' weights, does to the exponent of a
-  /// weight, to first order with unit roundoff u (dispatch/exact_rounding.hpp: turning a row costs 4 u of its
+  /// weight, to first order with unit roundoff u (plan/exact_rounding.hpp: turning a row costs 4 u of its
   /// length):
   ///     x' = s (q - nu): u s [7 |q| + |nu| + |q - nu|]   turned, scaled and scaled back; nu; the difference
   ///     k' = k - mu:     u [5 |k| + 2 |k'|]              turned, converted, shifted, at times back and forth
