@@ -262,6 +262,7 @@ class LowRankSearch {
     if (!(left >= expected)) {
       refuse(message("the certified error ", fixed, " and the sums' rounding, about ", expected,
                      ", exceed the tolerance at degree ", polynomial.degree()));
+      if (!best_) simplex_rank_ = 0;  // they need a higher degree
       return false;
     }
     // Rows beyond twice what is expected are rare enough to be computed again.
