@@ -162,8 +162,10 @@ TEST(Plan, ThePathsThatCannotBeTakenSayWhy) {
   expect([&](AttentionCase& c) { c.base.softcap = 5; }, "softcap", "softcap");
   expect([&](AttentionCase& c) { set_sinks(c, random); }, "sinks", "sinks");
   expect([&](AttentionCase& c) { set_dense(c, random, true, true, 5); }, "dense bias", "dense bias");
-  expect([&](AttentionCase& c) { set_alibi(c, random); }, "lag bias", "");
-  expect([&](AttentionCase& c) { c.base.mask = Mask::sliding_window(2500); }, "window", "");
+  expect([&](AttentionCase& c) { set_table(c, random, 1, kLong); }, "lag bias", "");
+  expect([&](AttentionCase& c) { set_alibi(c, random); }, "", "features do without transforms");
+  expect([&](AttentionCase& c) { c.base.mask = Mask::sliding_window(2500); }, "",
+         "features do without transforms");
   expect(
       [&](AttentionCase& c) {
         c.key_positions = shuffled_positions(random, kLong, 0);

@@ -202,7 +202,7 @@ TYPED_TEST(LowRankTest, DecayingSpectraHaveSmallRanks) {
   Inputs inputs(2);
   Case<Real> c;
   const RowMatrix<double> mix = gaussian_rows<double>(inputs, 16, 16);
-  const Matrix vectors = factorisations().symmetric_eigen(second_moments(points_of(mix), Point(16))).vectors;
+  const Matrix vectors = factorisations().symmetric_eigen(second_moments(points_of(mix))).vectors;
   RowMatrix<Real> turn(16, 16);  // orthogonal
   for (Index i = 0; i < 16; ++i)
     for (Index l = 0; l < 16; ++l) turn(i, l) = static_cast<Real>(vectors(i, l));

@@ -5,6 +5,7 @@
 #include <bit>
 #include <concepts>
 #include <cstdint>
+#include <limits>
 #include <type_traits>
 
 #include "fastrope/core/target.hpp"
@@ -84,3 +85,33 @@ template <class T>
 using ArithmeticOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 }  // namespace fastrope::inline FASTROPE_TARGET
+
+/// Without these the standard's own would silently be zeros.
+template <>
+struct std::numeric_limits<fastrope::bfloat16> {
+  using T = fastrope::bfloat16;
+  static constexpr bool is_specialized = true, is_signed = true, is_integer = false, is_exact = false;
+  static constexpr bool has_infinity = true, has_quiet_NaN = true, is_iec559 = false, is_bounded = true;
+  static constexpr int digits = 8, radix = 2;
+  static constexpr T min() { return T(0x1p-126F); }
+  static constexpr T max() { return T(0x1.fep127F); }
+  static constexpr T lowest() { return T(-0x1.fep127F); }
+  static constexpr T epsilon() { return T(0x1p-7F); }
+  static constexpr T denorm_min() { return T(0x1p-133F); }
+  static constexpr T infinity() { return T(std::numeric_limits<float>::infinity()); }
+  static constexpr T quiet_NaN() { return T(std::numeric_limits<float>::quiet_NaN()); }
+};
+template <>
+struct std::numeric_limits<fastrope::float16> {
+  using T = fastrope::float16;
+  static constexpr bool is_specialized = true, is_signed = true, is_integer = false, is_exact = false;
+  static constexpr bool has_infinity = true, has_quiet_NaN = true, is_iec559 = true, is_bounded = true;
+  static constexpr int digits = 11, radix = 2;
+  static constexpr T min() { return T(0x1p-14F); }
+  static constexpr T max() { return T(65504.0F); }
+  static constexpr T lowest() { return T(-65504.0F); }
+  static constexpr T epsilon() { return T(0x1p-10F); }
+  static constexpr T denorm_min() { return T(0x1p-24F); }
+  static constexpr T infinity() { return T(std::numeric_limits<float>::infinity()); }
+  static constexpr T quiet_NaN() { return T(std::numeric_limits<float>::quiet_NaN()); }
+};

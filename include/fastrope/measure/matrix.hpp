@@ -1,12 +1,15 @@
 // Matrix: numbers in double for what planning computes, a few hundred rows of samples and d x d moments.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <vector>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
 #include "fastrope/core/target.hpp"
+#include "fastrope/core/transpose.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
@@ -39,17 +42,29 @@ inline Matrix identity(Index size) {
 
 inline Matrix transposed(const Matrix& m) {
   Matrix t(m.cols, m.rows);
-  for (Index i = 0; i < m.rows; ++i)
-    for (Index j = 0; j < m.cols; ++j) t(j, i) = m(i, j);
+  transpose(m.values.data(), m.rows, m.cols, m.stride, t.values.data(), t.stride);
   return t;
 }
 
-/// sum of squares.
-inline double squared_norm(const Matrix& m) {
-  double sum = 0;
-  for (const double x : m.values) sum += x * x;
-  return sum;
+/// The sum of the elements' squares, and the largest of their sizes where none is NaN.
+struct Sizes {
+  double squares = 0;
+  double largest = 0;
+};
+
+inline Sizes sizes_of(const Matrix& m) {
+  using namespace simd;
+  constexpr Index kStep = kLanes<double>;
+  const Index count = std::ssize(m.values);
+  Vec<double> squares = zero<double>(), largest = zero<double>();
+  for (Index i = 0; i < count; i += kStep) {
+    const Vec<double> x = load(m.values.data() + i);
+    squares = fma(x, x, squares);
+    largest = max(largest, max(x, sub(zero<double>(), x)));
+  }
+  return {reduce_add<double>(squares), reduce_max<double>(largest)};
 }
+inline double squared_norm(const Matrix& m) { return sizes_of(m).squares; }
 /// Of Frobenius.
 inline double norm(const Matrix& m) { return std::sqrt(squared_norm(m)); }
 
@@ -67,24 +82,48 @@ inline void add_scaled(double factor, const double* x, Index count, double* y) {
     store<double>(fma(times, load(x + i), load(y + i)), y + i);
 }
 
-/// a b. Every element is summed in the same order, so that x^T x is symmetric to the last bit.
-inline Matrix product(const Matrix& a, const Matrix& b) {
+namespace detail {
+
+/// Columns [j, j + kVecs vectors) of c = a b.
+template <int kVecs>
+HWY_INLINE void multiply_columns(const Matrix& a, const Matrix& b, Index j, Matrix& c) {
   using namespace simd;
   constexpr Index kRows = 4, kStep = kLanes<double>;
-  Matrix c(a.rows, b.cols);
   for (Index i = 0; i < a.rows; i += kRows) {
     const double* row[kRows];  // past the end, the last once more
     for (Index r = 0; r < kRows; ++r) row[r] = a.row(std::min(i + r, a.rows - 1));
-    for (Index j = 0; j < b.stride; j += kStep) {
-      Vec<double> sum[kRows] = {zero<double>(), zero<double>(), zero<double>(), zero<double>()};
-      for (Index k = 0; k < a.cols; ++k) {
-        const Vec<double> of_b = load(b.row(k) + j);
+    Vec<double> sum[kRows][kVecs];
 #pragma GCC unroll 4
-        for (Index r = 0; r < kRows; ++r) sum[r] = fma(set(row[r][k]), of_b, sum[r]);
+    for (Index r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (Index v = 0; v < kVecs; ++v) sum[r][v] = zero<double>();
+    for (Index k = 0; k < a.cols; ++k) {
+      Vec<double> of_b[kVecs];
+#pragma GCC unroll 4
+      for (Index v = 0; v < kVecs; ++v) of_b[v] = load(b.row(k) + j + v * kStep);
+#pragma GCC unroll 4
+      for (Index r = 0; r < kRows; ++r) {
+        const Vec<double> of_a = set(row[r][k]);
+#pragma GCC unroll 4
+        for (Index v = 0; v < kVecs; ++v) sum[r][v] = fma(of_a, of_b[v], sum[r][v]);
       }
-      for (Index r = 0; r < std::min(kRows, a.rows - i); ++r) store<double>(sum[r], c.row(i + r) + j);
     }
+    for (Index r = 0; r < std::min(kRows, a.rows - i); ++r)
+#pragma GCC unroll 4
+      for (Index v = 0; v < kVecs; ++v) store<double>(sum[r][v], c.row(i + r) + j + v * kStep);
   }
+}
+
+}  // namespace detail
+
+/// a b. Every element is summed in the same order, so that x^T x is symmetric to the last bit.
+inline Matrix product(const Matrix& a, const Matrix& b) {
+  constexpr int kVecs = simd::kRegisters >= 32 ? 4 : 2;
+  constexpr Index kStep = simd::kLanes<double>;
+  Matrix c(a.rows, b.cols);
+  Index j = 0;
+  for (; j + kVecs * kStep <= b.stride; j += kVecs * kStep) detail::multiply_columns<kVecs>(a, b, j, c);
+  for (; j < b.stride; j += kStep) detail::multiply_columns<1>(a, b, j, c);
   return c;
 }
 

@@ -27,9 +27,14 @@ inline double norm(const Point& x) {
 
 /// The points measured from `centre`.
 inline Points centred(const Points& points, const Point& centre) {
-  Points x = points;
-  for (Index c = 0; c < x.rows; ++c)
-    for (Index i = 0; i < x.cols; ++i) x(c, i) -= centre[static_cast<std::size_t>(c)];
+  using namespace simd;
+  Points x(points.rows, points.cols);
+  for (Index c = 0; c < x.rows; ++c) {
+    const Vec<double> shift = set(centre[static_cast<std::size_t>(c)]);
+    for (Index i = 0; i < x.stride; i += kLanes<double>)
+      store<double>(sub(load(points.row(c) + i), shift), x.row(c) + i);
+    std::fill(x.row(c) + x.cols, x.row(c) + x.stride, 0.0);
+  }
   return x;
 }
 
@@ -65,20 +70,19 @@ inline Point mean(const Points& points) {
   return sum;
 }
 
-/// sum_i (x_i - centre) (x_i - centre)^T / n, [d, d], symmetric to the last bit; 0 for no points.
-inline Matrix second_moments(const Points& points, const Point& centre) {
-  const Points x = centred(points, centre);
+/// sum_i x_i x_i^T / n, [d, d], symmetric to the last bit; 0 for no points.
+inline Matrix second_moments(const Points& x) {
   Matrix moments = product(x, transposed(x));
-  for (double& element : moments.values) element /= static_cast<double>(std::max<Index>(1, points.cols));
+  for (double& element : moments.values) element /= static_cast<double>(std::max<Index>(1, x.cols));
   return moments;
 }
 
-/// [cuts]: max_i |(A (x_i - centre))[l..]|; axes: A, [cuts, d].
-inline std::vector<double> longest_tails(const Points& points, const Point& centre, const Matrix& axes) {
-  const Matrix projected = product(axes, centred(points, centre));
+/// [cuts]: max_i |(A x_i)[l..]|; 0 for no points. axes: A, [cuts, d].
+inline std::vector<double> longest_tails(const Points& x, const Matrix& axes) {
+  const Matrix projected = product(axes, x);
   std::vector<double> squares(static_cast<std::size_t>(projected.stride)),
       tails(static_cast<std::size_t>(axes.rows));
-  for (Index l = axes.rows; l-- > 0;) {
+  for (Index l = axes.rows; l-- > 0 && x.cols > 0;) {
     detail::add_squares(projected.row(l), 0, squares);
     tails[static_cast<std::size_t>(l)] =
         std::sqrt(*std::max_element(squares.begin(), squares.begin() + projected.cols));

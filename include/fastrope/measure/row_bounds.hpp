@@ -83,11 +83,14 @@ class BlockSquares {
   /// At least the root of the largest sum of `terms` squares; infinity for NaN or overflow.
   double outward_root(Index terms) const {
     constexpr double kInfinity = std::numeric_limits<double>::infinity();
-    Real total = 0, largest = 0;
-    for (const Real sum : sums_) {
-      total += sum;
-      largest = std::max(largest, sum);
+    using namespace simd;
+    Vec<Real> sum = load(sums_), most = sum;
+    for (Index i = kLanes<Real>; i < kRowBlock; i += kLanes<Real>) {
+      const Vec<Real> next = load(sums_ + i);
+      sum = simd::add(sum, next);
+      most = max(most, next);
     }
+    const Real total = reduce_add<Real>(sum), largest = reduce_max<Real>(most);
     return static_cast<double>(total) < kInfinity ? outward_norm<Real>(static_cast<double>(largest), terms)
                                                   : kInfinity;
   }

@@ -65,12 +65,13 @@ class PathCosts {
   Work exact_;
 };
 
-/// The largest rank for which `seconds(rank)`, which grows with the rank, is below `budget`: infinity if that
-/// of the largest rank is, 0 if none is.
+/// The largest rank for which `seconds(rank)`, which grows with the rank, is below `budget`, within 1/64: the
+/// largest number if all that may be attempted are, 0 if none is; infinity for a budget without end.
 template <class Seconds>
 double most_rank(double budget, Seconds&& seconds) {
   Index low = 0, high = kMaxRank + 1;  // low is affordable, high is not
-  if (seconds(static_cast<double>(kMaxRank)) < budget) return std::numeric_limits<double>::infinity();
+  if (budget == std::numeric_limits<double>::infinity()) return budget;
+  if (seconds(static_cast<double>(kMaxRank)) < budget) return std::numeric_limits<double>::max();
   while (high - low > std::max<Index>(1, low / 64)) {
     const Index middle = low + (high - low) / 2;
     (seconds(static_cast<double>(middle)) < budget ? low : high) = middle;

@@ -107,7 +107,9 @@ class Planner {
     if (separates && planning_.forced != Path::toeplitz)
       candidates[2] = {.path = Path::toeplitz,
                        .feasible = false,
-                       .reason = "positions separate: features do without transforms"};
+                       .reason = toeplitz_.refusal().empty()
+                                     ? "positions separate: features do without transforms"
+                                     : toeplitz_.refusal()};
     else
       candidates[2] = toeplitz_.softmax(head, look, query, plan.toeplitz);
     candidates[0] = planning_.exact();

@@ -197,18 +197,15 @@ class ProjectionSearch {
     if (queries.cols < 2 || keys.cols < 2) return true;
     const Points q = differences(queries), k = differences(keys);
     const Matrix entries = product(transposed(q), k);
-    double most = 0;
-    for (const double x : entries.values) most = x == x ? std::max(most, std::abs(x)) : kInfinity;
-    const double least = scale_ / 4 * most;
-    if (!(least < kInfinity)) return refuse("rows are not finite");
+    const Sizes sizes = sizes_of(entries);
+    const double least = scale_ / 4 * sizes.largest, energy = sizes.squares;
+    if (!(energy < kInfinity)) return refuse("rows are not finite");
     // The terms of an entry add up to e^radius or more, each rounded.
     const double rounding = 20 * epsilon_of(request_.arithmetic) * std::exp(least);
     if (!(rounding < request_.tolerance))
       return refuse(message("whatever is shifted, entries reach ", least,
                             " in a sample of rows, where rounding alone is about ", rounding));
-    const double energy = squared_norm(entries);
-    const double spread =
-        energy > 0 ? energy * energy / squared_norm(product(entries, transposed(entries))) : 0;
+    const double spread = energy > 0 ? energy * energy / energy_of_squares(q, k, entries) : 0;
     const double filled =
         1 / (1 / static_cast<double>(q.cols) + 1 / static_cast<double>(k.cols) + 1 / static_cast<double>(d_));
     if (request_.steps.axes && spread < kFilled * filled)
@@ -217,6 +214,16 @@ class ProjectionSearch {
                           choose_shift(queries, request_.steps.shift && request_.may_weigh_keys).reach *
                           choose_shift(keys, request_.steps.shift).reach;
     return pays(simplex_rank(static_cast<double>(d_), radius));
+  }
+
+  /// sum sigma^4 of entries = q^T k: |entries entries^T|^2, or with few columns tr (q q^T k k^T)^2, the same.
+  double energy_of_squares(const Points& q, const Points& k, const Matrix& entries) const {
+    if (d_ >= q.cols) return squared_norm(product(entries, transposed(entries)));
+    const Matrix m = product(product(q, transposed(q)), product(k, transposed(k)));
+    double sum = 0;
+    for (Index i = 0; i < d_; ++i)
+      for (Index j = 0; j < d_; ++j) sum += m(i, j) * m(j, i);
+    return sum;
   }
 
   /// Of the first half of a sample from the second.
@@ -250,14 +257,14 @@ class ProjectionSearch {
   /// Other axes if they promise a smaller rank than `rank`, which becomes theirs.
   void choose_axes(const Points& queries, const Points& keys, double radius, double& rank,
                    ProjectionChoice& choice) const {
-    const Matrix query_moments = second_moments(queries, choice.queries.point),
-                 key_moments = second_moments(keys, choice.keys.point);
+    const Points x = centred(queries, choice.queries.point), y = centred(keys, choice.keys.point);
+    const Matrix query_moments = second_moments(x), key_moments = second_moments(y);
     if (fills_space(query_moments) && fills_space(key_moments)) return;
     double least = kWorthwhileRank * rank;
     for (const Axes& axes : {principal_axes(query_moments, key_moments, request_.factorisations),
                              balanced_axes(query_moments, key_moments, request_.factorisations)}) {
-      std::vector<double> couplings = longest_tails(queries, choice.queries.point, axes.queries);
-      const std::vector<double> of_keys = longest_tails(keys, choice.keys.point, axes.keys);
+      std::vector<double> couplings = longest_tails(x, axes.queries);
+      const std::vector<double> of_keys = longest_tails(y, axes.keys);
       for (std::size_t l = 0; l < couplings.size(); ++l) couplings[l] *= scale_ * of_keys[l];
       if (couplings.back() > kNarrow * couplings.front() && couplings.front() > kNarrow * radius) continue;
       const double promised = kept_rank(couplings);
