@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "fastrope/eigen.hpp"
 #include "support/attention_case.hpp"
 
 namespace bench {

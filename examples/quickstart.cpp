@@ -1,6 +1,5 @@
 // One call, attend(), on inputs with small and with large logits: what the dispatcher takes, what it
 // promises, what is measured, and how long it takes beside the exact path and beside the naive n x n product.
-#include <Eigen/Core>
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -8,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <fastrope/eigen.hpp>
 #include <fastrope/fastrope.hpp>
 #include <iostream>
 #include <limits>

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cmath>
+#include <fastrope/eigen.hpp>
 #include <fastrope/fastrope.hpp>
 #include <functional>
 #include <span>

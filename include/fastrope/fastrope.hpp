@@ -1,7 +1,7 @@
-// All of fastrope.
+// All of fastrope but what has a header of its own for another library's sake: eigen.hpp, spectral/.
 #pragma once
 
+#include "fastrope/attend/attend.hpp"
+#include "fastrope/attend/predict.hpp"
 #include "fastrope/core.hpp"
-#include "fastrope/dispatch/attend.hpp"
-#include "fastrope/dispatch/predict.hpp"
 #include "fastrope/toeplitz/toeplitz.hpp"

@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "fastrope/eigen.hpp"
 #include "support/error_of.hpp"
 
 namespace {

@@ -208,8 +208,10 @@ TYPED_TEST(ExactAttentionTest, ScalesThatCancel) {
     AttentionCase c{.shapes = {1, 1, 60, 90, 16, 8}};
     c.base.scale = std::pow(2.0, -2 * exponent) / 4;
     AttentionInputs<TypeParam> in(c.shapes, 15);
-    for (TypeParam& x : in.q.values) x *= static_cast<TypeParam>(std::pow(2.0, exponent));
-    for (TypeParam& x : in.k.values) x *= static_cast<TypeParam>(std::pow(2.0, exponent));
+    for (TypeParam& x : in.q.values)
+      x = static_cast<TypeParam>(std::pow(2.0, exponent) * static_cast<double>(x));
+    for (TypeParam& x : in.k.values)
+      x = static_cast<TypeParam>(std::pow(2.0, exponent) * static_cast<double>(x));
     attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
     EXPECT_LE(max_abs_difference(in.out.view(), in.reference(c).out.view()), kAttentionTolerance<TypeParam>);
   }

@@ -36,8 +36,9 @@ void attend_exactly(const AttentionCase& c, AttentionInputs<T>& in) {
   const Problem problem(c.shapes, c.options());
   std::vector<std::byte> memory(exact_workspace_bytes<Real>(problem));
   std::memset(memory.data(), 0xff, memory.size());
-  run_exact(problem, std::as_const(in.q).view(), std::as_const(in.k).view(), std::as_const(in.v).view(),
-            in.out.view(), MatrixView<Real>{}, memory);
+  using View = TensorView<const T>;
+  run_exact<OperandOf<Real, View, View, View>>(
+      problem, {in.q.view(), in.k.view(), in.v.view(), in.out.view()}, memory);
 }
 
 /// sum_p |c_p| (1 + |x|)^p: bounds the terms of P(x), and what an error e < 1 of x does to it by this times

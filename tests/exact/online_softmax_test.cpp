@@ -93,7 +93,7 @@ class Row {
   /// out as a [1, 1, d_v] tensor.
   Tensor<Real> out() const {
     Tensor<Real> result(1, 1, d_v_);
-    totals_.template write<Real>(0, result.values.data(), d_v_);
+    totals_.template write<Real>(0, result.view(), 0, 0);
     return result;
   }
   double lse() const { return totals_.lse(0); }
@@ -366,7 +366,7 @@ TYPED_TEST(OnlineSoftmax, WritesTheStorageType) {
   row.attend(this->x_, this->v_, {0, this->kKeys});
   const Tensor<Real> out = row.out();
   Tensor<fastrope::bfloat16> narrow(1, 1, this->kValues);
-  row.totals().template write<Real>(0, narrow.values.data(), this->kValues);
+  row.totals().template write<Real>(0, narrow.view(), 0, 0);
   for (Index c = 0; c < this->kValues; ++c)
     EXPECT_EQ(static_cast<float>(narrow(0, 0, c)),
               static_cast<float>(static_cast<fastrope::bfloat16>(out(0, 0, c))));

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "fastrope/eigen.hpp"
 #include "support/plain_llama.hpp"
 
 namespace {

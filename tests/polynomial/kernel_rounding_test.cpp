@@ -160,7 +160,7 @@ TEST(KernelRounding, UnderflowCountsOnceForEachKeyAndValue) {
 TEST(RowBound, IsTheQuotientOfWhatIsLeft) {
   // Where rounding of the result is far below.
   const auto bound = [](double error, double sum, double largest, double largest_value) {
-    return row_bound<double, double>(error, sum, largest, largest_value);
+    return row_bound<double>(error, sum, largest, largest_value, kStoredType<double>);
   };
   EXPECT_NEAR(bound(0.1, 1.1, 0.5, 1), 0.1, 1e-12);
   EXPECT_NEAR(bound(0.1, -1.1, 0.5, 1), 0.1, 1e-12);
@@ -176,27 +176,32 @@ TEST(RowBound, IsTheQuotientOfWhatIsLeft) {
   EXPECT_EQ(bound(0.1, 1.1, NAN, 1), kNoBound);
   EXPECT_EQ(bound(0.1, 1.1, kNoBound, 1), kNoBound);
   // A denominator that is not normal in the arithmetic gives zeros, whatever the sums.
-  EXPECT_EQ((row_bound<float, float>(0, 1e-38, 0, 1)), kNoBound);
-  EXPECT_LT((row_bound<double, double>(0, 1e-38, 0, 1)), 1e-10);
+  EXPECT_EQ(row_bound<float>(0, 1e-38, 0, 1, kStoredType<float>), kNoBound);
+  EXPECT_LT(row_bound<double>(0, 1e-38, 0, 1, kStoredType<double>), 1e-10);
 }
 
 TEST(RowBound, CountsTheResultsRounding) {
-  EXPECT_GE((row_bound<float, bfloat16>(0, 1, 0.5, 1)), 0x1p-9);
-  EXPECT_GE((row_bound<float, float16>(0, 1, 0.5, 1)), 0x1p-12);
-  EXPECT_GE((row_bound<float, float>(0, 1, 0.5, 1)), 0x1p-25);
-  EXPECT_LE((row_bound<float, float>(0, 1, 0.5, 1)), 0x1p-24);
-  EXPECT_GE((row_bound<double, float>(0, 1, 0.5, 1)), 0x1p-25);
-  EXPECT_GE((row_bound<float, float16>(0, 1, 1e-9, 1e-9)), 10) << "numbers that float16 has not";
+  EXPECT_GE(row_bound<float>(0, 1, 0.5, 1, kStoredType<bfloat16>), 0x1p-9);
+  EXPECT_GE(row_bound<float>(0, 1, 0.5, 1, kStoredType<float16>), 0x1p-12);
+  EXPECT_GE(row_bound<float>(0, 1, 0.5, 1, kStoredType<float>), 0x1p-25);
+  EXPECT_LE(row_bound<float>(0, 1, 0.5, 1, kStoredType<float>), 0x1p-24);
+  EXPECT_GE(row_bound<double>(0, 1, 0.5, 1, kStoredType<float>), 0x1p-25);
+  EXPECT_GE(row_bound<float>(0, 1, 1e-9, 1e-9, kStoredType<float16>), 10) << "numbers that float16 has not";
 }
 
 TEST(RowLength, IsAtLeastTheLength) {
-  const std::vector<float> x = {3, -4, 0, 0, 0, 0, 0, 0, 12};
-  EXPECT_NEAR((row_length<float>(x.data(), 9)), 13, 1e-12);
-  EXPECT_NEAR((row_length<float>(x.data(), 2)), 5, 1e-12);
-  EXPECT_GT((row_length<float>(x.data(), 0)), 0) << "so that underflow is covered";
-  EXPECT_LT((row_length<float>(x.data(), 0)), 1e-14);
-  const std::vector<float> large = {3e38f};
-  EXPECT_NEAR((row_length<float>(large.data(), 1) / 3e38), 1, 1e-6);
+  const auto length = [](const std::vector<float>& x, Index d) {
+    return row_length<float>(kStoredType<float>, reinterpret_cast<const std::byte*>(x.data()), d);
+  };
+  std::vector<float> x = {3, -4, 0, 0, 0, 0, 0, 0, 12};
+  EXPECT_NEAR(length(x, 9), 13, 1e-12);
+  EXPECT_NEAR(length(x, 2), 5, 1e-12);
+  EXPECT_GT(length(x, 0), 0) << "so that underflow is covered";
+  EXPECT_LT(length(x, 0), 1e-14);
+  EXPECT_NEAR(length({3e38f}, 1) / 3e38, 1, 1e-6);
+  x.resize(200);
+  x.back() = 84;
+  EXPECT_NEAR(length(x, 200), 85, 1e-12) << "of several pieces";
 }
 
 }  // namespace

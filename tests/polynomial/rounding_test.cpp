@@ -10,8 +10,8 @@
 #include <utility>
 #include <vector>
 
+#include "fastrope/plan/exp_polynomial.hpp"
 #include "fastrope/polynomial/attention.hpp"
-#include "fastrope/polynomial/exp_polynomial.hpp"
 #include "support/inputs.hpp"
 
 namespace fastrope_test {

@@ -76,7 +76,7 @@ TEST(PromiseRegression, AWindowWhoseContentChangesLate) {
   for (const double radius : {3.0, 6.0})
     for (const double value : {0.1, 1.0}) {
       PromiseProblem problem = problem_of(n, n, 1, 1);
-      problem.call.base.path = Path::toeplitz;
+      problem.call.base.path = Path::polynomial;
       problem.call.base.mask = Mask::sliding_window(8192);
       Inputs random(2);
       for (Index j = 0; j < n; ++j) {

@@ -48,9 +48,7 @@ PromiseProblem problem_for(const Target& target, std::uint64_t seed) {
 
   Options& options = problem.call.base;
   options.scale = 1.0;
-  options.path = exact                                          ? Path::automatic
-                 : name.starts_with("full") || name == "causal" ? Path::polynomial
-                                                                : Path::toeplitz;
+  options.path = exact ? Path::automatic : name == "transforms" ? Path::toeplitz : Path::polynomial;
   if (name == "causal") options.mask = Mask::causal();
   if (name == "window") options.mask = Mask::sliding_window(random.integer(n_k - 20, n_k));
   if (name == "decay") {

@@ -1,4 +1,3 @@
 #include "support/instances.hpp"
 
-FASTROPE_PLANS(, double);
-FASTROPE_CALLS(, double, fastrope::TensorView<const double>, double);
+FASTROPE_INSTANCES(, double);

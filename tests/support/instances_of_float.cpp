@@ -1,4 +1,3 @@
 #include "support/instances.hpp"
 
-FASTROPE_PLANS(, float);
-FASTROPE_CALLS(, float, fastrope::TensorView<const float>, float);
+FASTROPE_INSTANCES(, float);

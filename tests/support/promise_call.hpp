@@ -5,7 +5,7 @@
 #include <memory>
 #include <optional>
 
-#include "fastrope/dispatch/report.hpp"
+#include "fastrope/attend/report.hpp"
 #include "fastrope/problem/options.hpp"
 #include "support/promise_problem.hpp"
 #include "support/tensor.hpp"

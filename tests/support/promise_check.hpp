@@ -14,7 +14,7 @@
 #include <utility>
 #include <vector>
 
-#include "fastrope/dispatch/report.hpp"
+#include "fastrope/attend/report.hpp"
 #include "support/norms.hpp"
 #include "support/promise_call.hpp"
 #include "support/promise_oracle.hpp"
@@ -72,17 +72,18 @@ inline std::optional<double> tightest_tolerance(const PromiseProblem& problem, c
 
 namespace detail {
 
-/// The path that a head was given: "toeplitz" is a state or transforms.
+/// The path that a head was given; "state": features of a bias or a window.
 inline std::string kind_of(const PromiseProblem& problem, const fastrope::HeadReport& head) {
   std::string kind = to_string(head.path);
   if (!problem.call.base.kernel.is_softmax()) kind += "-kernel";
   if (head.path == fastrope::Path::toeplitz) {
-    const auto chosen = std::find_if(head.candidates.begin(), head.candidates.end(),
-                                     [](const auto& c) { return c.path == fastrope::Path::toeplitz; });
-    if (chosen != head.candidates.end())
-      kind = chosen->how.find("transforms") != std::string::npos ? "transforms" : "state";
-  } else if (head.path == fastrope::Path::polynomial && problem.call.base.mask.first == 0) {
-    kind += "-causal";
+    kind = "transforms";
+  } else if (head.path == fastrope::Path::polynomial) {
+    const std::string& how = head.candidates[1].how;
+    if (how.find("running sums") != std::string::npos || how.find("recurrence") != std::string::npos)
+      kind = "state";
+    else if (problem.call.base.mask.first == 0)
+      kind += "-causal";
   } else if (head.path == fastrope::Path::exact && problem.call.shapes.n_q == 1) {
     kind += "-decode";
   }

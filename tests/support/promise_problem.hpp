@@ -19,7 +19,7 @@
 #include <utility>
 #include <vector>
 
-#include "fastrope/dispatch/cost_model.hpp"
+#include "fastrope/plan/cost_model.hpp"
 #include "fastrope/problem/options.hpp"
 #include "support/attention_case.hpp"
 #include "support/inputs.hpp"
@@ -166,7 +166,7 @@ class PromiseMaker {
     if (path < 0.38) {
       options().path = Path::polynomial;
     } else if (path < 0.60) {
-      options().path = Path::toeplitz;
+      options().path = (states_ = chance(0.5)) ? Path::polynomial : Path::toeplitz;
     } else if (path < 0.82) {
       options().path = Path::automatic;
     } else if (path < 0.92) {
@@ -220,7 +220,7 @@ class PromiseMaker {
 
     // Masks: what they leave far decides how many keys and queries there have to be.
     const double mask = random_.uniform(0, 1);
-    const bool windows = options().path == Path::toeplitz || !approximates_ || problem_.eager;
+    const bool windows = options().path == Path::toeplitz || states_ || !approximates_ || problem_.eager;
     enum { full, causal, window, both } kind = full;
     if (windows)
       kind = mask < 0.3 ? full : mask < 0.55 ? causal : mask < 0.8 ? window : both;
@@ -288,9 +288,9 @@ class PromiseMaker {
     }
     if (!options().kernel.is_softmax()) return;
     const bool dense_allowed = !approximates_ && s.heads * s.n_q * s.n_k <= 3000000;
-    const bool lags_allowed = options().path != Path::polynomial;
+    const bool lags_allowed = options().path != Path::polynomial || states_;
     if (lags_allowed && chance(0.65)) set_lag_bias();
-    const bool moved = !approximates_ || options().path == Path::polynomial;
+    const bool moved = !approximates_ || (options().path == Path::polynomial && !states_);
     if (dense_allowed && chance(0.2)) {
       set_dense(problem_.call, random_, chance(0.5), chance(0.7), chance(0.5) ? 1000000000 : 5);
       if (chance(0.3)) {  // padding as some write it
@@ -617,6 +617,7 @@ class PromiseMaker {
   PromiseSize limit_;
   Size size_ = Size::small;
   bool approximates_ = false;
+  bool states_ = false;                     // forced features of biases and windows
   std::function<bool(Index)> needle_ = {};  ///< the keys that differ from the rest
   std::string text_ = {};
   PromiseProblem problem_ = {};

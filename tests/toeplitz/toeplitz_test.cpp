@@ -13,6 +13,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "fastrope/eigen.hpp"
+
 namespace fastrope {
 namespace {
 

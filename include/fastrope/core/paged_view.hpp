@@ -13,6 +13,22 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
+namespace detail {
+
+/// Throws Error unless `rows` rows have pages.
+inline void require_pages(const char* name, Index rows, Index page_rows,
+                          std::span<const std::int32_t> pages) {
+  if (rows <= 0) return;
+  if (page_rows < 1) fail(name, " has pages of ", page_rows, " rows");
+  const Index needed = (rows - 1) / page_rows + 1;  // however large page_rows is
+  if (static_cast<Index>(pages.size()) < needed)
+    fail(name, " names ", pages.size(), " pages of ", page_rows, " rows, its ", rows, " rows need ", needed);
+  for (std::int32_t page : pages.first(static_cast<std::size_t>(needed)))
+    if (page < 0) fail(name, " names page ", page);
+}
+
+}  // namespace detail
+
 /// heads x rows x cols elements; element (h, j, c) is
 /// data[pages[j / page_rows] * page_stride + h * head_stride + (j % page_rows) * row_stride + c].
 template <class T>
@@ -42,16 +58,7 @@ struct PagedView {
   }
 
   /// Throws Error unless every row has a page. The pool's size is the caller's to know.
-  void require_pages(const char* name) const {
-    if (rows <= 0) return;
-    if (page_rows < 1) detail::fail(name, " has pages of ", page_rows, " rows");
-    const Index needed = (rows - 1) / page_rows + 1;  // however large page_rows is
-    if (static_cast<Index>(pages.size()) < needed)
-      detail::fail(name, " names ", pages.size(), " pages of ", page_rows, " rows, its ", rows, " rows need ",
-                   needed);
-    for (std::int32_t page : pages.first(static_cast<std::size_t>(needed)))
-      if (page < 0) detail::fail(name, " names page ", page);
-  }
+  void require_pages(const char* name) const { detail::require_pages(name, rows, page_rows, pages); }
 };
 
 /// What keys and values may come as: a TensorView<const T>, from anything that is TensorLike, or a

@@ -52,9 +52,9 @@ constexpr bool rows_overlap(Index heads, Index rows, Index cols, Index head_stri
 
 namespace detail {
 
-/// Throws Error where rows of what is to be written share memory.
-template <class T>
-void require_separate_rows(const char* name, const TensorView<T>& t) {
+/// Throws Error where rows of what is to be written, a TensorView or the like, share memory.
+template <class Tensor>
+void require_separate_rows(const char* name, const Tensor& t) {
   if (rows_overlap(t.heads, t.rows, t.cols, t.head_stride, t.row_stride))
     fail(name, " is [", t.heads, ", ", t.rows, ", ", t.cols, "] with head_stride ", t.head_stride,
          " and row_stride ", t.row_stride, ": rows would overwrite each other");

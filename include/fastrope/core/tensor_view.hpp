@@ -1,35 +1,32 @@
 // Strided views of memory that the caller owns: MatrixView [rows, cols] and TensorView [heads, rows, cols].
 //
 // Columns have unit stride; rows and heads have any stride, so [heads, n, d] and [n, heads, d] memory are
-// both views, and a stride of 0 repeats data that is only read. Eigen row-major matrices, arrays and maps
-// convert to both (a matrix is a tensor of one head); temporaries that own their memory do not, since the
-// view would dangle.
+// both views, and a stride of 0 repeats data that is only read. With eigen.hpp, Eigen's row-major matrices,
+// arrays and maps convert to both (a matrix is a tensor of one head); temporaries that own their memory do
+// not, since the view would dangle.
 #pragma once
 
-#include <Eigen/Core>
-#include <concepts>
 #include <type_traits>
 #include <utility>
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/storage.hpp"
 #include "fastrope/core/target.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
-
-using bfloat16 = Eigen::bfloat16;
-using float16 = Eigen::half;
-
-/// Storage types of q, k, v and out.
-template <class T>
-concept Element = std::same_as<T, float> || std::same_as<T, double> || std::same_as<T, bfloat16> ||
-    std::same_as<T, float16>;
 
 namespace detail {
 
 /// U* may be read as T*: equal up to an added const.
 template <class U, class T>
 concept QualifiesTo = std::is_convertible_v<U (*)[], T (*)[]>;
+
+/// Whether Object is of Eigen: eigen.hpp, which includes Eigen, says so.
+template <class Object>
+inline constexpr bool kEigenHppKnows = false;
+template <class Object>
+inline constexpr bool kOwnsItsMemory = false;
 
 /// The element type that an Eigen object's data() points to, const where the object is.
 template <class Expression>
@@ -39,10 +36,9 @@ using EigenElement = std::remove_pointer_t<decltype(std::declval<Expression&>().
 /// time, and not a temporary that owns its memory (the view would dangle). `Expression` is a forwarding
 /// reference's type.
 template <class Expression, class Plain = std::remove_cvref_t<Expression>>
-concept EigenRowMajor = std::is_base_of_v<Eigen::DenseBase<Plain>, Plain> && bool(Plain::IsRowMajor) &&
+concept EigenRowMajor = kEigenHppKnows<Plain> && bool(Plain::IsRowMajor) &&
                         int(Plain::InnerStrideAtCompileTime) == 1 &&
-                        (std::is_lvalue_reference_v<Expression> ||
-                         !std::is_base_of_v<Eigen::PlainObjectBase<Plain>, Plain>);
+                        (std::is_lvalue_reference_v<Expression> || !kOwnsItsMemory<Plain>);
 
 }  // namespace detail
 
@@ -128,10 +124,6 @@ using ElementOf = std::remove_const_t<std::remove_pointer_t<decltype(as_tensor(s
 /// A TensorView, MatrixView or Eigen row-major object of a storage type.
 template <class X>
 concept TensorLike = Element<ElementOf<X>>;
-
-/// Arithmetic type for elements of type T: double for double, else float.
-template <class T>
-using ArithmeticOf = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 /// Some rows of every head: a sequence's share of tensors that hold the tokens of many, one after the other.
 /// Throws Error for rows that x does not have.

@@ -27,12 +27,9 @@ template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
 void attend_partial(const Q& q, const K& k, const V& v, Out&& out, MatrixView<ArithmeticOf<ElementOf<Q>>> lse,
                     const Options& options) {
   using Real = ArithmeticOf<ElementOf<Q>>;
-  const TensorView<const ElementOf<Q>> q_view = as_tensor(q);
-  const auto k_view = as_rows(k);
-  const auto v_view = as_rows(v);
-  const TensorView<ElementOf<Out>> out_view = as_tensor(out);
-  const Shapes shapes = shapes_of(q_view, k_view, v_view);
-  require_output(shapes, out_view);
+  const ExactTensors<Real> x{as_tensor(q), k, v, as_tensor(out), lse};
+  const Shapes shapes = shapes_of(x.q, x.k, x.v);
+  require_output(shapes, x.out);
   if (lse.rows != shapes.heads || lse.cols != shapes.n_q || (lse.data == nullptr && lse.rows * lse.cols != 0))
     detail::fail("lse is [", lse.rows, ", ", lse.cols, lse.data == nullptr ? "] and null" : "]",
                  ", the result is [heads = ", shapes.heads, ", n_q = ", shapes.n_q, "]");
@@ -45,7 +42,7 @@ void attend_partial(const Q& q, const K& k, const V& v, Out&& out, MatrixView<Ar
   const Problem problem(shapes, options);
 
   std::vector<std::byte> memory(exact_workspace_bytes<Real>(problem));
-  run_exact(problem, q_view, k_view, v_view, out_view, lse, memory);
+  run_exact<OperandOf<Real, Q, K, V>>(problem, x, memory);
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -11,9 +11,11 @@
 #include <algorithm>
 #include <array>
 #include <optional>
+#include <span>
 #include <type_traits>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/online_softmax.hpp"
@@ -51,13 +53,12 @@ class QueryBlock {
   const SoftmaxRows<Real>& stretch() const { return stretch_; }
 
   /// Takes up rows of query head h, with nothing attended yet. Requires rows.size() <= kRows.
-  template <class Q>
   void start(const Problem& problem, const PackedKeys<T>& packed, const Scores<Real>& scores, Index h,
-             MatrixView<const Q> q, Range rows) {
+             const StoredRows& q, Range rows) {
     head_ = h;
     rows_ = rows;
     for (Index r = 0; r < rows.size(); r += kTileRows)
-      packed.pack_queries(problem, q, tile_rows(r), kTileRows,
+      packed.pack_queries(problem, q.head(h), tile_rows(r), kTileRows,
                           Scores<Real>::template query_factor<T>(problem), queries_ + r * words_, scratch_);
     for (Index r = 0; r < rows.size(); ++r) {
       allowed_[r] = problem.grid.keys_of(rows.begin + r);
@@ -88,19 +89,18 @@ class QueryBlock {
     }
   }
 
-  /// Writes out [rows, d_v] and, where lse is not null, the natural log of each row's sum; of a polynomial
-  /// kernel, the sum itself, which may be negative.
-  template <class Out, class Lse>
-  void write(const Problem& problem, MatrixView<Out> out, Lse* lse) const {
+  /// Writes its rows of out [heads, n_q, d_v] and, where lse [heads, n_q] has data, the natural log of each
+  /// row's sum; of a polynomial kernel, the sum itself, which may be negative.
+  void write(const Problem& problem, const OutputRows& out, MatrixView<Real> lse = {}) const {
     for (Index i = rows_.begin; i < rows_.end; ++i) {
       const Index r = i - rows_.begin;
       if (!problem.sinks.empty())
         totals_.add_sink(r,
                          (problem.sinks[static_cast<std::size_t>(head_)] - references_[r].total()) * kLog2E);
-      totals_.template write<Real>(r, out.row(i), problem.shapes.d_v);
-      if (lse == nullptr) continue;
-      lse[i] = static_cast<Lse>(problem.kernel.is_softmax() ? totals_.lse(r) + references_[r].total()
-                                                            : totals_.sum[r]);
+      totals_.template write<Real>(r, out, head_, i);
+      if (lse.data == nullptr) continue;
+      lse(head_, i) = static_cast<Real>(problem.kernel.is_softmax() ? totals_.lse(r) + references_[r].total()
+                                                                    : totals_.sum[r]);
     }
   }
 
@@ -269,23 +269,22 @@ class ExactAttention {
     return {problem, packed.value_stride(), share};
   }
 
-  /// out: [heads, n_q, d_v]; lse: [heads, n_q] or without data. Writes the rows of task(t), t < count.
-  template <class Q, class Out, class Task>
-  void run(const Problem& problem, const PackedKeys<T>& packed, TensorView<const Q> q, TensorView<Out> out,
-           MatrixView<Real> lse, Index count, Task&& task) const {
-    problem.executor.parallel_for(
-        count, [&](Index t, Index worker) { run_task(problem, packed, q, out, lse, task(t), worker); });
+  /// out: [heads, n_q, d_v]. Writes the rows of the tasks.
+  void run(const Problem& problem, const PackedKeys<T>& packed, const StoredRows& q, const OutputRows& out,
+           std::span<const RowTask> tasks) const {
+    problem.executor.parallel_for(std::ssize(tasks), [&](Index t, Index worker) {
+      run_task(problem, packed, q, out, {}, tasks[static_cast<std::size_t>(t)], worker);
+    });
   }
 
-  /// The same for the rows of one task.
-  template <class Q, class Out>
-  void run_task(const Problem& problem, const PackedKeys<T>& packed, TensorView<const Q> q,
-                TensorView<Out> out, MatrixView<Real> lse, RowTask task, Index worker) const {
+  /// The same for one task; lse: [heads, n_q] or without data.
+  void run_task(const Problem& problem, const PackedKeys<T>& packed, const StoredRows& q,
+                const OutputRows& out, MatrixView<Real> lse, RowTask task, Index worker) const {
     const auto [h, rows] = task;
     QueryBlock<T> queries = block(problem, packed, worker);
-    queries.start(problem, packed, scores_, h, q.head(h), rows);
+    queries.start(problem, packed, scores_, h, q, rows);
     queries.attend(problem, packed, scores_, {0, problem.shapes.n_k});
-    queries.write(problem, out.head(h), lse.data == nullptr ? nullptr : lse.row(h));
+    queries.write(problem, out, lse);
   }
 
  private:

@@ -27,6 +27,7 @@
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/exact_call.hpp"
+#include "fastrope/exact/row_kernels.hpp"
 #include "fastrope/exact/stage.hpp"
 #include "fastrope/problem/options.hpp"
 #include "fastrope/problem/problem.hpp"
@@ -100,7 +101,10 @@ class BatchPlan {
       });
     number_tasks();
     workspace_bytes_ = most_of_operands<Real>([&](auto operand) {
-      return Workspace::bytes_of([&](Workspace& w) { make_calls<typename decltype(operand)::type>(w); });
+      return Workspace::bytes_of([&](Workspace& w) {
+        w.take<ExactTensors<Real>>(std::ssize(problems_));
+        make_calls<typename decltype(operand)::type>(w);
+      });
     });
   }
 
@@ -113,18 +117,26 @@ class BatchPlan {
   RunStatus run(const Sequences& sequences, std::span<std::byte> workspace) const noexcept {
     const std::span views(sequences);
     if (views.size() != problems_.size()) return RunStatus::shape_mismatch;
-    for (std::size_t s = 0; s < views.size(); ++s)
-      if (!fits(problems_[s].shapes, views[s].q, as_rows(views[s].k), as_rows(views[s].v), views[s].out))
-        return RunStatus::shape_mismatch;
     if (workspace.size() < workspace_bytes_) return RunStatus::workspace_too_small;
     if (views.empty()) return RunStatus::ok;
+    Workspace memory(workspace);
+    const auto tensors = memory.take<ExactTensors<Real>>(std::ssize(views));
+    for (std::size_t s = 0; s < views.size(); ++s) {
+      const auto& [q, k, v, out] = views[s];
+      const ExactTensors<Real>& x = *std::construct_at(&tensors[s], ExactTensors<Real>{q, k, v, out});
+      if (!fits(problems_[s].shapes, x.q, x.k, x.v, x.out)) return RunStatus::shape_mismatch;
+    }
+    const auto& x = views.front();
+    return run_tensors<OperandOf<Real, decltype(x.q), decltype(x.k), decltype(x.v)>>(tensors, memory);
+  }
+
+ private:
+  template <class Operand>
+  RunStatus run_tensors(std::span<const ExactTensors<Real>> tensors, Workspace& memory) const noexcept {
     try {
-      const auto& first = views.front();
-      with_operand(problems_.front(), true, first.q, as_rows(first.k), as_rows(first.v), [&](auto operand) {
-        using T = typename decltype(operand)::type;
-        Workspace memory(workspace);
-        const std::span<ExactCall<T>> calls = make_calls<T>(memory);
-        for (const Stage stage : kStages) run_stage(stage, calls, views);
+      with_operand<Operand>(problems_.front(), true, [&](auto operand) {
+        const auto calls = make_calls<typename decltype(operand)::type>(memory);
+        for (const Stage stage : kStages) run_stage(stage, calls, tensors);
       });
     } catch (...) {
       return RunStatus::executor_failed;
@@ -132,7 +144,6 @@ class BatchPlan {
     return RunStatus::ok;
   }
 
- private:
   static Shapes with_lengths(Shapes s, Index n_q, Index n_k) {
     s.n_q = n_q;
     s.n_k = n_k;
@@ -196,15 +207,14 @@ class BatchPlan {
     return calls;
   }
 
-  template <class T, class Views>
-  void run_stage(Stage stage, std::span<ExactCall<T>> calls, std::span<Views> views) const {
+  template <class T>
+  void run_stage(Stage stage, std::span<ExactCall<T>> calls,
+                 std::span<const ExactTensors<Real>> tensors) const {
     const std::vector<Index>& first = first_task_[static_cast<std::size_t>(stage)];
     problems_.front().executor.parallel_for(first.back(), [&](Index task, Index worker) {
       const auto m = std::upper_bound(first.begin(), first.end(), task) - first.begin() - 1;
       const auto s = order_[static_cast<std::size_t>(m)];
-      const Views& x = views[s];
-      calls[m].run_task(problems_[s], stage, task - first[m], worker, x.q, as_rows(x.k), as_rows(x.v), x.out,
-                        MatrixView<Real>{});
+      calls[m].run_task(problems_[s], stage, task - first[m], worker, tensors[s]);
     });
   }
 

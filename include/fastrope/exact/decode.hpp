@@ -8,98 +8,21 @@
 
 #include <algorithm>
 #include <array>
-#include <type_traits>
+#include <cstddef>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
-#include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/online_softmax.hpp"
 #include "fastrope/exact/rotation_tables.hpp"
+#include "fastrope/exact/row_kernels.hpp"
 #include "fastrope/exact/scores.hpp"
 #include "fastrope/exact/stage.hpp"
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
-
-/// Keys whose scores decoding holds at once.
-inline constexpr Index kDecodeBlock = 64;
-
-namespace detail {
-
-/// scores(r, j) = sum_c queries(r, c) keys[j][c] for kKeys keys and kQueries rows.
-/// queries: rows of stride `query_stride`, zero past d up to whole vectors; scores: row stride `stride`.
-/// The same columns of `later` are fetched meanwhile.
-template <class Real, int kQueries, int kKeys, class T, class Later>
-HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, const T* const* keys,
-                          const Later* const* later, Real* scores, Index stride) {
-  using namespace simd;
-  constexpr Index kStep = kLanes<Real>;
-  Vec<Real> sum[kQueries][kKeys];
-#pragma GCC unroll 8
-  for (int r = 0; r < kQueries; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < kKeys; ++j) sum[r][j] = zero<Real>();
-  const auto step = [&](Index c, auto&& load_key) HWY_ATTR {
-    Vec<Real> key[kKeys];
-#pragma GCC unroll 8
-    for (int j = 0; j < kKeys; ++j) {
-      key[j] = load_key(keys[j] + c);
-      prefetch(later[j], c);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kQueries; ++r) {
-      const Vec<Real> query = load(queries + r * query_stride + c);
-#pragma GCC unroll 8
-      for (int j = 0; j < kKeys; ++j) sum[r][j] = fma(query, key[j], sum[r][j]);
-    }
-  };
-  Index c = 0;
-  for (; c + kStep <= d; c += kStep) step(c, [](const T* p) { return load_as<Real>(p); });
-  if (c < d) step(c, [d, c](const T* p) { return load_first_as<Real>(p, d - c); });
-#pragma GCC unroll 8
-  for (int r = 0; r < kQueries; ++r)
-#pragma GCC unroll 8
-    for (int j = 0; j < kKeys; j += 4)
-      reduce_add4<Real>(sum[r][j], sum[r][j + 1], sum[r][j + 2], sum[r][j + 3], scores + r * stride + j);
-}
-
-/// output(r, c) += sum_j weights(r, j) values[j][c] for kQueries rows and kVecs vectors of columns from c on,
-/// of which the last may be `tail` > 0 elements. The same columns of `later` are fetched meanwhile.
-template <class Real, int kQueries, int kVecs, class T, class Later>
-HWY_INLINE void add_weighted_rows(const Real* weights, Index weight_stride, const T* const* values,
-                                  const Later* const* later, Index count, Index c, Index tail, Real* output,
-                                  Index output_stride) {
-  using namespace simd;
-  constexpr Index kStep = kLanes<Real>;
-  Vec<Real> sum[kQueries][kVecs];
-#pragma GCC unroll 8
-  for (int r = 0; r < kQueries; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) sum[r][v] = load(output + r * output_stride + c + v * kStep);
-  for (Index j = 0; j < count; ++j) {
-    Vec<Real> row[kVecs];
-#pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) {
-      const T* p = values[j] + c + v * kStep;
-      row[v] = v + 1 == kVecs && tail > 0 ? load_first_as<Real>(p, tail) : load_as<Real>(p);
-      prefetch(later[j], c + v * kStep);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < kQueries; ++r) {
-      const Vec<Real> weight = set(weights[r * weight_stride + j]);
-#pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(weight, row[v], sum[r][v]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kQueries; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) store<Real>(sum[r][v], output + r * output_stride + c + v * kStep);
-}
-
-}  // namespace detail
 
 /// Attention of few query rows, each key and value read once for all of them.
 template <class Real>
@@ -146,11 +69,7 @@ class DecodeAttention {
     return 0;
   }
 
-  /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads, n_q, d_v];
-  /// lse: [heads, n_q] or without data.
-  template <class Q, class K, class V, class Out>
-  void run_task(const Problem& problem, Stage stage, Index task, Index worker, TensorView<const Q> q,
-                const K& k, const V& v, TensorView<Out> out, MatrixView<Real> lse) {
+  void run_task(const Problem& problem, Stage stage, Index task, Index worker, const ExactTensors<Real>& x) {
     switch (stage) {
       case Stage::prepare: {
         const Index table_tasks = tables_.tasks(problem);
@@ -158,15 +77,15 @@ class DecodeAttention {
                                   : scores_.prepare(problem, task - table_tasks);
       }
       case Stage::load:
-        return load_query(problem, q, task);
+        return load_query(problem, x.q, task);
       case Stage::attend: {
         // Heads within a split, so that they share the rotation table's rows in the cache.
         const Index kv = task % problem.shapes.kv_heads, split = task / problem.shapes.kv_heads;
         Workspace share = scratch_.of(worker);
-        return attend_split(problem, kv, split, k.head(kv), v.head(kv), buffers(problem, share));
+        return attend_split(problem, kv, split, x.k, x.v, buffers(problem, share));
       }
       case Stage::finish:
-        return finish_row(problem, task, worker, out, lse);
+        return finish_row(problem, task, worker, x.out, x.lse);
     }
   }
 
@@ -198,12 +117,12 @@ class DecodeAttention {
   }
   Index query_of(const Problem& problem, Index row) const { return row % problem.shapes.n_q; }
 
-  template <class Q>
-  void load_query(const Problem& problem, TensorView<const Q> q, Index task) {
+  void load_query(const Problem& problem, const StoredRows& q, Index task) {
     const Index kv = task / rows_, row = task % rows_, d = problem.shapes.d;
     const Index i = query_of(problem, row);
     Real* x = queries_ + task * key_stride_;
-    tables_.load_query(problem, q.head(head_of(problem, kv, row)).row(i), i, x);
+    q.head(head_of(problem, kv, row)).read(i, d, x);
+    tables_.turn_query(problem, i, x);
     const auto factor = static_cast<Real>(Scores<Real>::query_factor(problem));
     for (Index c = 0; c < d; ++c) x[c] *= factor;
     std::fill(x + d, x + key_stride_, Real{0});
@@ -213,27 +132,32 @@ class DecodeAttention {
   /// The partial states of a split's keys for all query rows of a key/value head.
   /// A block's values are fetched while its keys are scored and the next keys while its values are added, so
   /// that the memory never waits for the arithmetic.
-  template <class K, class V>
-  void attend_split(const Problem& problem, Index kv, Index split, const K& k, const V& v,
-                    const Buffers& b) const {
+  void attend_split(const Problem& problem, Index kv, Index split, const KeyRows<Real>& k,
+                    const ValueRows<Real>& v, const Buffers& b) const {
     const SoftmaxRows<Real> states = states_.from((kv * splits_ + split) * rows_);
     states.clear(rows_);
     const Range keys = intersect({split * kSplit, (split + 1) * kSplit}, reach(problem));
     if (keys.empty()) return;
     // The source rows of a block of keys, past the last key its row again.
-    const auto block_rows = [&](const auto& source, Index first) {
-      std::array<decltype(source.row(0)), kBlock> rows;
+    const auto block_rows = [&](const StoredHead& source, Index first) {
+      std::array<const std::byte*, kBlock> rows;
+      if (first + kBlock <= keys.end && problem.grid.in_order() && !source.is_paged) {
+        const std::byte* row = source.row(first);
+        for (Index m = 0; m < kBlock; ++m) rows[static_cast<std::size_t>(m)] = row + m * source.row_stride;
+        return rows;
+      }
       for (Index m = 0; m < kBlock; ++m)
         rows[static_cast<std::size_t>(m)] =
             source.row(problem.grid.source(std::min(first + m, keys.end - 1)));
       return rows;
     };
-    auto key_rows = block_rows(k, keys.begin);
+    const StoredHead k_head = k.head(kv), v_head = v.head(kv);
+    auto key_rows = block_rows(k_head, keys.begin);
     for (Index j = keys.begin; j < keys.end; j += kBlock) {
       const Range block{j, std::min(j + kBlock, keys.end)};
-      const auto value_rows = block_rows(v, j);
+      const auto value_rows = block_rows(v_head, j);
       const Index padded = round_up(block.size(), simd::kLanes<Real>);
-      score_block(problem, kv, key_rows.data(), value_rows.data(), block, b);
+      score_block(problem, kv, k, key_rows.data(), {value_rows.data(), step_of(v)}, block, b);
       for (Index r = 0; r < rows_; ++r) {
         const Index i = query_of(problem, r);
         const Range allowed = problem.grid.keys_of(i);
@@ -244,71 +168,40 @@ class DecodeAttention {
         states.weigh(rows_, b.scores, kBlock, padded);
       else
         states.weigh_polynomial(problem.kernel.coefficients(), rows_, b.scores, kBlock, padded);
-      if (block.end < keys.end) key_rows = block_rows(k, block.end);
-      add_values(problem, kv, value_rows.data(), key_rows.data(), block, states, b);
+      if (block.end < keys.end) key_rows = block_rows(k_head, block.end);
+      add_values(problem, kv, v, value_rows.data(), {key_rows.data(), step_of(k)}, block, states, b);
     }
   }
+
+  /// Bytes of a row for a vector of columns.
+  static Index step_of(const StoredRows& x) { return x.type->bytes_of(simd::kLanes<Real>); }
 
   /// scores [rows, block], for whole groups of four keys, while the values are fetched.
-  template <class K, class V>
-  void score_block(const Problem& problem, Index kv, const K* const* keys, const V* const* values,
-                   Range block, const Buffers& b) const {
-    if (!problem.rotates()) return dot_rows(problem, kv, keys, values, block.size(), b.scores);
-    std::array<const Real*, kBlock> rotated;
+  void score_block(const Problem& problem, Index kv, const KeyRows<Real>& k, const std::byte* const* keys,
+                   RowsAhead values, Range block, const Buffers& b) const {
+    const Index d = problem.shapes.d;
+    const Real* queries = queries_ + kv * rows_ * key_stride_;
+    if (!problem.rotates())
+      return k.score(rows_, d, queries, key_stride_, keys, values, block.size(), b.scores);
+    std::array<const std::byte*, kBlock> rotated;
     for (Index m = 0; m < kBlock; ++m) {
       Real* x = b.rotated + std::min(m, block.size() - 1) * key_stride_;
-      if (m < block.size()) tables_.load_key(problem, keys[m], block.begin + m, x);
-      rotated[static_cast<std::size_t>(m)] = x;
+      if (m < block.size()) {
+        k.type->convert(keys[m], d, x);
+        tables_.turn_key(problem, block.begin + m, x);
+      }
+      rotated[static_cast<std::size_t>(m)] = reinterpret_cast<const std::byte*>(x);
     }
-    dot_rows(problem, kv, rotated.data(), values, block.size(), b.scores);
-  }
-
-  template <class K, class V>
-  void dot_rows(const Problem& problem, Index kv, const K* const* keys, const V* const* values, Index count,
-                Real* scores) const {
-    const Real* queries = queries_ + kv * rows_ * key_stride_;
-    for (Index j = 0; j < count; j += 4)
-      for_query_tiles([&](auto together, Index r) {
-        constexpr int kQueries = together;
-        detail::dot_block<Real, kQueries, 4>(problem.shapes.d, queries + r * key_stride_, key_stride_,
-                                             keys + j, values + j, scores + r * kBlock + j, kBlock);
-      });
-  }
-
-  /// tile(std::integral_constant<int, n>{}, r) for consecutive tiles of n = 4, 2 or 1 query rows from r on.
-  template <class Tile>
-  void for_query_tiles(Tile&& tile) const {
-    Index r = 0;
-    for (; r + 4 <= rows_; r += 4) tile(std::integral_constant<int, 4>{}, r);
-    if (r + 2 <= rows_) {
-      tile(std::integral_constant<int, 2>{}, r);
-      r += 2;
-    }
-    if (r < rows_) tile(std::integral_constant<int, 1>{}, r);
+    detail::score_rows<Real, Real>(rows_, d, queries, key_stride_, rotated.data(), values, block.size(),
+                                   b.scores);
   }
 
   /// output += weights [rows, block] values [block, d_v], while the next keys are fetched.
-  template <class V, class K>
-  void add_values(const Problem& problem, Index kv, const V* const* values, const K* const* next_keys,
-                  Range block, const SoftmaxRows<Real>& states, const Buffers& b) const {
+  void add_values(const Problem& problem, Index kv, const ValueRows<Real>& v, const std::byte* const* values,
+                  RowsAhead next_keys, Range block, const SoftmaxRows<Real>& states, const Buffers& b) const {
     constexpr Index kStep = simd::kLanes<Real>;
-    constexpr Index kVecs = simd::kRegisters >= 32 ? 4 : 2;
-    const Index d_v = problem.shapes.d_v;
     std::fill_n(b.output, rows_ * width_, Real{0});
-    for (Index c = 0; c < d_v;) {
-      const bool wide = c + kVecs * kStep <= d_v;
-      for_query_tiles([&](auto together, Index r) {
-        constexpr int kQueries = together;
-        const auto add = [&](auto vectors) {
-          constexpr Index kWide = vectors;
-          detail::add_weighted_rows<Real, kQueries, kWide>(
-              b.scores + r * kBlock, kBlock, values, next_keys, block.size(), c,
-              std::max<Index>(0, kWide == 1 && c + kStep > d_v ? d_v - c : 0), b.output + r * width_, width_);
-        };
-        wide ? add(std::integral_constant<Index, kVecs>{}) : add(std::integral_constant<Index, 1>{});
-      });
-      c += wide ? kVecs * kStep : kStep;
-    }
+    v.sum(rows_, problem.shapes.d_v, b.scores, values, next_keys, block.size(), b.output, width_);
     for (Index r = 0; r < rows_; ++r) {
       const Real* sum = b.output + r * width_;
       simd::Vec<Real> zeros = simd::zero<Real>();  // x * 0 is 0 for finite x and NaN otherwise
@@ -319,24 +212,26 @@ class DecodeAttention {
       if (simd::reduce_add<Real>(zeros) == 0)
         for (Index c = 0; c < width_; ++c) states.row(r)[c] += sum[c];
       else
-        add_allowed_values(problem, head_of(problem, kv, r), query_of(problem, r), values, block,
+        add_allowed_values(problem, head_of(problem, kv, r), query_of(problem, r), *v.type, values, block,
                            b.scores + r * kBlock, states.row(r));
     }
   }
 
-  template <class V>
-  static void add_allowed_values(const Problem& problem, Index head, Index i, const V* const* values,
-                                 Range block, const Real* weights, Real* output) {
+  static void add_allowed_values(const Problem& problem, Index head, Index i, const StoredType& type,
+                                 const std::byte* const* values, Range block, const Real* weights,
+                                 Real* output) {
     const Range allowed = intersect(block, problem.grid.keys_of(i));
     for (Index j = allowed.begin; j < allowed.end; ++j)
       if (Scores<Real>::dense_allows(problem, head, i, j))
-        for (Index c = 0; c < problem.shapes.d_v; ++c)
-          output[c] += weights[j - block.begin] * static_cast<Real>(values[j - block.begin][c]);
+        type.for_each_piece<Real>(values[j - block.begin], problem.shapes.d_v,
+                                  [&](Index first, const Real* x, Index count) {
+                                    for (Index c = 0; c < count; ++c)
+                                      output[first + c] += weights[j - block.begin] * x[c];
+                                  });
   }
 
   /// Merges the splits of one query row in the order of the keys and writes it.
-  template <class Out>
-  void finish_row(const Problem& problem, Index task, Index worker, TensorView<Out> out,
+  void finish_row(const Problem& problem, Index task, Index worker, const OutputRows& out,
                   MatrixView<Real> lse) const {
     const Index kv = task / rows_, row = task % rows_;
     const Index head = head_of(problem, kv, row), i = query_of(problem, row);
@@ -347,7 +242,7 @@ class DecodeAttention {
     if (!problem.sinks.empty())
       totals.add_sink(0,
                       (problem.sinks[static_cast<std::size_t>(head)] - references_[task].total()) * kLog2E);
-    totals.template write<Real>(0, out.head(head).row(i), problem.shapes.d_v);
+    totals.template write<Real>(0, out, head, i);
     if (lse.data != nullptr)
       lse(head, i) = static_cast<Real>(problem.kernel.is_softmax() ? totals.lse(0) + references_[task].total()
                                                                    : totals.sum[0]);

@@ -8,11 +8,12 @@
 #include <utility>
 #include <variant>
 
+#include "fastrope/core/simd.hpp"
 #include "fastrope/core/target.hpp"
-#include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/exact/decode.hpp"
+#include "fastrope/exact/row_kernels.hpp"
 #include "fastrope/exact/stage.hpp"
 #include "fastrope/problem/problem.hpp"
 
@@ -47,9 +48,7 @@ class TiledAttention {
     return 0;
   }
 
-  template <class Q, class K, class V, class Out>
-  void run_task(const Problem& problem, Stage stage, Index task, Index worker, TensorView<const Q> q,
-                const K& k, const V& v, TensorView<Out> out, MatrixView<Real> lse) {
+  void run_task(const Problem& problem, Stage stage, Index task, Index worker, const ExactTensors<Real>& x) {
     switch (stage) {
       case Stage::prepare: {
         const Index table_tasks = packed_.tables().tasks(problem);
@@ -57,9 +56,9 @@ class TiledAttention {
                                   : attention_.prepare(problem, task - table_tasks);
       }
       case Stage::load:
-        return packed_.pack_task(problem, k, v, task, worker);
+        return packed_.pack_task(problem, x.k, x.v, task, worker);
       case Stage::attend:
-        return attention_.run_task(problem, packed_, q, out, lse, row_tasks(problem)[task], worker);
+        return attention_.run_task(problem, packed_, x.q, x.out, x.lse, row_tasks(problem)[task], worker);
       case Stage::finish:
         return;
     }
@@ -98,21 +97,16 @@ class ExactCall {
     return std::visit([&](const auto& way) { return way.tasks(problem, stage); }, way_);
   }
 
-  /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads, n_q, d_v];
-  /// lse: [heads, n_q], natural log (of a polynomial kernel, the sum itself), or without data.
-  template <class Q, class K, class V, class Out>
-  void run_task(const Problem& problem, Stage stage, Index task, Index worker, TensorView<const Q> q,
-                const K& k, const V& v, TensorView<Out> out, MatrixView<Real> lse) {
-    std::visit([&](auto& way) { way.run_task(problem, stage, task, worker, q, k, v, out, lse); }, way_);
+  /// lse: natural log; of a polynomial kernel, the sum itself.
+  void run_task(const Problem& problem, Stage stage, Index task, Index worker, const ExactTensors<Real>& x) {
+    std::visit([&](auto& way) { way.run_task(problem, stage, task, worker, x); }, way_);
   }
 
   /// Every task of every stage.
-  template <class Q, class K, class V, class Out>
-  void run(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-           MatrixView<Real> lse) {
+  void run(const Problem& problem, const ExactTensors<Real>& x) {
     for (const Stage stage : kStages)
       problem.executor.parallel_for(tasks(problem, stage), [&](Index task, Index worker) {
-        run_task(problem, stage, task, worker, q, k, v, out, lse);
+        run_task(problem, stage, task, worker, x);
       });
   }
 
@@ -128,23 +122,23 @@ class ExactCall {
   Way way_;
 };
 
-/// Whether these tensors can be multiplied as they are stored, in pairs of bfloat16: the hardware does, and
-/// Q, K and V are all of it.
-template <class Q, class K, class V>
-inline constexpr bool kStoredPairs =
-    simd::kBfloat16Products&& std::is_same_v<const Q, const bfloat16>&& std::is_convertible_v<
-        decltype(K::data), const bfloat16*>&& std::is_convertible_v<decltype(V::data), const bfloat16*>;
+/// What q, k and v of these types may be multiplied as in arithmetic of Real: pairs of bfloat16 where all are
+/// stored so and hardware multiplies them, else Real. A type, since most files have no such tensors and need
+/// not compile what they take.
+template <class Real, class... Xs>
+using OperandOf = std::conditional_t<simd::kBfloat16Products && std::is_same_v<Real, float> &&
+                                         (std::is_same_v<detail::RowsElement<Xs>, bfloat16> && ...),
+                                     bfloat16, Real>;
 
-/// f(std::type_identity<T>{}) for the operand type T that suits these tensors: pairs of bfloat16 where they
-/// are stored so, hardware multiplies them and their rounding is allowed (dispatch/exact_rounding.hpp has
-/// it); their arithmetic type elsewhere, and for polynomial kernels, whose terms may cancel.
-template <class Q, class K, class V, class F>
-void with_operand(const Problem& problem, bool allow_pairs, const TensorView<const Q>&, const K&, const V&,
-                  F&& f) {
-  if constexpr (kStoredPairs<Q, K, V>)
+/// f(std::type_identity<T>{}) for Operand or, where the rounding of pairs is not allowed
+/// (plan/exact_rounding.hpp has it) and for polynomial kernels, whose terms may cancel, for Real.
+template <class Operand, class F>
+void with_operand(const Problem& problem, bool allow_pairs, F&& f) {
+  using Real = ArithmeticOf<Operand>;
+  if constexpr (!std::is_same_v<Operand, Real>)
     if (allow_pairs && !problem.weights && problem.kernel.is_softmax())
-      return f(std::type_identity<bfloat16>{});
-  f(std::type_identity<ArithmeticOf<Q>>{});
+      return f(std::type_identity<Operand>{});
+  f(std::type_identity<Real>{});
 }
 
 /// The most of bytes(std::type_identity<T>{}) over the operand types T that tensors of arithmetic in Real can
@@ -166,13 +160,13 @@ std::size_t exact_workspace_bytes(const Problem& problem) {
   });
 }
 
-/// Attends with exact_workspace_bytes of memory.
-template <class Q, class K, class V, class Out>
-void run_exact(const Problem& problem, TensorView<const Q> q, const K& k, const V& v, TensorView<Out> out,
-               MatrixView<ArithmeticOf<Q>> lse, std::span<std::byte> memory, bool allow_pairs = true) {
-  with_operand(problem, allow_pairs, q, k, v, [&](auto operand) {
+/// Attends with exact_workspace_bytes of memory. Operand: of the tensors, as OperandOf has it.
+template <class Operand>
+void run_exact(const Problem& problem, const ExactTensors<ArithmeticOf<Operand>>& x,
+               std::span<std::byte> memory, bool allow_pairs = true) {
+  with_operand<Operand>(problem, allow_pairs, [&](auto operand) {
     Workspace workspace(memory);
-    ExactCall<typename decltype(operand)::type>(problem, workspace).run(problem, q, k, v, out, lse);
+    ExactCall<typename decltype(operand)::type>(problem, workspace).run(problem, x);
   });
 }
 

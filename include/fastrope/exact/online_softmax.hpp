@@ -22,6 +22,7 @@
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/row_overlap.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
@@ -270,13 +271,14 @@ struct SoftmaxTotals {
     sum[i] += shrink * std::exp2(logit - std::ceil(logit));
   }
 
-  /// Row i of out, o / l, in the storage type; zeros where l is 0, or so small that weights have underflowed.
-  template <class Real, class Out>
-  void write(Index i, Out* out, Index d_v) const {
+  /// o / l of row i, rounded to Real, becomes row `to` of a head of out; zeros where l is 0, or so small that
+  /// weights have underflowed.
+  template <class Real>
+  void write(Index i, const OutputRows& out, Index head, Index to) const {
     const double total = sum[i];
     const double inverse =
         std::abs(total) < static_cast<double>(std::numeric_limits<Real>::min()) ? 0 : 1 / total;
-    for (Index c = 0; c < d_v; ++c) out[c] = static_cast<Out>(static_cast<Real>(row(i)[c] * inverse));
+    out.write<Real>(head, to, row(i), inverse, out.cols);
   }
 
   /// Natural log of the sum of exponentials.

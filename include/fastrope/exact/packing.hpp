@@ -12,8 +12,8 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
-#include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/rotation_tables.hpp"
 #include "fastrope/exact/tile_kernel.hpp"
@@ -74,9 +74,8 @@ class PackedKeys {
     finite_ = workspace.take<bool>(s.kv_heads * panel_count_).data();
   }
 
-  /// k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v]: views with head(h).row(j).
-  template <class K, class V>
-  void pack(const Problem& problem, const K& k, const V& v) {
+  /// k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v].
+  void pack(const Problem& problem, const StoredRows& k, const StoredRows& v) {
     problem.executor.parallel_for(tables_.tasks(problem),
                                   [&](Index task, Index) { tables_.fill(problem, task); });
     problem.executor.parallel_for(tasks(problem),
@@ -88,8 +87,7 @@ class PackedKeys {
 
   /// The independent tasks of packing.
   Index tasks(const Problem& problem) const { return problem.shapes.kv_heads * packed_.size(); }
-  template <class K, class V>
-  void pack_task(const Problem& problem, const K& k, const V& v, Index task, Index worker) {
+  void pack_task(const Problem& problem, const StoredRows& k, const StoredRows& v, Index task, Index worker) {
     const Index kv = task / packed_.size(), p = packed_.begin + task % packed_.size();
     const Index at = kv * panel_count_ + p;
     Workspace share = scratch_.of(worker);
@@ -109,12 +107,12 @@ class PackedKeys {
 
   /// Rows [rows.begin, rows.end) of one query head times `factor`, zeros past the end, for query_operand:
   /// [width, words] in all. scratch: [scratch_size]. Requires width a multiple of kRowMultiple.
-  template <class Q>
-  void pack_queries(const Problem& problem, MatrixView<const Q> q, Range rows, Index width, double factor,
+  void pack_queries(const Problem& problem, const StoredHead& q, Range rows, Index width, double factor,
                     Real* queries, Real* scratch) const {
     const Index d = problem.shapes.d;
     const auto load = [&](Index i, Real* x) {
-      tables_.load_query(problem, q.row(rows.begin + i), rows.begin + i, x);
+      q.read(rows.begin + i, d, x);
+      tables_.turn_query(problem, rows.begin + i, x);
       for (Index c = 0; c < d; ++c) x[c] *= static_cast<Real>(factor);
       make_words<T>(d, x);
     };
@@ -166,27 +164,26 @@ class PackedKeys {
     return round_up(std::max(d, kWordSize<T> * words_of<T>(d)), simd::kLanes<Real>);
   }
 
-  template <class K>
-  void pack_panel(const Problem& problem, const K& k, const Real* shift, Range keys, Real* panel,
+  void pack_panel(const Problem& problem, const StoredHead& k, const Real* shift, Range keys, Real* panel,
                   Real* scratch) const {
     const Index count = intersect(keys, {0, problem.grid.n_k()}).size();
     const Index d = problem.shapes.d;
     detail::pack_columns(count, kWidth, words_, panel, scratch, row_size(d), [&](Index j, Real* x) {
-      tables_.load_key(problem, k.row(problem.grid.source(keys.begin + j)), keys.begin + j, x);
+      k.read(problem.grid.source(keys.begin + j), d, x);
+      tables_.turn_key(problem, keys.begin + j, x);
       for (Index c = 0; shift != nullptr && c < d; ++c) x[c] -= shift[c];
       make_words<T>(d, x);
     });
   }
 
   /// Returns whether all of them are finite.
-  template <class V>
-  bool pack_values(const Problem& problem, const V& v, Range keys, Real* values,
+  bool pack_values(const Problem& problem, const StoredHead& v, Range keys, Real* values,
                    [[maybe_unused]] Real* scratch) const {
     using namespace simd;
     Vec<Real> zeros = zero<Real>();  // x * 0 is 0 for finite x and NaN otherwise
     const auto load_row = [&](Index j, Real* row) HWY_ATTR {
       const Index count = j < problem.grid.n_k() ? problem.shapes.d_v : 0;
-      if (count > 0) convert(v.row(problem.grid.source(j)), count, row);
+      if (count > 0) v.read(problem.grid.source(j), count, row);
       std::fill(row + count, row + value_stride_, Real{0});
       for (Index c = 0; c < value_stride_; c += kLanes<Real>) zeros = fma(load(row + c), zero<Real>(), zeros);
     };

@@ -2,18 +2,17 @@
 #pragma once
 
 #include "fastrope/core/index.hpp"
-#include "fastrope/core/simd.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// Loads rows of q and k in the arithmetic type, turned by their positions.
+/// Turns rows of q and k, in the arithmetic type, by their positions.
 template <class Real>
 class RotationTables {
  public:
-  /// For loads of any query and of the keys in `keys` only: a long cache costs nothing where none reaches it.
+  /// For any query and the keys in `keys` only: a long cache costs nothing where none reaches it.
   RotationTables(const Problem& problem, Range keys, Workspace& workspace)
       : row_size_(problem.rotation.row_size()), filled_(keys) {
     const Shapes& s = problem.shapes;
@@ -32,7 +31,7 @@ class RotationTables {
     return key_tasks() + (shared_ ? 0 : ceil_div(problem.grid.n_q(), kBlock));
   }
 
-  /// Call for every task, before any load.
+  /// Call for every task, before anything is turned.
   void fill(const Problem& problem, Index task) const {
     const LagGrid& grid = problem.grid;
     if (task < key_tasks()) {
@@ -48,28 +47,19 @@ class RotationTables {
     }
   }
 
-  /// x [d] = query i, of which `row` holds the elements as stored.
-  template <class T>
-  void load_query(const Problem& problem, const T* row, Index i, Real* x) const {
-    load(problem, row, queries_ + (first_query_ + i) * row_size_, x);
+  /// Turns query i, x [d].
+  void turn_query(const Problem& problem, Index i, Real* x) const {
+    if (problem.rotates()) problem.rotation.apply(queries_ + (first_query_ + i) * row_size_, x);
   }
-
-  /// x [d] = key j in ascending order of position.
-  template <class T>
-  void load_key(const Problem& problem, const T* row, Index j, Real* x) const {
-    load(problem, row, keys_ + j * row_size_, x);
+  /// Turns key j in ascending order of position, x [d].
+  void turn_key(const Problem& problem, Index j, Real* x) const {
+    if (problem.rotates()) problem.rotation.apply(keys_ + j * row_size_, x);
   }
 
  private:
   static constexpr Index kBlock = 256;  // rows of a task
 
   Index key_tasks() const { return ceil_div(filled_.size(), kBlock); }
-
-  template <class T>
-  static void load(const Problem& problem, const T* row, const Real* table_row, Real* x) {
-    simd::convert(row, problem.shapes.d, x);
-    if (problem.rotates()) problem.rotation.apply(table_row, x);
-  }
 
   Index row_size_;
   Range filled_;  // the rows of keys_ that are filled

@@ -33,6 +33,7 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/attention.hpp"
@@ -105,9 +106,8 @@ class PolynomialAttention {
 
   /// out: [heads, n_q, d_v]. Writes the heads of all units. repaired: null or [heads], to which the rows are
   /// added that were computed again. kernel: with a polynomial kernel whose rows are to be judged.
-  template <class Q, class Out>
   void run(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
-           TensorView<const Q> q, TensorView<Out> out, Index* repaired = nullptr,
+           const StoredRows& q, const OutputRows& out, Index* repaired = nullptr,
            const KernelRows<Real>& kernel = {}) const {
     const Index units = static_cast<Index>(units_.size()), workers = problem.executor.workers();
     const auto run_unit = [&](Index u, const Team& team, Index state) {
@@ -198,10 +198,10 @@ class PolynomialAttention {
 
   /// The chunks in order, with the keys [first, far), after which their rows are done; or before that, from
   /// the last to the first, with the later keys, whose sums are stored.
-  template <bool kLater, class Q, class Out>
+  template <bool kLater>
   void sweep(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
-             const LowRankUnit& unit, const Team& team, const UnitMemory& memory, TensorView<const Q> q,
-             TensorView<Out> out, Index* repaired, const KernelRows<Real>& kernel) const {
+             const LowRankUnit& unit, const Team& team, const UnitMemory& memory, const StoredRows& q,
+             const OutputRows& out, Index* repaired, const KernelRows<Real>& kernel) const {
     const FarFactor factor = kLater ? unit.later_factor : unit.factor;
     State state{.factor = factor,
                 .n_k = problem.shapes.n_k,
@@ -220,7 +220,7 @@ class PolynomialAttention {
         const Index h = unit.heads.begin + t / tasks, begin = chunk.rows.begin + t % tasks * rows;
         const Range some{begin, std::min(begin + rows, chunk.rows.end)};
         QueryBlock<Real> block = exact.block(problem, packed, worker);
-        block.start(problem, packed, exact.scores(), h, q.head(h), some);
+        block.start(problem, packed, exact.scores(), h, q, some);
         if (!far.empty() || begun_)
           far_field(problem, unit, memory, state, exact.scores().lag_reference(h), some, worker,
                     kernel.of_call ? kernel.of_call->largest_value(problem.kv_head(h)) : 0, block);
@@ -237,10 +237,10 @@ class PolynomialAttention {
                {Range{0, chunk.first}, Range{chunk.far, later.begin}, Range{later.end, n_k}})
             block.attend(problem, packed, exact.scores(), near);
           if (kernel.of_call != nullptr)
-            finish_kernel_rows(problem, packed, exact, unit, h, some, {chunk.far, n_k}, block, q.head(h),
-                               out.head(h), repaired, kernel);
+            finish_kernel_rows(problem, packed, exact, unit, h, some, {chunk.far, n_k}, block, q, out,
+                               repaired, kernel);
           else
-            finish_rows(problem, packed, exact, unit, h, some, block, q.head(h), out.head(h), repaired);
+            finish_rows(problem, packed, exact, unit, h, some, block, q, out, repaired);
         }
       });
     }
@@ -250,10 +250,9 @@ class PolynomialAttention {
   }
 
   /// Writes the rows of a block; tiles with rows whose sums cannot be vouched for are computed again.
-  template <class Q, class Out>
   void finish_rows(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
-                   const LowRankUnit& unit, Index h, Range rows, QueryBlock<Real>& block,
-                   MatrixView<const Q> q, MatrixView<Out> out, Index* repaired) const {
+                   const LowRankUnit& unit, Index h, Range rows, QueryBlock<Real>& block, const StoredRows& q,
+                   const OutputRows& out, Index* repaired) const {
     std::array<bool, QueryBlock<Real>::kRows / kTile> keep = {};
     for (Index r = 0; r < rows.size(); r += kTile) {
       bool& all = keep[static_cast<std::size_t>(r / kTile)];
@@ -261,23 +260,22 @@ class PolynomialAttention {
       for (Index i = r; i < std::min(r + kTile, rows.size()); ++i)
         all = all && block.totals().within(i, unit.allowed);
     }
-    block.write(problem, out, static_cast<Real*>(nullptr));
+    block.write(problem, out);
     for (Index r = 0; r < rows.size(); r += kTile) {
       if (keep[static_cast<std::size_t>(r / kTile)]) continue;
       const Range tile{rows.begin + r, std::min(rows.begin + r + kTile, rows.end)};
       block.start(problem, packed, exact.scores(), h, q, tile);
       block.attend(problem, packed, exact.scores(), {0, problem.shapes.n_k});
-      block.write(problem, out, static_cast<Real*>(nullptr));
+      block.write(problem, out);
       if (repaired != nullptr) std::atomic_ref(repaired[h]).fetch_add(tile.size(), std::memory_order_relaxed);
     }
   }
 
   /// The same with a polynomial kernel, for rows whose keys `near` are in no state. Requires that anything is
   /// allowed where there are tokens before these, without which nothing can be computed again.
-  template <class Q, class Out>
   void finish_kernel_rows(const Problem& problem, const PackedKeys<Real>& packed,
                           const ExactAttention<Real>& exact, const LowRankUnit& unit, Index h, Range rows,
-                          Range near, QueryBlock<Real>& block, MatrixView<const Q> q, MatrixView<Out> out,
+                          Range near, QueryBlock<Real>& block, const StoredRows& q, const OutputRows& out,
                           Index* repaired, const KernelRows<Real>& kernel) const {
     const Index d_v = problem.shapes.d_v;
     const SoftmaxTotals& totals = block.totals();
@@ -285,14 +283,14 @@ class PolynomialAttention {
     const auto bound = [&](Index i, Index r, Range keys) {
       double largest = 0;
       for (Index c = 0; c < d_v; ++c) largest = or_larger(largest, std::abs(totals.row(r)[c]));
-      return kernel.of_call->template row<Out>(problem, h, i, kernel.of_call->query_size(problem, q.row(i)),
-                                               keys, totals.error[r], totals.sum[r],
-                                               largest / std::abs(totals.sum[r]));
+      return kernel.of_call->row(problem, h, i, kernel.of_call->query_size(problem, q.head(h), i), keys,
+                                 totals.error[r], totals.sum[r], largest / std::abs(totals.sum[r]),
+                                 *out.type);
     };
     std::array<double, QueryBlock<Real>::kRows> bounds;
     for (Index r = 0; r < rows.size(); ++r)
       bounds[static_cast<std::size_t>(r)] = bound(rows.begin + r, r, near);
-    block.write(problem, out, static_cast<Real*>(nullptr));
+    block.write(problem, out);
     for (Index r = 0; r < rows.size(); r += kTile) {
       double* of_tile = bounds.data() + r;
       const Range tile{rows.begin + r, std::min(rows.begin + r + kTile, rows.end)};
@@ -304,7 +302,7 @@ class PolynomialAttention {
         const double again = bound(tile.begin + i, i, {0, problem.shapes.n_k});
         if (!(again <= of_tile[i])) continue;
         of_tile[i] = again;
-        totals.template write<Real>(i, out.row(tile.begin + i), d_v);
+        totals.template write<Real>(i, out, h, tile.begin + i);
         ++taken;
       }
       if (repaired != nullptr) std::atomic_ref(repaired[h]).fetch_add(taken, std::memory_order_relaxed);

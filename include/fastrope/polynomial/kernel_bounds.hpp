@@ -7,9 +7,9 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
-#include <type_traits>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
@@ -19,19 +19,19 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// |x| of d elements, at least so large that a bound relative to it covers what underflow does to products of
-/// Real.
-template <class Real, class T>
-double row_length(const T* x, Index d) {
+/// |x| of a row of d elements, at least so large that a bound relative to it covers what underflow does to
+/// products of Real.
+template <class Real>
+double row_length(const StoredType& type, const std::byte* row, Index d) {
   constexpr Index kTogether = 8;
   double squares[kTogether] = {};
-  Index c = 0;
-  for (; c + kTogether <= d; c += kTogether)
-    for (Index l = 0; l < kTogether; ++l) {
-      const auto element = static_cast<double>(x[c + l]);
-      squares[l] += element * element;
-    }
-  for (; c < d; ++c) squares[0] += static_cast<double>(x[c]) * static_cast<double>(x[c]);
+  type.for_each_piece<double>(row, d, [&](Index, const double* x, Index count) {
+    static_assert(StoredType::kPiece % kTogether == 0);
+    Index c = 0;
+    for (; c + kTogether <= count; c += kTogether)
+      for (Index l = 0; l < kTogether; ++l) squares[l] += x[c + l] * x[c + l];
+    for (; c < count; ++c) squares[0] += x[c] * x[c];
+  });
   double square = static_cast<double>(d + 4) * static_cast<double>(std::numeric_limits<Real>::min()) /
                   kUnitRoundoff<Real>;
   for (const double s : squares) square += s;
@@ -49,6 +49,14 @@ inline double or_larger(double largest, double size) {
   return size <= largest || std::isnan(largest) ? largest : size;
 }
 
+/// The larger of that and |x| for all of a row's elements.
+inline double or_larger(double largest, const StoredType& type, const std::byte* row, Index cols) {
+  type.for_each_piece<double>(row, cols, [&](Index, const double* x, Index count) {
+    for (Index c = 0; c < count; ++c) largest = or_larger(largest, std::abs(x[c]));
+  });
+  return largest;
+}
+
 /// Bounds the rows of one call, whose arithmetic is in Real.
 template <class Real>
 class KernelBounds {
@@ -61,8 +69,7 @@ class KernelBounds {
         largest_values_(workspace.take<double>(problem.shapes.kv_heads).data()) {}
 
   /// Reads all keys and values: k [kv_heads, n_k, d], v [kv_heads, n_k, d_v].
-  template <class K, class V>
-  void measure(const Problem& problem, const K& k, const V& v) {
+  void measure(const Problem& problem, const StoredRows& k, const StoredRows& v) {
     query_factor_ = query_factor(problem) * longest_weights(problem);
     problem.executor.parallel_for(
         problem.shapes.kv_heads, [&](Index kv, Index) { measure_head(problem, kv, k.head(kv), v.head(kv)); });
@@ -74,17 +81,15 @@ class KernelBounds {
   void raise_largest_value(Index kv, double value) const {
     largest_values_[kv] = std::max(largest_values_[kv], value);
   }
-  /// |s| |q| of a row of queries as stored.
-  template <class T>
-  double query_size(const Problem& problem, const T* q) const {
-    return query_factor_ * row_length<Real>(q, problem.shapes.d);
+  /// |s| |q| of row i of a head's queries as stored.
+  double query_size(const Problem& problem, const StoredHead& q, Index i) const {
+    return query_factor_ * row_length<Real>(*q.type, q.row(i), problem.shapes.d);
   }
 
   /// Bounds row i of head h, whose keys `near` were done as such; far_error: the A of its other sums, sum:
-  /// D~, largest: max_c |out~_c|. Out: how the output is stored.
-  template <class Out>
+  /// D~, largest: max_c |out~_c|. out: how it is stored.
   double row(const Problem& problem, Index h, Index i, double query_size, Range near, double far_error,
-             double sum, double largest) const {
+             double sum, double largest, const StoredType& out) const {
     const Range allowed = problem.grid.keys_of(i);
     if (sum == 0 && !has_keys(problem, h, i, allowed)) return 0;
     const Range keys = intersect(near, allowed);
@@ -101,45 +106,37 @@ class KernelBounds {
         sizes[static_cast<std::size_t>(p)] = end[p] - (keys.begin == 0 ? 0 : begin[p]) + loss * end[p];
       error += rounding_.error(query_size, sizes.data(), largest_value, far_error, sum);
     }
-    return row_bound<Real, Out>(error, sum, largest, largest_value);
+    return row_bound<Real>(error, sum, largest, largest_value, out);
   }
 
   /// Bounds all rows of the exact path: q [heads, n_q, d], sums [heads, n_q], D~; out [heads, n_q, d_v],
   /// bounds [heads, n_q].
-  template <class Q, class Out>
-  void exact_rows(const Problem& problem, TensorView<const Q> q, MatrixView<const Real> sums,
-                  TensorView<Out> out, double* bounds) const {
+  void exact_rows(const Problem& problem, const StoredRows& q, MatrixView<const Real> sums,
+                  const OutputRows& out, double* bounds) const {
     const Shapes& s = problem.shapes;
     problem.executor.parallel_for(s.heads, [&](Index h, Index) {
-      for (Index i = 0; i < s.n_q; ++i) {
-        double largest = 0;
-        for (Index c = 0; c < s.d_v; ++c)
-          largest = or_larger(largest, std::abs(static_cast<double>(out.head(h)(i, c))));
+      for (Index i = 0; i < s.n_q; ++i)
         bounds[h * s.n_q + i] =
-            row<std::remove_const_t<Out>>(problem, h, i, query_size(problem, q.head(h).row(i)), {0, s.n_k}, 0,
-                                          static_cast<double>(sums(h, i)), largest);
-      }
+            row(problem, h, i, query_size(problem, q.head(h), i), {0, s.n_k}, 0,
+                static_cast<double>(sums(h, i)), or_larger(0, *out.type, out.row(h, i), s.d_v), *out.type);
     });
   }
 
  private:
-  template <class K, class V>
-  void measure_head(const Problem& problem, Index kv, const K& k, const V& v) const {
+  void measure_head(const Problem& problem, Index kv, const StoredHead& k, const StoredHead& v) const {
     const Shapes& s = problem.shapes;
     double* sizes = sizes_ + kv * rows_ * degrees_;
     double largest = 0;
     std::fill_n(sizes, degrees_, 0.0);
     for (Index j = 0; j < s.n_k; ++j, sizes += degrees_) {
       const Index source = problem.grid.source(j);
-      const double length = row_length<Real>(k.row(source), s.d);
+      const double length = row_length<Real>(*k.type, k.row(source), s.d);
       // A key that is not finite makes the sums of rows that meet it so, which says enough; others need not
       // know.
       double power = 1;
       for (Index p = 0; p < degrees_; ++p, power = std::isfinite(length) ? power * length : 0)
         sizes[degrees_ + p] = sizes[p] + power;
-      const auto* values = v.row(source);
-      for (Index c = 0; c < s.d_v; ++c)
-        largest = or_larger(largest, std::abs(static_cast<double>(values[c])));
+      largest = or_larger(largest, *v.type, v.row(source), s.d_v);
     }
     largest_values_[kv] = std::isnan(largest) ? std::numeric_limits<double>::infinity() : largest;
   }

@@ -34,9 +34,9 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
-#include <type_traits>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/exact/chains.hpp"
 #include "fastrope/polynomial/rounding.hpp"
@@ -126,24 +126,21 @@ class KernelRounding {
   Degrees rounded_ = {};  // (1 + u)^(2 p + 2) - 1
 };
 
-/// The bound of a row, over max|V|, whose sums are off by `error` = A. sum: D~; largest: max_c |out~_c|; Out:
+/// The bound of a row, over max|V|, whose sums are off by `error` = A. sum: D~; largest: max_c |out~_c|; out:
 /// how it is stored. Infinity where nothing is known.
-template <class Real, class Out>
-double row_bound(double error, double sum, double largest, double largest_value) {
+template <class Real>
+double row_bound(double error, double sum, double largest, double largest_value, const StoredType& out) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  constexpr double kStored = kUnitRoundoff<Real> + 0x1p-50 + result_rounding<Real, Out>();
-  constexpr double kLeast = std::is_same_v<Out, float16> ? 0x1p-25
-                            : sizeof(Real) < sizeof(Out) || sizeof(Out) < sizeof(double)
-                                ? static_cast<double>(std::numeric_limits<float>::min())
-                                : std::numeric_limits<double>::min();
+  const double rounding = kUnitRoundoff<Real> + 0x1p-50 + result_rounding<Real>(out);
+  const double least = std::max(out.smallest, static_cast<double>(std::numeric_limits<Real>::min()));
   const double left = std::abs(sum) - error;
   // A denominator that is not normal gives zeros.
   if (!(left > 0) || !(std::abs(sum) >= 2 * static_cast<double>(std::numeric_limits<Real>::min())) ||
       !(std::abs(sum) < kInfinity) || !(largest < kInfinity))
     return kInfinity;
-  const double ratio = largest_value > 0 ? (1 + 2 * kStored) * largest / largest_value : 0;
-  const double stored = largest_value > 0 ? kLeast / largest_value : 0;
-  const double bound = error * std::max(1.0, ratio) / left + kStored * ratio + stored;
+  const double ratio = largest_value > 0 ? (1 + 2 * rounding) * largest / largest_value : 0;
+  const double stored = largest_value > 0 ? least / largest_value : 0;
+  const double bound = error * std::max(1.0, ratio) / left + rounding * ratio + stored;
   return bound < kInfinity ? bound : kInfinity;
 }
 

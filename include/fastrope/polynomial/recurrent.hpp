@@ -19,6 +19,7 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/paged_view.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
@@ -64,14 +65,18 @@ class RecurrentAttention {
   /// clash; then nothing has changed. An exception of the executor leaves the state undefined. Cost: 4 n rank
   /// (d_v + 2) flops a head.
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
-  void prefill(const Q& q, const K& k, const V& v, Out&& out);
+  void prefill(const Q& q, const K& k, const V& v, Out&& out) {
+    prefill_rows(as_tensor(q), as_rows(k), as_rows(v), as_tensor(out));
+  }
 
   /// The same for one token, n = 1. Allocates nothing and throws nothing; after RunStatus::executor_failed
   /// the token may be in the states of some heads. With rope, position_out_of_range once tokens() exceeds
   /// RopeFrequencies::max_position(). Cost: 2 rank (d_v + 2) flops a query head for what it reads, as many a
   /// key head, in blocks, for what it adds, and those of up to kKeyBlock recent tokens.
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
-  RunStatus step(const Q& q, const K& k, const V& v, Out&& out) noexcept;
+  RunStatus step(const Q& q, const K& k, const V& v, Out&& out) noexcept {
+    return step_rows(as_tensor(q), as_rows(k), as_rows(v), as_tensor(out));
+  }
 
  private:
   static constexpr Index kBlock = kKeyBlock<Real>;
@@ -116,13 +121,17 @@ class RecurrentAttention {
   /// How the sums of a step over recent tokens are computed.
   KernelRounding step_rounding() const;
 
-  /// Token `slot` of the block, at position `position`, joins the recent ones.
-  template <class K, class V>
-  void append(Index kv, Index slot, Position position, const K* key, const V* value, const StepScratch& s);
+  void prefill_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v, const OutputRows& out);
+  RunStatus step_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v,
+                      const OutputRows& out) noexcept;
+
+  /// Token `slot` of the block, at position `position`, row j of k and v, joins the recent ones.
+  void append(Index kv, Index slot, Position position, const StoredRows& k, const StoredRows& v, Index j,
+              const StepScratch& s);
   /// All kBlock recent tokens of a head enter its state.
   void fold(Index kv, const StepScratch& s);
-  template <class Q, class K, class V, class Out>
-  void step_head(Index kv, const Q& q, const K& k, const V& v, const Out& out, const StepScratch& s);
+  void step_head(Index kv, const StoredRows& q, const StoredRows& k, const StoredRows& v,
+                 const OutputRows& out, const StepScratch& s);
   void add_state(Index kv, const StepScratch& s) const;
   void add_recent(Index kv, Index h, Index count, const StepScratch& s) const;
 
@@ -226,19 +235,15 @@ KernelRounding RecurrentAttention<Real>::step_rounding() const {
 }
 
 template <class Real>
-template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
-void RecurrentAttention<Real>::prefill(const Q& q, const K& k, const V& v, Out&& out) {
-  const auto q_view = as_tensor(q);
-  const auto k_view = as_rows(k);
-  const auto v_view = as_rows(v);
-  const auto out_view = as_tensor(out);
-  const Shapes shapes = shapes_of(q_view, k_view, v_view);
+void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v,
+                                            const OutputRows& out) {
+  const Shapes shapes = shapes_of(q, k, v);
   const Index n = shapes.n_q, before = recent();
   if (shapes != Shapes{heads_, kv_heads_, n, n, d_, d_v_})
     detail::fail("prefill: q, k and v are of ", shapes.heads, " and ", shapes.kv_heads, " heads, ",
                  shapes.n_q, " and ", shapes.n_k, " tokens, d ", shapes.d, " and d_v ", shapes.d_v,
                  "; this recurrence has ", heads_, " and ", kv_heads_, " heads, d ", d_, " and d_v ", d_v_);
-  require_output(shapes, out_view);
+  require_output(shapes, out);
 
   // The recent tokens come first, so that blocks begin where they do in steps.
   const Index n_k = before + n;
@@ -255,12 +260,12 @@ void RecurrentAttention<Real>::prefill(const Q& q, const K& k, const V& v, Out&&
         std::copy_n(recent_keys_.data() + (kv * kBlock + j) * d_, d_, key);
         std::copy_n(recent_values_.data() + (kv * kBlock + j) * value_stride(), d_v_, value);
       } else {
-        simd::convert(k_view.head(kv).row(j - before), d_, key);
-        simd::convert(v_view.head(kv).row(j - before), d_v_, value);
+        k.head(kv).read(j - before, d_, key);
+        v.head(kv).read(j - before, d_v_, value);
       }
     }
-  const TensorView<const Real> all_keys = contiguous<const Real>(keys.data(), kv_heads_, n_k, d_),
-                               all_values = contiguous<const Real>(values.data(), kv_heads_, n_k, d_v_);
+  const StoredRows all_keys = contiguous(keys.data(), kv_heads_, n_k, d_),
+                   all_values = contiguous(values.data(), kv_heads_, n_k, d_v_);
 
   std::vector<FarPairs> chunks;
   for (Index i = 0; i < n;) {
@@ -291,8 +296,7 @@ void RecurrentAttention<Real>::prefill(const Q& q, const K& k, const V& v, Out&&
     exact.prepare(problem);
     bounds.measure(problem, all_keys, all_values);
     for (Index kv = 0; kv < kv_heads_; ++kv) bounds.raise_largest_value(kv, largest_value_[at(kv, 1)]);
-    polynomial.run(problem, packed, exact, TensorView<const ElementOf<Q>>(q_view), out_view, nullptr,
-                   {&bounds, row_bounds_.data()});
+    polynomial.run(problem, packed, exact, q, out, nullptr, {&bounds, row_bounds_.data()});
     for (Index kv = 0; kv < kv_heads_; ++kv) largest_value_[at(kv, 1)] = bounds.largest_value(kv);
   });
   tokens_ += n;
@@ -304,18 +308,13 @@ void RecurrentAttention<Real>::prefill(const Q& q, const K& k, const V& v, Out&&
   const Index first = round_down(n_k, kBlock);
   for (Index kv = 0; kv < kv_heads_; ++kv)
     for (Index j = std::max(first, before); j < n_k; ++j)
-      append(kv, j - first, positions[static_cast<std::size_t>(j)], all_keys.head(kv).row(j),
-             all_values.head(kv).row(j), s);
+      append(kv, j - first, positions[static_cast<std::size_t>(j)], all_keys, all_values, j, s);
 }
 
 template <class Real>
-template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
-RunStatus RecurrentAttention<Real>::step(const Q& q, const K& k, const V& v, Out&& out) noexcept {
-  const auto q_view = as_tensor(q);
-  const auto k_view = as_rows(k);
-  const auto v_view = as_rows(v);
-  const auto out_view = as_tensor(out);
-  if (!fits(problem_.shapes, q_view, k_view, v_view, out_view)) return RunStatus::shape_mismatch;
+RunStatus RecurrentAttention<Real>::step_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v,
+                                              const OutputRows& out) noexcept {
+  if (!fits(problem_.shapes, q, k, v, out)) return RunStatus::shape_mismatch;
   if (problem_.rotates() && tokens_ > problem_.rotation.frequencies().max_position())
     return RunStatus::position_out_of_range;
   bounded_rows_ = 1;
@@ -324,7 +323,7 @@ RunStatus RecurrentAttention<Real>::step(const Q& q, const K& k, const V& v, Out
     problem_.executor.parallel_for(static_cast<Index>(units_.size()), [&](Index kv, Index worker) {
       Workspace share(std::span<std::byte>(scratch_).subspan(
           static_cast<std::size_t>(worker) * scratch_bytes_, scratch_bytes_));
-      step_head(kv, q_view, k_view, v_view, out_view, step_scratch(share));
+      step_head(kv, q, k, v, out, step_scratch(share));
     });
   } catch (...) {
     return RunStatus::executor_failed;
@@ -334,25 +333,25 @@ RunStatus RecurrentAttention<Real>::step(const Q& q, const K& k, const V& v, Out
 }
 
 template <class Real>
-template <class K, class V>
-void RecurrentAttention<Real>::append(Index kv, Index slot, Position position, const K* key, const V* value,
-                                      const StepScratch& s) {
+void RecurrentAttention<Real>::append(Index kv, Index slot, Position position, const StoredRows& k,
+                                      const StoredRows& v, Index j, const StepScratch& s) {
+  const StoredHead key = k.head(kv), value = v.head(kv);
   Real* raw = recent_keys_.data() + (kv * kBlock + slot) * d_;
   Real* column = recent_columns_.data() + kv * kBlock * d_ + slot;
   Real* values = recent_values_.data() + (kv * kBlock + slot) * value_stride();
   double* sizes = recent_sizes_.data() + (kv * (kBlock + 1) + slot) * degrees();
-  simd::convert(key, d_, raw);
+  key.read(j, d_, raw);
   std::copy_n(raw, d_, s.row);
   problem_.rotation.fill(
       {0, 1}, [&](Index) { return position; }, s.table);
   problem_.rotation.apply(s.table, s.row);
   for (Index c = 0; c < d_; ++c) column[c * kBlock] = s.row[c];
-  simd::convert(value, d_v_, values);
+  value.read(j, d_v_, values);
   double power = 1, &largest = largest_value_[at(kv, 1)];
-  const double length = row_length<Real>(key, d_);
+  const double length = row_length<Real>(*key.type, key.row(j), d_);
   for (Index p = 0; p < degrees(); ++p, power *= length)
     sizes[degrees() + p] = (slot > 0 ? sizes[p] : 0) + power;
-  for (Index c = 0; c < d_v_; ++c) largest = or_larger(largest, std::abs(static_cast<double>(value[c])));
+  largest = or_larger(largest, *value.type, value.row(j), d_v_);
   if (std::isnan(largest)) largest = std::numeric_limits<double>::infinity();
 }
 
@@ -462,14 +461,13 @@ void RecurrentAttention<Real>::add_recent(Index kv, Index h, Index count, const 
 }
 
 template <class Real>
-template <class Q, class K, class V, class Out>
-void RecurrentAttention<Real>::step_head(Index kv, const Q& q, const K& k, const V& v, const Out& out,
-                                         const StepScratch& s) {
+void RecurrentAttention<Real>::step_head(Index kv, const StoredRows& q, const StoredRows& k,
+                                         const StoredRows& v, const OutputRows& out, const StepScratch& s) {
   const Index group = problem_.group(), width = columns(), padded = padded_channels(), count = recent() + 1;
-  append(kv, recent(), tokens_, k.head(kv).row(0), v.head(kv).row(0), s);
+  append(kv, recent(), tokens_, k, v, 0, s);
   std::fill_n(s.queries, d_ * width, Real{0});
   for (Index h = 0; h < group; ++h) {
-    simd::convert(q.head(kv * group + h).row(0), d_, s.row);
+    q.head(kv * group + h).read(0, d_, s.row);
     problem_.rotation.apply(s.table, s.row);
     for (Index c = 0; c < d_; ++c) s.queries[c * width + h] = s.row[c] * static_cast<Real>(problem_.scale);
   }
@@ -487,14 +485,11 @@ void RecurrentAttention<Real>::step_head(Index kv, const Q& q, const K& k, const
     const double sum = sums[d_v_];
     const double inverse =
         std::abs(sum) < static_cast<double>(std::numeric_limits<Real>::min()) ? 0 : 1 / sum;
-    auto* to = out.head(kv * group + h).row(0);
-    using Stored = std::remove_cvref_t<decltype(*to)>;
     double largest = 0;
-    for (Index c = 0; c < d_v_; ++c) {
-      largest = or_larger(largest, std::abs(sums[c] * inverse));
-      to[c] = static_cast<Stored>(static_cast<Real>(sums[c] * inverse));
-    }
-    const double query = query_factor(problem_) * row_length<Real>(q.head(kv * group + h).row(0), d_);
+    for (Index c = 0; c < d_v_; ++c) largest = or_larger(largest, std::abs(sums[c] * inverse));
+    out.write<Real>(kv * group + h, 0, sums, inverse, d_v_);
+    const StoredHead q_head = q.head(kv * group + h);
+    const double query = query_factor(problem_) * row_length<Real>(*q_head.type, q_head.row(0), d_);
     double error = 0;
     if (far) {
       const double norm = query * (1 + rounding_.entry());  // of the rounded row
@@ -503,7 +498,7 @@ void RecurrentAttention<Real>::step_head(Index kv, const Q& q, const K& k, const
           underflow_error<Real>(unit.coefficients, rank(), d_, largest_value, state.errors + degrees(), norm);
     }
     error += rounding_.error(query, sizes, largest_value, error, sum);
-    row_bounds_[at(kv * group + h, 1)] = row_bound<Real, Stored>(error, sum, largest, largest_value);
+    row_bounds_[at(kv * group + h, 1)] = row_bound<Real>(error, sum, largest, largest_value, *out.type);
   }
   if (count == kBlock) fold(kv, s);
 }

@@ -38,6 +38,7 @@
 #include <type_traits>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/exact/tile_kernel.hpp"
 #include "fastrope/polynomial/state.hpp"
@@ -48,18 +49,15 @@ namespace fastrope::inline FASTROPE_TARGET {
 template <class Real>
 inline constexpr double kUnitRoundoff = static_cast<double>(std::numeric_limits<Real>::epsilon()) / 2;
 
-/// What rounding a result of Real once more to T, as it is stored, does at most, over its size; for float16
-/// beside 2^-25 in absolute value, as it has no smaller numbers.
+/// What rounding a result of Real once more to the type that it is stored as does at most, over its size; for
+/// float16 beside 2^-25 in absolute value, as it has no smaller numbers.
+template <class Real>
+constexpr double result_rounding(const StoredType& out) {
+  return out.rounding == kUnitRoundoff<Real> ? 0 : out.rounding;
+}
 template <class Real, class T>
 constexpr double result_rounding() {
-  if constexpr (std::is_same_v<T, Real>)
-    return 0;
-  else if constexpr (std::is_same_v<T, bfloat16>)
-    return 0x1p-8;
-  else if constexpr (std::is_same_v<T, float16>)
-    return 0x1p-11;
-  else
-    return kUnitRoundoff<T>;
+  return result_rounding<Real>(kStoredType<T>);
 }
 
 /// Products of at most 3000 factors 1 + e, |e| <= u = 2^-24, differ from 1 by no more than this times the sum

@@ -113,7 +113,7 @@ Shapes shapes_of(const Q& q, const K& k, const V& v) {
 
 /// Throws Error unless out is [heads, n_q, d_v], not null, and no two of its rows share memory.
 template <class Out>
-void require_output(const Shapes& s, const TensorView<Out>& out) {
+void require_output(const Shapes& s, const Out& out) {
   if (out.heads != s.heads || out.rows != s.n_q || out.cols != s.d_v)
     detail::fail("out is [", out.heads, ", ", out.rows, ", ", out.cols, "], the result is [heads = ", s.heads,
                  ", n_q = ", s.n_q, ", d_v = ", s.d_v, "]");
@@ -125,7 +125,7 @@ void require_output(const Shapes& s, const TensorView<Out>& out) {
 
 /// Whether these are the tensors of a call of shapes s.
 template <class Q, class K, class V, class Out>
-bool fits(const Shapes& s, const Q& q, const K& k, const V& v, const TensorView<Out>& out) noexcept {
+bool fits(const Shapes& s, const Q& q, const K& k, const V& v, const Out& out) noexcept {
   try {
     require_output(s, out);
     return shapes_of(q, k, v) == s;

@@ -18,6 +18,7 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
+#include "fastrope/eigen.hpp"
 #include "fastrope/toeplitz/toeplitz.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {

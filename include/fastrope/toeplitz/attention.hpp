@@ -7,16 +7,15 @@
 //     [v_j, 1], x_ij = sum_s q_i[a_s] W_s(lag) k_j[b_s],   T(lag) = e^b(lag) where the mask allows the lag,
 //     else 0.
 // Where rotated queries and keys separate (RoPE, no position) the variables are the d columns and W_s = 1:
-// C(d+g, g) terms, all with one generator, whose transform is done once. What of RoPE's logits depends on the
-// lag alone may be in T (position_part.hpp). A general W takes a variable for each entry of its support,
-// C(|S|+g, g) terms; those whose entries of W are the same up to signs share a generator, and a few
-// transformed generators are held at a time. Cost r (d_v + 1) pairs of transforms of length >= n_q + n_k - 1,
-// shorter for a window (segments.hpp); tasks are channels of a head. Workspace O(n (d + d_v)) for each head
-// at work and O(n) for each worker, never n x r. Where the bias is a straight line, a state is cheaper
-// (lag_tails.hpp).
+// C(d+g, g) terms, all with one generator, whose transform is done once. A general W takes a variable for
+// each entry of its support, C(|S|+g, g) terms; those whose entries of W are the same up to signs share a
+// generator, and a few transformed generators are held at a time. Cost r (d_v + 1) pairs of transforms of
+// length >= n_q + n_k - 1, shorter for a window (segments.hpp); tasks are channels of a head. Workspace O(n
+// (d
+// + d_v)) for each head at work and O(n) for each worker, never n x r. Where the bias is a straight line, a
+// state is cheaper (plan/lag_tails.hpp).
 #pragma once
 
-#include <Eigen/Core>
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -27,6 +26,7 @@
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/attention.hpp"
@@ -34,7 +34,6 @@
 #include "fastrope/position/relative_weights.hpp"
 #include "fastrope/toeplitz/circulant.hpp"
 #include "fastrope/toeplitz/head.hpp"
-#include "fastrope/toeplitz/position_part.hpp"
 #include "fastrope/toeplitz/segments.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
@@ -52,7 +51,6 @@ class ToeplitzAttention {
       degree_ = std::max<Index>(degree_, std::ssize(head.low_rank.coefficients) - 1);
       columns_ = std::max(columns_, head.low_rank.projection.variables());
       generators_ = std::max(generators_, std::ssize(head.terms));
-      sides_ = std::max<Index>(sides_, head.part ? 2 : 1);
     }
     generators_ = std::min(generators_, kGenerators);
     const Index workers = problem.executor.workers();
@@ -63,9 +61,8 @@ class ToeplitzAttention {
 
   /// out: [heads, n_q, d_v]. Writes every row of the planned heads. repaired: null or [heads], to which the
   /// rows are added that the exact path computed again.
-  template <class Q, class Out>
   void run(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
-           TensorView<const Q> q, TensorView<Out> out, Index* repaired = nullptr) const {
+           const StoredRows& q, const OutputRows& out, Index* repaired = nullptr) const {
     const Executor& executor = problem.executor;
     const Index workers = executor.workers(), count = std::ssize(heads_);
     const Index n_q = problem.shapes.n_q, channels = problem.shapes.d_v + 1;
@@ -112,8 +109,8 @@ class ToeplitzAttention {
         const HeadMemory m(*this, problem, share);
         for (Range rows = block(t % query_blocks, n_q); !rows.empty(); rows.begin += kTile) {
           const Range tile{rows.begin, std::min(rows.begin + kTile, rows.end)};
-          if (write(problem, head, tile, m, out.head(h))) continue;
-          exact.run_task(problem, packed, q, out, MatrixView<Real>{}, {h, tile}, worker);
+          if (write(problem, head, tile, m, out)) continue;
+          exact.run_task(problem, packed, q, out, {}, {h, tile}, worker);
           if (repaired != nullptr)
             std::atomic_ref(repaired[h]).fetch_add(tile.size(), std::memory_order_relaxed);
         }
@@ -166,8 +163,6 @@ class ToeplitzAttention {
   struct Scratch {
     Real* panel;       // [sides d, kRows], a block of rows before it is laid out
     Real* shifted;     // [sides d, kRows]
-    Real* table;       // [kTurnedRows, row_size], where a mean is turned
-    Real* mean;        // [d]
     Real* projected;   // [columns, kRows]
     Real* row_factor;  // [kRows]
     Real* row;         // what packing wants
@@ -180,10 +175,8 @@ class ToeplitzAttention {
     double* squares;   // [degree + 1, d_v + 1]
 
     Scratch(const ToeplitzAttention& t, const Problem& problem, Workspace& w)
-        : panel(w.take<Real>(t.sides_ * problem.shapes.d * kRows).data()),
-          shifted(w.take<Real>(t.sides_ * problem.shapes.d * kRows).data()),
-          table(w.take<Real>(t.sides_ > 1 ? kTurnedRows * problem.rotation.row_size() : 0).data()),
-          mean(w.take<Real>(problem.shapes.d).data()),
+        : panel(w.take<Real>(problem.shapes.d * kRows).data()),
+          shifted(w.take<Real>(problem.shapes.d * kRows).data()),
           projected(w.take<Real>(t.columns_ * kRows).data()),
           row_factor(w.take<Real>(kRows).data()),
           row(w.take<Real>(PackedKeys<Real>::scratch_size(problem.shapes)).data()),
@@ -196,29 +189,15 @@ class ToeplitzAttention {
           squares(w.take<double>((t.degree_ + 1) * (problem.shapes.d_v + 1)).data()) {}
   };
 
-  template <class Q>
   void load_queries(const Problem& problem, const PackedKeys<Real>& packed, const ToeplitzHead& head,
-                    TensorView<const Q> q, Index part, const HeadMemory& m, const Scratch& s) const {
+                    const StoredRows& q, Index part, const HeadMemory& m, const Scratch& s) const {
     const LowRankUnit& unit = head.low_rank;
-    const Index n_q = problem.shapes.n_q, d = problem.shapes.d, columns = unit.projection.variables();
+    const Index n_q = problem.shapes.n_q, columns = unit.projection.variables();
     const Range rows = block(part, n_q);
     for (Index i = rows.begin; i < rows.end; i += kRows) {
       const Range some{i, std::min(i + kRows, rows.end)};
       packed.pack_queries(problem, q.head(unit.heads.begin), some, kRows, problem.scale * kLog2E, s.panel,
                           s.row);
-      if (head.part) {
-        const Real factor = static_cast<Real>(problem.scale * kLog2E),
-                   c = static_cast<Real>(head.part->balance);
-        const auto position = [&](Index r) { return problem.grid.query_position(r); };
-        std::fill_n(s.panel + d * kRows, d * kRows, Real{0});
-        turn_mean(problem.rotation, head.part->query, some, position, s.table, s.mean,
-                  [&](Index r, const Real* x) {
-                    for (Index l = 0; l < d; ++l) {
-                      s.panel[l * kRows + r - i] -= factor * x[l];
-                      s.panel[(d + l) * kRows + r - i] = factor * c * x[l];
-                    }
-                  });
-      }
       project_queries(unit.projection, problem.scale, kLog2E, kRows, s.panel, kRows, s.shifted, s.projected,
                       s.row_factor);
       for (Index c = 0; c < columns; ++c)
@@ -240,16 +219,6 @@ class ToeplitzAttention {
       if (const Real* shift = packed.key_shift(kv))
         for (Index l = 0; l < d; ++l)
           for (Index i = 0; i < count; ++i) s.shifted[l * kRows + i] += shift[l];
-      if (head.part) {
-        const Real c = static_cast<Real>(head.part->balance);
-        const auto position = [&](Index r) { return problem.grid.key_position(r); };
-        std::fill_n(s.shifted + d * kRows, d * kRows, Real{0});
-        turn_mean(problem.rotation, head.part->key, {j, j + count}, position, s.table, s.mean,
-                  [&](Index r, const Real* x) {
-                    for (Index l = 0; l < d; ++l)
-                      s.shifted[(d + l) * kRows + r - j] = (s.shifted[l * kRows + r - j] - x[l]) / c;
-                  });
-      }
       Real* weight = s.row_factor;
       project_keys(unit.projection, problem.scale, kRows, count, s.shifted, s.projected, kRows, weight);
       for (Index c = 0; c < columns; ++c) std::copy_n(s.projected + c * kRows, count, m.keys + c * n_k + j);
@@ -278,17 +247,15 @@ class ToeplitzAttention {
   /// sums += coefficient diag(phi(q)) T diag(phi(k)) values, phi the monomial, for some channels.
   void add_term(const Problem& problem, const LowRankUnit& unit, const SharedGenerator::Term& term,
                 const Real* spectrum, Range channels, const HeadMemory& m, const Scratch& s) const {
-    using Vector = Eigen::Map<Eigen::ArrayX<Real>>;
     const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
     const auto monomials = unit.monomials->terms();
-    Vector query_term(s.query_term, n_q), key_term(s.key_term, n_k);
-    query_term.setConstant(static_cast<Real>(term.coefficient));
-    key_term.setOnes();
+    std::fill_n(s.query_term, n_q, static_cast<Real>(term.coefficient));
+    std::fill_n(s.key_term, n_k, Real{1});
     for (const Monomial* x = &monomials[static_cast<std::size_t>(term.monomial)]; x->degree > 0;
          x = &monomials[static_cast<std::size_t>(x->parent)]) {
       const auto [a, b] = columns_of(problem, x->variable);
-      query_term *= Vector(m.queries + a * n_q, n_q);
-      key_term *= Vector(m.keys + b * n_k, n_k);
+      simd::multiply_elements(s.query_term, m.queries + a * n_q, n_q, s.query_term);
+      simd::multiply_elements(s.key_term, m.keys + b * n_k, n_k, s.key_term);
     }
     const CirculantEmbedding<Real>& embedding = segments_->embedding();
     const SegmentedProduct& parts = segments_->product();
@@ -297,13 +264,11 @@ class ToeplitzAttention {
         const Range window = parts.inputs(p), keys = intersect(window, {0, n_k}), rows = parts.outputs(p);
         const Index at = keys.begin - window.begin;
         std::fill_n(s.padded, at, Real{0});
-        Vector(s.padded + at, keys.size()) =
-            key_term.segment(keys.begin, keys.size()) * Vector(m.values + c * n_k + keys.begin, keys.size());
+        simd::multiply_elements(s.key_term + keys.begin, m.values + c * n_k + keys.begin, keys.size(),
+                                s.padded + at);
         std::fill(s.padded + at + keys.size(), s.padded + embedding.length(), Real{0});
-        Real* const product = embedding.multiply(spectrum, s.padded, s.other);
-        Eigen::Map<Eigen::ArrayXd>(m.sums + c * n_q + rows.begin, rows.size()) +=
-            (query_term.segment(rows.begin, rows.size()) * Vector(product, rows.size()))
-                .template cast<double>();
+        const Real* const product = embedding.multiply(spectrum, s.padded, s.other);
+        simd::add_products(s.query_term + rows.begin, product, rows.size(), m.sums + c * n_q + rows.begin);
       }
   }
 
@@ -376,9 +341,8 @@ class ToeplitzAttention {
   }
 
   /// Writes some rows, unless what one is off by is more than is allowed: then returns false.
-  template <class Out>
   bool write(const Problem& problem, const ToeplitzHead& head, Range rows, const HeadMemory& m,
-             MatrixView<Out> out) const {
+             const OutputRows& out) const {
     const LowRankUnit& unit = head.low_rank;
     const Index n_q = problem.shapes.n_q, d_v = problem.shapes.d_v, degrees = std::ssize(unit.coefficients);
     std::array<double, kTile> norms;
@@ -401,8 +365,12 @@ class ToeplitzAttention {
     }
     for (Index i = rows.begin; i < rows.end; ++i) {
       const double inverse = problem.grid.keys_of(i).empty() ? 0 : 1 / m.sums[d_v * n_q + i];
-      for (Index c = 0; c < d_v; ++c)
-        out(i, c) = static_cast<Out>(static_cast<Real>(m.sums[c * n_q + i] * inverse));
+      for (Index first = 0; first < d_v; first += kTile) {
+        const Index count = std::min(kTile, d_v - first);
+        std::array<double, kTile> row;
+        for (Index c = 0; c < count; ++c) row[static_cast<std::size_t>(c)] = m.sums[(first + c) * n_q + i];
+        out.write<Real>(unit.heads.begin, i, row.data(), inverse, count, first);
+      }
     }
     return true;
   }
@@ -411,7 +379,6 @@ class ToeplitzAttention {
   const ToeplitzSegments<Real>* segments_;
   Index columns_ = 0;  // of projected rows
   Index degree_ = 0;
-  Index sides_ = 1;       // columns before projection, over d
   Index generators_ = 0;  // held at a time
   WorkerScratch of_head_;
   WorkerScratch of_worker_;

@@ -18,7 +18,6 @@
 #include <cmath>
 #include <limits>
 #include <map>
-#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -33,22 +32,18 @@
 #include "fastrope/problem/problem.hpp"
 #include "fastrope/toeplitz/circulant.hpp"
 #include "fastrope/toeplitz/fftw.hpp"
-#include "fastrope/toeplitz/position_part.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
 /// T's generator for one head, divided by its largest value: [n_q + n_k - 1], index lag - offset + n_k - 1.
-inline std::vector<double> lag_generator(const Problem& problem, Index head,
-                                         const std::optional<PositionPart>& part = {}) {
+inline std::vector<double> lag_generator(const Problem& problem, Index head) {
   const LagGrid& grid = problem.grid;
   const LagGrid::Lags lags = grid.allowed_lags();
   std::vector<double> generator(static_cast<std::size_t>(std::max<Index>(0, grid.n_q() + grid.n_k() - 1)));
   const Index size = std::max<Index>(0, lags.last - lags.first + 1);
   std::vector<double> logits(static_cast<std::size_t>(size));
-  if (part) logits = position_logits(problem, *part, lags.first, size);
   if (!problem.bias.empty())
-    for (Index m = 0; m < size; ++m)
-      logits[static_cast<std::size_t>(m)] += problem.bias(head, lags.first + m);
+    for (Index m = 0; m < size; ++m) logits[static_cast<std::size_t>(m)] = problem.bias(head, lags.first + m);
   const double largest = size > 0 ? *std::max_element(logits.begin(), logits.end()) : 0;
   for (Index m = 0; m < size; ++m)
     generator[static_cast<std::size_t>(lags.first + m - grid.offset() + grid.n_k() - 1)] =
@@ -75,16 +70,14 @@ struct ToeplitzHead {
   std::vector<double>
       weight_sizes;  ///< [support]: max|W_s| over the lags that are allowed; empty without weights
   std::vector<SharedGenerator> terms;
-  std::optional<PositionPart> part;  ///< that is in the generator; the features then have 2 d columns
 
-  ToeplitzHead(const Problem& problem, LowRankUnit unit, std::optional<PositionPart> position_part = {})
+  ToeplitzHead(const Problem& problem, LowRankUnit unit)
       : low_rank(std::move(unit)),
-        generator(lag_generator(problem, low_rank.heads.begin, position_part)),
+        generator(lag_generator(problem, low_rank.heads.begin)),
         row_sums(sums_of_rows(generator, problem.shapes)),
         generator_norm(norm_of(generator)),
         weight_sizes(sizes_of_weights(problem)),
-        terms(share_generators(low_rank, problem.weights ? &*problem.weights : nullptr)),
-        part(std::move(position_part)) {}
+        terms(share_generators(low_rank, problem.weights ? &*problem.weights : nullptr)) {}
 
  private:
   /// Of a running sum, with what it may be off by.

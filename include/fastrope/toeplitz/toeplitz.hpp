@@ -9,7 +9,6 @@
 // cost several times as much. A block of channels is a task for the executor.
 #pragma once
 
-#include <Eigen/Core>
 #include <algorithm>
 #include <cstddef>
 #include <memory>
@@ -41,8 +40,6 @@ class Channels {
       : stride_(stride_of(length)), data_(workspace.take<Real>(count * stride_).data()) {}
 
   Real* operator[](Index c) const { return data_ + c * stride_; }
-
-  auto array(Index c, Index size) const { return Eigen::Map<Eigen::ArrayX<Real>>((*this)[c], size); }
 
   /// Channel c becomes column columns.begin + c of x.
   void gather(MatrixView<const Real> x, Range columns) const {
@@ -130,16 +127,16 @@ class ToeplitzOperator {
     check_factors(u, v);
     for_each_block<HadamardBuffers>(x.cols, executor, [&](Range block, const HadamardBuffers& b) {
       b.x.gather(x, block);
-      for (Index c = 0; c < block.size(); ++c) b.y.array(c, n_rows()).setZero();
+      for (Index c = 0; c < block.size(); ++c) std::fill_n(b.y[c], n_rows(), Real{0});
       for (Index l = 0; l < u.cols; l += kMaxWidth) {
         const Range terms{l, std::min(l + kMaxWidth, u.cols)};
         b.u.gather(u, terms);
         b.v.gather(v, terms);
         for (Index c = 0; c < block.size(); ++c)
           for (Index k = 0; k < terms.size(); ++k) {
-            b.v_x.array(0, n_cols()) = b.v.array(k, n_cols()) * b.x.array(c, n_cols());
+            simd::multiply_elements(b.v[k], b.x[c], n_cols(), b.v_x[0]);
             multiply<false>(block.begin + c, b.v_x[0], b.product[0], b.transform);
-            b.y.array(c, n_rows()) += b.u.array(k, n_rows()) * b.product.array(0, n_rows());
+            simd::add_products(b.u[k], b.product[0], n_rows(), b.y[c]);
           }
       }
       b.y.scatter(y, block);

@@ -1,8 +1,5 @@
 #include "second_unit.hpp"
 
-FASTROPE_PLANS(, float);
-FASTROPE_CALLS(, float, fastrope::TensorView<const float>, float);
-
 void attend_elsewhere(const float* q, const float* k, const float* v, float* out, fastrope::Index n,
                       fastrope::Index d) {
   fastrope::attend(fastrope::contiguous(q, 1, n, d), fastrope::contiguous(k, 1, n, d),

@@ -1,10 +1,6 @@
 #pragma once
 
-#include <fastrope/instances.hpp>
-
-// Compiled in second_unit.cpp alone.
-FASTROPE_PLANS(extern, float);
-FASTROPE_CALLS(extern, float, fastrope::TensorView<const float>, float);
+#include <fastrope/fastrope.hpp>
 
 /// Attention of n queries to n keys, both [n, d], with default options, called from another translation unit.
 void attend_elsewhere(const float* q, const float* k, const float* v, float* out, fastrope::Index n,

@@ -1,5 +1,5 @@
 // A view's columns have unit stride; a column-major matrix has none to give.
-#include "fastrope/core/tensor_view.hpp"
+#include "fastrope/eigen.hpp"
 
 #ifdef FASTROPE_MISUSE
 constexpr int kOrder = Eigen::ColMajor;

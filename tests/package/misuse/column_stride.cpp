@@ -1,5 +1,5 @@
 // Neighbouring columns lie side by side: every second column of a matrix is no view.
-#include "fastrope/core/tensor_view.hpp"
+#include "fastrope/eigen.hpp"
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 using Strided = Eigen::Map<const Matrix, 0, Eigen::Stride<Eigen::Dynamic, 2>>;

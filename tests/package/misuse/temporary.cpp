@@ -1,5 +1,5 @@
 // A view of a matrix that dies at the end of the expression would dangle.
-#include "fastrope/core/tensor_view.hpp"
+#include "fastrope/eigen.hpp"
 
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 

@@ -1,0 +1,190 @@
+// Row kernels: what decoding does with keys and values where they lie, for each type that they are stored as:
+// scores of rows of keys, one kernel a type of K, and weighted sums of rows of values, one a type of V.
+//
+// Decoding is bound by memory: while a kernel works on some rows it fetches others, of any type, that the
+// next one will need.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <type_traits>
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/paged_view.hpp"
+#include "fastrope/core/simd.hpp"
+#include "fastrope/core/stored_rows.hpp"
+#include "fastrope/core/target.hpp"
+#include "fastrope/core/tensor_view.hpp"
+
+namespace fastrope::inline FASTROPE_TARGET {
+
+/// Keys whose scores decoding holds at once.
+inline constexpr Index kDecodeBlock = 64;
+
+/// Rows to fetch: `step` bytes of each for a vector of columns.
+struct RowsAhead {
+  const std::byte* const* rows;
+  Index step;
+};
+
+namespace detail {
+
+/// scores(r, j) = sum_c queries(r, c) keys[j][c] for kKeys keys of T and kQueries rows.
+/// queries: rows of stride `query_stride`, zero past d up to whole vectors; scores: row stride kDecodeBlock.
+/// The same columns of `ahead` are fetched meanwhile.
+template <class Real, int kQueries, int kKeys, class T>
+HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, const std::byte* const* keys,
+                          RowsAhead ahead, Real* scores) {
+  using namespace simd;
+  constexpr Index kStep = kLanes<Real>;
+  Vec<Real> sum[kQueries][kKeys];
+#pragma GCC unroll 8
+  for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < kKeys; ++j) sum[r][j] = zero<Real>();
+  Index fetched = 0;  // bytes of the rows ahead
+  const auto step = [&](Index c, auto&& load_key) HWY_ATTR {
+    Vec<Real> key[kKeys];
+#pragma GCC unroll 8
+    for (int j = 0; j < kKeys; ++j) {
+      key[j] = load_key(reinterpret_cast<const T*>(keys[j]) + c);
+      prefetch(ahead.rows[j], fetched);
+    }
+    fetched += ahead.step;
+#pragma GCC unroll 8
+    for (int r = 0; r < kQueries; ++r) {
+      const Vec<Real> query = load(queries + r * query_stride + c);
+#pragma GCC unroll 8
+      for (int j = 0; j < kKeys; ++j) sum[r][j] = fma(query, key[j], sum[r][j]);
+    }
+  };
+  Index c = 0;
+  for (; c + kStep <= d; c += kStep) step(c, [](const T* p) { return load_as<Real>(p); });
+  if (c < d) step(c, [d, c](const T* p) { return load_first_as<Real>(p, d - c); });
+#pragma GCC unroll 8
+  for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 8
+    for (int j = 0; j < kKeys; j += 4)
+      reduce_add4<Real>(sum[r][j], sum[r][j + 1], sum[r][j + 2], sum[r][j + 3],
+                        scores + r * kDecodeBlock + j);
+}
+
+/// output(r, c) += sum_j weights(r, j) values[j][c] for kQueries rows and kVecs vectors of columns from c on,
+/// of which the last may be `tail` > 0 elements. weights: row stride kDecodeBlock. The same columns of
+/// `ahead` are fetched meanwhile.
+template <class Real, int kQueries, int kVecs, class T>
+HWY_INLINE void add_weighted_rows(const Real* weights, const std::byte* const* values, RowsAhead ahead,
+                                  Index count, Index c, Index tail, Real* output, Index output_stride) {
+  using namespace simd;
+  constexpr Index kStep = kLanes<Real>;
+  Vec<Real> sum[kQueries][kVecs];
+#pragma GCC unroll 8
+  for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) sum[r][v] = load(output + r * output_stride + c + v * kStep);
+  const Index fetched = c / kStep * ahead.step;
+  for (Index j = 0; j < count; ++j) {
+    Vec<Real> row[kVecs];
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) {
+      const T* p = reinterpret_cast<const T*>(values[j]) + c + v * kStep;
+      row[v] = v + 1 == kVecs && tail > 0 ? load_first_as<Real>(p, tail) : load_as<Real>(p);
+      prefetch(ahead.rows[j], fetched + v * ahead.step);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kQueries; ++r) {
+      const Vec<Real> weight = set(weights[r * kDecodeBlock + j]);
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(weight, row[v], sum[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) store<Real>(sum[r][v], output + r * output_stride + c + v * kStep);
+}
+
+/// tile(std::integral_constant<int, n>{}, r) for consecutive tiles of n = 4, 2 or 1 of `rows` rows from r on.
+template <class Tile>
+HWY_INLINE void for_query_tiles(Index rows, Tile&& tile) {
+  Index r = 0;
+  for (; r + 4 <= rows; r += 4) tile(std::integral_constant<int, 4>{}, r);
+  if (r + 2 <= rows) {
+    tile(std::integral_constant<int, 2>{}, r);
+    r += 2;
+  }
+  if (r < rows) tile(std::integral_constant<int, 1>{}, r);
+}
+
+/// dot_block for all `rows` query rows and `count` keys, rounded up to fours.
+template <class Real, class T>
+void score_rows(Index rows, Index d, const Real* queries, Index query_stride, const std::byte* const* keys,
+                RowsAhead ahead, Index count, Real* scores) {
+  for (Index j = 0; j < count; j += 4)
+    for_query_tiles(rows, [&](auto together, Index r) {
+      constexpr int kQueries = together;
+      dot_block<Real, kQueries, 4, T>(d, queries + r * query_stride, query_stride, keys + j,
+                                      {ahead.rows + j, ahead.step}, scores + r * kDecodeBlock + j);
+    });
+}
+
+/// add_weighted_rows for all `rows` rows of weights and all d_v columns.
+template <class Real, class T>
+void sum_rows(Index rows, Index d_v, const Real* weights, const std::byte* const* values, RowsAhead ahead,
+              Index count, Real* output, Index output_stride) {
+  constexpr Index kStep = simd::kLanes<Real>;
+  constexpr Index kVecs = simd::kRegisters >= 32 ? 4 : 2;
+  for (Index c = 0; c < d_v;) {
+    const bool wide = c + kVecs * kStep <= d_v;
+    for_query_tiles(rows, [&](auto together, Index r) {
+      constexpr int kQueries = together;
+      const auto add = [&](auto vectors) {
+        constexpr Index kWide = vectors;
+        add_weighted_rows<Real, kQueries, kWide, T>(
+            weights + r * kDecodeBlock, values, ahead, count, c,
+            std::max<Index>(0, kWide == 1 && c + kStep > d_v ? d_v - c : 0), output + r * output_stride,
+            output_stride);
+      };
+      wide ? add(std::integral_constant<Index, kVecs>{}) : add(std::integral_constant<Index, 1>{});
+    });
+    c += wide ? kVecs * kStep : kStep;
+  }
+}
+
+/// The element type of what as_rows takes.
+template <class X>
+using RowsElement = std::remove_cvref_t<decltype(*as_rows(std::declval<X&>()).data)>;
+
+}  // namespace detail
+
+/// Keys, with the kernel of their type for queries of Real.
+template <class Real>
+struct KeyRows : StoredRows {
+  decltype(&detail::score_rows<Real, Real>) score;
+
+  template <RowsLike X>
+  KeyRows(const X& x) : StoredRows(as_rows(x)), score(&detail::score_rows<Real, detail::RowsElement<X>>) {}
+};
+
+/// Values, with the kernel of their type for weights of Real.
+template <class Real>
+struct ValueRows : StoredRows {
+  decltype(&detail::sum_rows<Real, Real>) sum;
+
+  template <RowsLike X>
+  ValueRows(const X& x) : StoredRows(as_rows(x)), sum(&detail::sum_rows<Real, detail::RowsElement<X>>) {}
+};
+
+/// The tensors of an exact call. q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v],
+/// out: [heads, n_q, d_v]; lse: [heads, n_q], or without data.
+template <class Real>
+struct ExactTensors {
+  StoredRows q;
+  KeyRows<Real> k;
+  ValueRows<Real> v;
+  OutputRows out;
+  MatrixView<Real> lse = {};
+};
+
+}  // namespace fastrope::inline FASTROPE_TARGET

@@ -1,0 +1,2 @@
+// What including the library costs a file.
+#include <fastrope/fastrope.hpp>
