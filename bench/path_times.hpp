@@ -75,7 +75,7 @@ inline const fastrope::Candidate& candidate_of(const fastrope::HeadReport& head)
 }
 
 /// Every path that can run, but for those predicted to take more than `most` times the exact path, and the
-/// Toeplitz path without a lag bias, which then has the polynomial path's features. All run in turn, `rounds`
+/// Toeplitz path without a lag bias, where it has the polynomial path's features. All run in turn, `rounds`
 /// times. The machine's clock wanders, so only times of one call compare.
 inline std::vector<PathTime> path_times(const AttentionCase& c, AttentionInputs<float>& in, int rounds,
                                         double most, const fastrope::CostModel& cost = {}) {

@@ -27,9 +27,8 @@ inline constexpr double kMostShown = 1000;   // the end of the colours
 struct Cell {
   MadeHead head;
   Path path = Path::exact;
-  double speed_up = 1;   ///< exact path's seconds over the chosen one's
-  double exact = 0;      ///< seconds
-  bool by_state = true;  ///< the chosen path does without transforms
+  double speed_up = 1;  ///< exact path's seconds over the chosen one's
+  double exact = 0;     ///< seconds
   bool measured = false;
   bool agrees = false;  ///< the measured fastest path is the predicted one
 };
@@ -58,8 +57,11 @@ struct Figure {
   const Cell& cell(std::size_t row, std::size_t dim, std::size_t radius, std::size_t length) const {
     return cells[((row * dims.size() + dim) * kRadii.size() + radius) * kLengths.size() + length];
   }
-  /// The path that competes with the exact one.
-  Path approximate() const { return rows.front().bias == Bias::none ? Path::polynomial : Path::toeplitz; }
+  /// The paths that compete with the exact one; without a bias transforms have the same features.
+  std::vector<Path> approximate() const {
+    if (rows.front().bias == Bias::none) return {Path::polynomial};
+    return {Path::polynomial, Path::toeplitz};
+  }
 };
 
 inline std::string text_of(const char* format, double x) {
@@ -175,7 +177,8 @@ inline void draw_regime(const Figure& figure, const std::string& folder) {
   const double y = bottom + 34;
   svg.rect({kLeft, y}, 16, 10, kExactFill);
   svg.words({kLeft + 21, y + 9}, "exact");
-  double x = draw_scale(svg, {kLeft + 76, y}, figure.approximate());
+  double x = kLeft + 76;
+  for (const Path path : figure.approximate()) x = draw_scale(svg, {x, y}, path);
   if (!marks.empty())
     for (const bool agrees : {true, false}) {
       draw_mark(svg, {x, y + 5}, agrees);

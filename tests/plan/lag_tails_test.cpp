@@ -377,11 +377,11 @@ TYPED_TEST(TailPromiseTest, HoldsForEveryStructure) {
 TYPED_TEST(TailPromiseTest, ThreadsDoNotChangeABit) {
   Inputs random(7);
   for (const Structure& s : structures()) {
-    AttentionCase c = make_case(s, 1200, 1200, random);
+    AttentionCase c = make_case(s, 600, 600, random);
     c.base.tolerance = 1e-2;
     AttentionInputs<TypeParam> in(c.shapes, random);
-    in.q = random.sphere<TypeParam>(2, 1200, 3, 0.7);
-    in.k = random.sphere<TypeParam>(1, 1200, 3, 0.7);
+    in.q = random.sphere<TypeParam>(2, 600, 3, 0.7);
+    in.k = random.sphere<TypeParam>(1, 600, 3, 0.7);
     attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
     const Tensor<TypeParam> serial = in.out;
     c.base.executor = threads(3);

@@ -49,7 +49,7 @@ struct Separation {
   }
 };
 
-/// Of one head. separates: polynomial_refusal(problem) is empty.
+/// Of one head. refusal: polynomial_refusal(problem).
 inline Separation separate(const Problem& problem, Index head, const std::string& refusal,
                            Arithmetic arithmetic) {
   Separation s;
