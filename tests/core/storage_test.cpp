@@ -65,6 +65,29 @@ TEST(Storage16, NumbersAreThoseOfBinary16) { expect_same_numbers<float16, Eigen:
 TEST(Storage16, RoundsToBfloat16) { expect_same_rounding<bfloat16, Eigen::bfloat16>(); }
 TEST(Storage16, RoundsToBinary16) { expect_same_rounding<float16, Eigen::half>(); }
 
+/// The limits, against the neighbours of 1, of the largest number and of 0.
+template <class T>
+void expect_limits() {
+  using Limits = std::numeric_limits<T>;
+  const auto next = [](T x) {
+    ++x.bits;
+    return static_cast<float>(x);
+  };
+  EXPECT_EQ(next(T(1.0F)) - 1, static_cast<float>(Limits::epsilon()));
+  EXPECT_EQ(next(Limits::max()), INFINITY);
+  EXPECT_EQ(static_cast<float>(Limits::infinity()), INFINITY);
+  EXPECT_EQ(static_cast<float>(Limits::lowest()), -static_cast<float>(Limits::max()));
+  EXPECT_EQ(next(T(0.0F)), static_cast<float>(Limits::denorm_min()));
+  EXPECT_EQ(next(Limits::min()),
+            (1 + static_cast<float>(Limits::epsilon())) * static_cast<float>(Limits::min()));
+  EXPECT_TRUE(std::isnan(static_cast<float>(Limits::quiet_NaN())));
+  EXPECT_EQ(static_cast<float>(Limits::epsilon()), std::exp2(1.0F - Limits::digits));
+}
+TEST(Storage16, HasLimits) {
+  expect_limits<bfloat16>();
+  expect_limits<float16>();
+}
+
 TEST(Storage16, ComparesAsFloats) {
   EXPECT_TRUE(bfloat16(0.0F) == bfloat16(-0.0F));
   EXPECT_FALSE(float16(NAN) == float16(NAN));

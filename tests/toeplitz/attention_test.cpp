@@ -20,6 +20,7 @@
 #include "support/attention_case.hpp"
 #include "support/dense_polynomial.hpp"
 #include "support/executors.hpp"
+#include "support/look_at.hpp"
 
 namespace fastrope_test {
 namespace {
@@ -58,12 +59,6 @@ LowRankUnit unit_of(Index head, Projection projection, const ExpPolynomial& poly
           .coefficients = {c.begin(), c.end()},
           .monomials = std::make_shared<const MonomialSet>(simplex_limits(variables, polynomial.degree())),
           .chunks = {}};
-}
-
-template <class Real>
-GroupLook look_at(const Problem& problem, const AttentionInputs<Real>& in, Index kv) {
-  return group_look<Real>(problem, kv, TensorView<const Real>(in.q.view()),
-                          TensorView<const Real>(in.k.view()), TensorView<const Real>(in.v.view()));
 }
 
 /// The heads of a problem with polynomials of relative error `fit`, keys shifted by chance.

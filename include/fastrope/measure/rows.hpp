@@ -38,10 +38,10 @@ void for_each_block(const RowSource<Real>& source, Index first, bool turned, Vis
   }
 }
 
-/// At most `count`, or 4, of the given rows, evenly spread: all of them if they are no more. For choices that
-/// need no proof.
+/// At most `count`, or 4, of the given rows after their rotation, evenly spread: all of them if they are no
+/// more. For choices that need no proof.
 template <class Real>
-Points sample(const RowSource<Real>& source, Range rows, Index count, bool turned = true) {
+Points sample(const RowSource<Real>& source, Range rows, Index count) {
   constexpr Index kRun = 4;  // neighbours share most of what their angles cost
   const bool all = rows.size() <= std::max(count, kRun);
   const Index runs = all ? 1 : std::max<Index>(1, count / kRun), run = all ? rows.size() : kRun;
@@ -49,7 +49,7 @@ Points sample(const RowSource<Real>& source, Range rows, Index count, bool turne
   Points some(source.d, runs * run);
   for (Index r = 0; r < runs; ++r) {
     const Index begin = rows.begin + r * (rows.size() - run) / std::max<Index>(1, runs - 1);
-    source.read({begin, begin + run}, turned, read.data());
+    source.read({begin, begin + run}, true, read.data());
     for (Index i = 0; i < run; ++i)
       for (Index c = 0; c < source.d; ++c)
         some(c, r * run + i) = static_cast<double>(read[static_cast<std::size_t>(i * source.d + c)]);

@@ -246,11 +246,8 @@ class LowRankSearch {
     if (rank > static_cast<double>(kMaxRank)) {
       if (rank >= refused_rank_) return true;
       refused_rank_ = rank;
-      reason_ = message(
-          "degree ", polynomial.degree(), " in ", variables, " variables has rank ", rank, ", above ",
-          kMaxRank, ": a state of ",
-          rank * static_cast<double>(request_.d_v + 1) * static_cast<double>(size_of(request_.arithmetic)),
-          " bytes");
+      reason_ =
+          rank_refusal(polynomial.degree(), variables, rank, request_.d_v, size_of(request_.arithmetic));
       return true;
     }
     const std::span<const int> cut = couplings.empty() ? std::span<const int>() : limits;

@@ -1,6 +1,8 @@
 // Planner: which candidate each head runs, and why the others lost.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <string>
