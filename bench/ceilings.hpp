@@ -5,6 +5,7 @@
 #include <chrono>
 #include <vector>
 
+#include "fastrope/core/executor.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
 #include "fastrope/core/workspace.hpp"
@@ -91,22 +92,26 @@ double fma_peak(int runs = 9) {
   return best;
 }
 
-/// Bytes per second of one thread that sums 512 MiB, the median of some runs.
-inline double read_bandwidth(int runs = 5) {
+/// Bytes per second of `threads` threads that sum 512 MiB, the median of some runs.
+inline double read_bandwidth(int runs = 5, Index threads = 1) {
   using namespace fastrope::simd;
   constexpr Index kCount = Index{1} << 27;
   static const std::vector<float> data(kCount, 1.0f);
+  const auto executor = fastrope::Executor::openmp(threads);
+  const Index share = kCount / threads;
   const double seconds = median_seconds(runs, [&] {
-    Vec<float> sum[8];
-    for (auto& s : sum) s = zero<float>();
-    constexpr Index kStep = kLanes<float>;
-    for (Index i = 0; i + 8 * kStep <= kCount; i += 8 * kStep) {
+    executor.parallel_for(threads, [&](Index t, Index) HWY_ATTR {
+      Vec<float> sum[8];
+      for (auto& s : sum) s = zero<float>();
+      constexpr Index kStep = kLanes<float>;
+      for (Index i = t * share; i + 8 * kStep <= (t + 1) * share; i += 8 * kStep) {
 #pragma GCC unroll 8
-      for (Index c = 0; c < 8; ++c) sum[c] = add(sum[c], load(data.data() + i + c * kStep));
-    }
-    float total = 0;
-    for (auto& s : sum) total += reduce_add<float>(s);
-    keep(total);
+        for (Index c = 0; c < 8; ++c) sum[c] = add(sum[c], load(data.data() + i + c * kStep));
+      }
+      float total = 0;
+      for (auto& s : sum) total += reduce_add<float>(s);
+      keep(total);
+    });
   });
   return static_cast<double>(kCount) * sizeof(float) / seconds;
 }

@@ -20,6 +20,7 @@
 #include "fastrope/exact/row_kernels.hpp"
 #include "fastrope/exact/scores.hpp"
 #include "fastrope/exact/stage.hpp"
+#include "fastrope/exact/tile_kernel.hpp"
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
@@ -29,10 +30,17 @@ template <class Real>
 class DecodeAttention {
  public:
   /// More query rows than this for each key/value head are better packed into tiles.
-  static constexpr Index kMaxRows = 16;
+  static constexpr Index kMaxRows = 256;
+  /// Up to so many rows read keys and values where they lie, by row kernels; more are multiplied with a block
+  /// of them at once, the queries side by side.
+  static constexpr Index kFewRows = 32;
 
   static bool suits(const Problem& problem) {
-    return problem.shapes.n_q * problem.group() <= kMaxRows && !problem.weights;
+    if (problem.weights) return false;
+    const Index n_q = problem.shapes.n_q, rows = n_q * problem.group();
+    // Every row meets all the keys that some row may attend to: that wastes little only where there are many
+    // more keys than queries.
+    return rows <= kMaxRows && (rows <= kFewRows / 2 || n_q == 1 || 8 * n_q <= reach(problem).size());
   }
 
   /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.
@@ -40,12 +48,15 @@ class DecodeAttention {
       : tables_(problem, reach(problem), workspace),
         scores_(problem, workspace),
         rows_(problem.shapes.n_q * problem.group()),
+        lanes_(rows_ > kFewRows ? round_up(rows_, simd::kLanes<Real>) : 0),
+        padded_rows_(rows_ > kFewRows ? round_up(rows_, kRowMultiple) : rows_),
         key_stride_(round_up(problem.shapes.d, simd::kLanes<Real>)),
         width_(round_up(problem.shapes.d_v, simd::kLanes<Real>)),
         splits_(std::max<Index>(1, ceil_div(problem.shapes.n_k, kSplit))),
-        queries_(workspace.take<Real>(problem.shapes.kv_heads * rows_ * key_stride_).data()),
+        queries_(
+            workspace.take<Real>(problem.shapes.kv_heads * std::max(rows_, lanes_) * key_stride_).data()),
         references_(workspace.take<BiasReference>(problem.shapes.kv_heads * rows_).data()),
-        states_(problem.shapes.kv_heads * splits_ * rows_, width_, workspace),
+        states_(problem.shapes.kv_heads * splits_ * padded_rows_, width_, workspace),
         scratch_(scratch) {}
 
   std::size_t worker_bytes(const Problem& problem) const {
@@ -77,7 +88,7 @@ class DecodeAttention {
                                   : scores_.prepare(problem, task - table_tasks);
       }
       case Stage::load:
-        return load_query(problem, x.q, task);
+        return load_query(problem, x.q, task, worker);
       case Stage::attend: {
         // Heads within a split, so that they share the rotation table's rows in the cache.
         const Index kv = task % problem.shapes.kv_heads, split = task / problem.shapes.kv_heads;
@@ -93,20 +104,24 @@ class DecodeAttention {
   static constexpr Index kSplit = kStretch;  // keys of a task
   static constexpr Index kBlock = kDecodeBlock;
   static_assert(kSplit % kBlock == 0);
+  static constexpr Index kPaddedBlock = round_up(kBlock, kRowMultiple);
 
   /// One worker's scratch for a block of keys.
   struct Buffers {
-    Real* scores;   // [rows, kBlock]
-    Real* line;     // [kBlock], a row of a lag function
-    Real* rotated;  // [kBlock, key_stride], zero past d
-    Real* output;   // [rows, width]
+    Real* scores;  // [rows, kBlock]
+    Real* line;    // [kBlock], a row of a lag function
+    Real* keys;    // [kPaddedBlock, key_stride], zero past d
+    Real* values;  // [kBlock, width], zero past d_v
+    Real* output;  // [rows, width], or scores [kPaddedBlock, lanes]
   };
 
   Buffers buffers(const Problem& problem, Workspace& w) const {
-    return {.scores = w.take<Real>(rows_ * kBlock).data(),
+    const bool many = lanes_ > 0;
+    return {.scores = w.take<Real>(padded_rows_ * kBlock).data(),
             .line = w.take<Real>(kBlock).data(),
-            .rotated = w.take<Real>(problem.rotates() ? kBlock * key_stride_ : 0).data(),
-            .output = w.take<Real>(rows_ * width_).data()};
+            .keys = w.take<Real>(many || problem.rotates() ? kPaddedBlock * key_stride_ : 0).data(),
+            .values = w.take<Real>(many ? kBlock * width_ : 0).data(),
+            .output = w.take<Real>(many ? kPaddedBlock * lanes_ : rows_ * width_).data()};
   }
 
   /// The keys that some query may attend to.
@@ -117,15 +132,20 @@ class DecodeAttention {
   }
   Index query_of(const Problem& problem, Index row) const { return row % problem.shapes.n_q; }
 
-  void load_query(const Problem& problem, const StoredRows& q, Index task) {
+  /// The queries of a key/value head: [rows, key_stride], or where they are many, side by side, [d, lanes].
+  Real* queries_of(Index kv) const { return queries_ + kv * std::max(rows_, lanes_) * key_stride_; }
+
+  void load_query(const Problem& problem, const StoredRows& q, Index task, Index worker) {
     const Index kv = task / rows_, row = task % rows_, d = problem.shapes.d;
     const Index i = query_of(problem, row);
-    Real* x = queries_ + task * key_stride_;
+    Workspace share = scratch_.of(worker);
+    Real* x = lanes_ > 0 ? buffers(problem, share).keys : queries_of(kv) + row * key_stride_;
     q.head(head_of(problem, kv, row)).read(i, d, x);
     tables_.turn_query(problem, i, x);
     const auto factor = static_cast<Real>(Scores<Real>::query_factor(problem));
     for (Index c = 0; c < d; ++c) x[c] *= factor;
     std::fill(x + d, x + key_stride_, Real{0});
+    for (Index c = 0; c < d && lanes_ > 0; ++c) queries_of(kv)[c * lanes_ + row] = x[c];
     references_[task] = scores_.reference(problem, head_of(problem, kv, row), i, problem.grid.keys_of(i));
   }
 
@@ -134,8 +154,9 @@ class DecodeAttention {
   /// that the memory never waits for the arithmetic.
   void attend_split(const Problem& problem, Index kv, Index split, const KeyRows<Real>& k,
                     const ValueRows<Real>& v, const Buffers& b) const {
-    const SoftmaxRows<Real> states = states_.from((kv * splits_ + split) * rows_);
-    states.clear(rows_);
+    const SoftmaxRows<Real> states = states_.from((kv * splits_ + split) * padded_rows_);
+    states.clear(padded_rows_);
+    std::fill(b.scores + rows_ * kBlock, b.scores + padded_rows_ * kBlock, Real{0});
     const Range keys = intersect({split * kSplit, (split + 1) * kSplit}, reach(problem));
     if (keys.empty()) return;
     // The source rows of a block of keys, past the last key its row again.
@@ -161,6 +182,7 @@ class DecodeAttention {
       for (Index r = 0; r < rows_; ++r) {
         const Index i = query_of(problem, r);
         const Range allowed = problem.grid.keys_of(i);
+        if (!Scores<Real>::modifies(problem) && intersect(allowed, block).size() == padded) continue;
         scores_.finish(problem, head_of(problem, kv, r), {i, i + 1}, {j, j + padded}, block, &allowed,
                        references_ + kv * rows_ + r, 1, b.scores + r * kBlock, kBlock, b.line);
       }
@@ -180,26 +202,45 @@ class DecodeAttention {
   void score_block(const Problem& problem, Index kv, const KeyRows<Real>& k, const std::byte* const* keys,
                    RowsAhead values, Range block, const Buffers& b) const {
     const Index d = problem.shapes.d;
-    const Real* queries = queries_ + kv * rows_ * key_stride_;
-    if (!problem.rotates())
+    const Real* queries = queries_of(kv);
+    if (lanes_ == 0 && !problem.rotates())
       return k.score(rows_, d, queries, key_stride_, keys, values, block.size(), b.scores);
-    std::array<const std::byte*, kBlock> rotated;
+    std::array<const std::byte*, kBlock> turned;
     for (Index m = 0; m < kBlock; ++m) {
-      Real* x = b.rotated + std::min(m, block.size() - 1) * key_stride_;
+      Real* x = b.keys + std::min(m, block.size() - 1) * key_stride_;
       if (m < block.size()) {
         k.type->convert(keys[m], d, x);
         tables_.turn_key(problem, block.begin + m, x);
       }
-      rotated[static_cast<std::size_t>(m)] = reinterpret_cast<const std::byte*>(x);
+      turned[static_cast<std::size_t>(m)] = reinterpret_cast<const std::byte*>(x);
     }
-    detail::score_rows<Real, Real>(rows_, d, queries, key_stride_, rotated.data(), values, block.size(),
-                                   b.scores);
+    if (lanes_ == 0)
+      return detail::score_rows<Real, Real>(rows_, d, queries, key_stride_, turned.data(), values,
+                                            block.size(), b.scores);
+    std::fill(b.keys + block.size() * key_stride_, b.keys + kPaddedBlock * key_stride_, Real{0});
+    constexpr Index kSome = kRowMultiple;
+    for (Index m = 0; m < block.size(); m += kSome) {
+      fetch(values, problem.shapes.d_v, {m, std::min(m + kSome, kBlock)});
+      multiply<false, Real>(kSome, lanes_, d,
+                            BroadcastOperand<Real>{b.keys + m * key_stride_, key_stride_, 1}, queries, lanes_,
+                            b.output + m * lanes_, lanes_);
+    }
+    for (Index m = 0; m < kBlock; m += simd::kBlockRows<Real>)
+      simd::transpose_strip(b.output + m * lanes_, lanes_, rows_, b.scores + m, kBlock);
+  }
+
+  /// Asks for `cols` columns of some of the rows ahead.
+  static void fetch(RowsAhead ahead, Index cols, Range rows) {
+    const Index bytes = ceil_div(cols, simd::kLanes<Real>) * ahead.step;
+    for (Index m = rows.begin; m < rows.end; ++m)
+      for (Index at = 0; at < bytes; at += kLine) simd::prefetch(ahead.rows[m], at);
   }
 
   /// output += weights [rows, block] values [block, d_v], while the next keys are fetched.
   void add_values(const Problem& problem, Index kv, const ValueRows<Real>& v, const std::byte* const* values,
                   RowsAhead next_keys, Range block, const SoftmaxRows<Real>& states, const Buffers& b) const {
     constexpr Index kStep = simd::kLanes<Real>;
+    if (lanes_ > 0) return multiply_values(problem, kv, v, values, next_keys, block, states, b);
     std::fill_n(b.output, rows_ * width_, Real{0});
     v.sum(rows_, problem.shapes.d_v, b.scores, values, next_keys, block.size(), b.output, width_);
     for (Index r = 0; r < rows_; ++r) {
@@ -214,6 +255,36 @@ class DecodeAttention {
       else
         add_allowed_values(problem, head_of(problem, kv, r), query_of(problem, r), *v.type, values, block,
                            b.scores + r * kBlock, states.row(r));
+    }
+  }
+
+  /// The same for many rows, by a product.
+  void multiply_values(const Problem& problem, Index kv, const ValueRows<Real>& v,
+                       const std::byte* const* values, RowsAhead next_keys, Range block,
+                       const SoftmaxRows<Real>& states, const Buffers& b) const {
+    constexpr Index kStep = simd::kLanes<Real>;
+    simd::Vec<Real> zeros = simd::zero<Real>();  // x * 0 is 0 for finite x and NaN otherwise
+    for (Index m = 0; m < block.size(); ++m) {
+      Real* x = b.values + m * width_;
+      v.type->convert(values[m], problem.shapes.d_v, x);
+      std::fill(x + problem.shapes.d_v, x + width_, Real{0});
+      for (Index c = 0; c < width_; c += kStep)
+        zeros = simd::fma(simd::load(x + c), simd::zero<Real>(), zeros);
+    }
+    if (simd::reduce_add<Real>(zeros) != 0) {
+      for (Index r = 0; r < rows_; ++r)
+        add_allowed_values(problem, head_of(problem, kv, r), query_of(problem, r), *v.type, values, block,
+                           b.scores + r * kBlock, states.row(r));
+      return;
+    }
+    constexpr Index kSome = kRowMultiple;
+    const Index parts = padded_rows_ / kSome;
+    for (Index part = 0; part < parts; ++part) {
+      fetch(next_keys, problem.shapes.d, {kBlock * part / parts, kBlock * (part + 1) / parts});
+      const Index r = part * kSome;
+      multiply<true, Real>(std::min(kSome, rows_ - r), width_, block.size(),
+                           BroadcastOperand<Real>{b.scores + r * kBlock, kBlock, 1}, b.values, width_,
+                           states.row(r), width_);
     }
   }
 
@@ -238,7 +309,7 @@ class DecodeAttention {
     Workspace share = scratch_.of(worker);
     const SoftmaxTotals totals(1, width_, share);
     totals.clear(1);
-    for (Index s = 0; s < splits_; ++s) totals.add(0, states_, (kv * splits_ + s) * rows_ + row);
+    for (Index s = 0; s < splits_; ++s) totals.add(0, states_, (kv * splits_ + s) * padded_rows_ + row);
     if (!problem.sinks.empty())
       totals.add_sink(0,
                       (problem.sinks[static_cast<std::size_t>(head)] - references_[task].total()) * kLog2E);
@@ -250,11 +321,13 @@ class DecodeAttention {
 
   RotationTables<Real> tables_;
   Scores<Real> scores_;
-  Index rows_;        // query rows of a key/value head
-  Index key_stride_;  // d in whole vectors
-  Index width_;       // d_v in whole vectors
+  Index rows_;         // query rows of a key/value head
+  Index lanes_;        // of queries side by side, where rows are many; else 0
+  Index padded_rows_;  // in whole tiles, where rows are many
+  Index key_stride_;   // d in whole vectors
+  Index width_;        // d_v in whole vectors
   Index splits_;
-  Real* queries_;              // [kv_heads, rows, key_stride], zero past d
+  Real* queries_;              // of each key/value head: queries_of
   BiasReference* references_;  // [kv_heads, rows]
   SoftmaxRows<Real> states_;   // [kv_heads, splits, rows]
   WorkerScratch scratch_;

@@ -22,6 +22,9 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// Keys whose scores decoding holds at once.
 inline constexpr Index kDecodeBlock = 64;
 
+/// Bytes that are fetched together: 16-bit rows need a line for every second vector.
+inline constexpr Index kLine = 64;
+
 /// Rows to fetch: `step` bytes of each for a vector of columns.
 struct RowsAhead {
   const std::byte* const* rows;
@@ -49,7 +52,7 @@ HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, cons
 #pragma GCC unroll 8
     for (int j = 0; j < kKeys; ++j) {
       key[j] = load_key(reinterpret_cast<const T*>(keys[j]) + c);
-      prefetch(ahead.rows[j], fetched);
+      if (fetched % kLine == 0) prefetch(ahead.rows[j], fetched);
     }
     fetched += ahead.step;
 #pragma GCC unroll 8
@@ -90,7 +93,7 @@ HWY_INLINE void add_weighted_rows(const Real* weights, const std::byte* const* v
     for (int v = 0; v < kVecs; ++v) {
       const T* p = reinterpret_cast<const T*>(values[j]) + c + v * kStep;
       row[v] = v + 1 == kVecs && tail > 0 ? load_first_as<Real>(p, tail) : load_as<Real>(p);
-      prefetch(ahead.rows[j], fetched + v * ahead.step);
+      if (v * ahead.step % kLine == 0) prefetch(ahead.rows[j], fetched + v * ahead.step);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kQueries; ++r) {
