@@ -42,7 +42,8 @@ class DecodeAttention {
         rows_(problem.shapes.n_q * problem.group()),
         key_stride_(round_up(problem.shapes.d, simd::kLanes<Real>)),
         width_(round_up(problem.shapes.d_v, simd::kLanes<Real>)),
-        splits_(std::max<Index>(1, ceil_div(problem.shapes.n_k, kSplit))),
+        first_split_(reach(problem).begin / kSplit),
+        splits_(ceil_div(reach(problem).end, kSplit) - first_split_),
         queries_(workspace.take<Real>(problem.shapes.kv_heads * rows_ * key_stride_).data()),
         references_(workspace.take<BiasReference>(problem.shapes.kv_heads * rows_).data()),
         states_(problem.shapes.kv_heads * splits_ * rows_, width_, workspace),
@@ -136,7 +137,8 @@ class DecodeAttention {
                     const ValueRows<Real>& v, const Buffers& b) const {
     const SoftmaxRows<Real> states = states_.from((kv * splits_ + split) * rows_);
     states.clear(rows_);
-    const Range keys = intersect({split * kSplit, (split + 1) * kSplit}, reach(problem));
+    const Index key = (first_split_ + split) * kSplit;
+    const Range keys = intersect({key, key + kSplit}, reach(problem));
     if (keys.empty()) return;
     // The source rows of a block of keys, past the last key its row again.
     const auto block_rows = [&](const StoredHead& source, Index first) {
@@ -250,9 +252,10 @@ class DecodeAttention {
 
   RotationTables<Real> tables_;
   Scores<Real> scores_;
-  Index rows_;        // query rows of a key/value head
-  Index key_stride_;  // d in whole vectors
-  Index width_;       // d_v in whole vectors
+  Index rows_;         // query rows of a key/value head
+  Index key_stride_;   // d in whole vectors
+  Index width_;        // d_v in whole vectors
+  Index first_split_;  // of those that some query reaches
   Index splits_;
   Real* queries_;              // [kv_heads, rows, key_stride], zero past d
   BiasReference* references_;  // [kv_heads, rows]

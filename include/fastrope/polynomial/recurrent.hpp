@@ -169,9 +169,11 @@ RecurrentAttention<Real>::RecurrentAttention(Index heads, Index kv_heads, Index 
   const Mask mask = problem_.grid.mask();
   if (mask != Mask::causal())
     detail::fail("a recurrence is causal: options.mask allows the lags ", mask.first, " to ", mask.last);
-  if (!options.query_positions.empty() || !options.key_positions.empty())
-    detail::fail("a recurrence counts positions itself: options give ", options.query_positions.size(),
-                 " query positions and ", options.key_positions.size(), " key positions");
+  if (!options.query_positions.empty() || !options.key_positions.empty() || !problem_.turns_by_lag())
+    detail::fail("a recurrence counts positions itself, one a token: options give ",
+                 options.query_positions.size(), " query positions and ", options.key_positions.size(),
+                 " key positions, and for sections ", options.query_section_positions.cols, " and ",
+                 options.key_section_positions.cols);
   if (const std::string refusal = polynomial_refusal(problem_); !refusal.empty())
     detail::fail("no recurrence: ", refusal);
   const std::vector<int> limits = simplex_limits(d, problem_.kernel.degree());
@@ -250,7 +252,7 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
   std::vector<Position> positions(static_cast<std::size_t>(n_k));
   for (Index j = 0; j < n_k; ++j) positions[static_cast<std::size_t>(j)] = tokens_ - before + j;
   const Problem problem =
-      problem_.with(n, n_k, std::span(positions).last(static_cast<std::size_t>(n)), positions);
+      problem_.with(n, n_k, {std::span(positions).last(static_cast<std::size_t>(n)), positions});
   std::vector<Real> keys(at(kv_heads_, n_k * d_)), values(at(kv_heads_, n_k * d_v_));
   for (Index kv = 0; kv < kv_heads_; ++kv)
     for (Index j = 0; j < n_k; ++j) {
@@ -343,7 +345,7 @@ void RecurrentAttention<Real>::append(Index kv, Index slot, Position position, c
   key.read(j, d_, raw);
   std::copy_n(raw, d_, s.row);
   problem_.rotation.fill(
-      {0, 1}, [&](Index) { return position; }, s.table);
+      {0, 1}, [&](Index, Index) { return position; }, s.table);
   problem_.rotation.apply(s.table, s.row);
   for (Index c = 0; c < d_; ++c) column[c * kBlock] = s.row[c];
   value.read(j, d_v_, values);

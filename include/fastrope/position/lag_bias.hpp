@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -19,6 +20,21 @@
 #include "fastrope/position/mask.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
+
+/// [heads]: the slopes that ALiBi's authors give to n = `heads` heads: 2^(-8/n), 2^(-16/n), .. 2^-8 where n
+/// is a power of two; else those of the largest one below n, then every second of twice as many, from the
+/// first on. Throws Error for a negative number.
+inline std::vector<double> alibi_slopes(Index heads) {
+  if (heads < 0) detail::fail("alibi_slopes: ", heads, " heads");
+  std::vector<double> slopes;
+  const auto count = static_cast<Index>(std::bit_floor(static_cast<std::size_t>(heads)));
+  const auto slope = [](Index place, Index of) {
+    return std::exp2(-8 * static_cast<double>(place) / static_cast<double>(of));
+  };
+  for (Index h = 1; h <= count; ++h) slopes.push_back(slope(h, count));
+  for (Index h = 1; std::ssize(slopes) < heads; h += 2) slopes.push_back(slope(h, 2 * count));
+  return slopes;
+}
 
 /// b(lag) = table[clamp(lag)] - slope |lag|, natural-log units, added to the scaled logit.
 class LagBias {
