@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <string>
@@ -24,7 +25,7 @@ const std::pair<std::vector<Index>, SectionOrder> kSections[] = {
     {{2, 3, 3}, SectionOrder::consecutive},  // Qwen2-VL's 16/24/24, an eighth of it
     {{4, 2, 2}, SectionOrder::interleaved},
     {{8}, SectionOrder::consecutive},
-    {{1, 3, 3, 1}, SectionOrder::interleaved},
+    {{2, 2, 2, 2}, SectionOrder::interleaved},
 };
 
 /// Every position that sections have, set to the token's own.
@@ -128,11 +129,12 @@ TYPED_TEST(Sections, ApproximatePathsKeepTheirPromise) {
         const Report report = attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
         const Tensor<double> expected = in.reference(c).out;
         for (const HeadReport& head : report.heads) {
-          EXPECT_LE(head.error_bound, c.base.tolerance);
           if (path != Path::automatic) {
             EXPECT_EQ(head.path, path);
+            EXPECT_LE(head.error_bound, c.base.tolerance);
           }
-          EXPECT_LE(max_abs_difference(in.out.view(), expected.view()), head.error_bound)
+          EXPECT_LE(max_abs_difference(in.out.view(), expected.view()),
+                    std::min(head.error_bound, c.base.tolerance))
               << c << ", " << path;
         }
         // Far from what positions of tokens give: the test sees the sections.
@@ -185,7 +187,7 @@ TEST(SectionsOfABatch, AreEachSequencesOwn) {
     AttentionCase& c = cases.emplace_back(AttentionCase{.shapes = s});
     c.base.rope = Rope{};
     c.base.mask = Mask::causal();
-    set_sections(c, random, {2, 3, 3}, SectionOrder::interleaved);
+    set_sections(c, random, {3, 3, 2}, SectionOrder::interleaved);
     inputs.emplace_back(s, random);
   }
   cases.back().query_section_positions.clear();
