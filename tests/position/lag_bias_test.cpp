@@ -268,7 +268,9 @@ TEST(AlibiSlopes, AreThoseOfThePaper) {
   for (std::size_t h = 8; h < 12; ++h)
     EXPECT_DOUBLE_EQ(twelve[h], std::exp2(-(static_cast<double>(h) - 7.5)));
   EXPECT_EQ(alibi_slopes(71).size(), 71U);
+  EXPECT_EQ(alibi_slopes(2, 4), (std::vector{0.25, 0.0625}));
   EXPECT_THROW(alibi_slopes(-1), Error);
+  EXPECT_THROW(alibi_slopes(2, std::numeric_limits<double>::infinity()), Error);
   EXPECT_EQ(LagBias::alibi(alibi_slopes(3))(2, 8), -8 * std::exp2(-2.0));
 }
 
