@@ -24,8 +24,8 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// [heads]: the slopes that ALiBi's authors give to n = `heads` heads. Where n is a power of two,
 ///     2^(-max_bias h / n),  h = 1 .. n;
 /// else those of the largest power of two below n, then every second of twice as many, from the first on.
-/// max_bias is ggml's; the paper's is 8. Throws Error for a negative number of heads and for a max_bias that is
-/// not finite.
+/// max_bias is ggml's; the paper's is 8. Throws Error for a negative number of heads and for a max_bias that
+/// is not finite.
 inline std::vector<double> alibi_slopes(Index heads, double max_bias = 8) {
   if (heads < 0 || !std::isfinite(max_bias))
     detail::fail("alibi_slopes: ", heads, " heads, max_bias ", max_bias);
