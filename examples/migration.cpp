@@ -32,15 +32,6 @@ TensorView<T> ggml_view(const GgmlTensor& t, Index b, int rows = 1) {
   return {data, t.ne[heads], t.ne[rows], t.ne[0], stride(heads), stride(rows)};
 }
 
-/// What ggml_flash_attn_ext multiplies the mask of each head by.
-std::vector<double> alibi_slopes(Index heads, double max_bias) {
-  const double power = std::exp2(std::floor(std::log2(static_cast<double>(heads))));
-  std::vector<double> slopes(static_cast<std::size_t>(heads));
-  std::iota(slopes.begin(), slopes.end(), 0);
-  for (double& h : slopes) h = std::exp2(-max_bias / power * (h < power ? h + 1 : h - power + 0.5));
-  return slopes;
-}
-
 /// ggml_flash_attn_ext with the causal mask of llama.cpp, which need not be written out.
 void flash_attn_ext(const GgmlTensor& q, const GgmlTensor& k, const GgmlTensor& v, const GgmlTensor& result,
                     float scale, float max_bias, float logit_softcap, std::span<const float> sinks) {

@@ -320,7 +320,7 @@ TEST(Plan, ADecodeLoopRunsInTheWorkspaceOfItsCapacity) {
     EXPECT_LE(max_abs_difference(in.out.view(), reference.out.view()), 4e-6) << n << " keys";
 
     const auto of_whole = make_plan(whole.shapes, whole.options());
-    EXPECT_EQ(of_whole.workspace_bytes(), workspace.size());
+    EXPECT_LE(of_whole.workspace_bytes(), workspace.size());  // of the keys that the query reaches
     ASSERT_EQ(of_whole.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace), RunStatus::ok);
     EXPECT_LE(max_abs_difference(in.out.view(), reference.out.view()), 4e-6) << n << " keys";
   }

@@ -80,5 +80,41 @@ TYPED_TEST(Reach, OnlyWhatSomeQueryReachesIsRead) {
         }
 }
 
+/// Of a call with a sliding window.
+template <class Real>
+std::size_t workspace_of(Index n_q, Index n_k, Position window, bool biased = false) {
+  Options options{.rope = Rope{}, .mask = Mask::sliding_window(window)};
+  if (biased) options.bias = LagBias::alibi(std::vector<double>(8, 0.1));
+  return make_plan<Real>({8, 8, n_q, n_k, 128, 128}, options).workspace_bytes();
+}
+
+TEST(ReachMemory, MemoryIsOfWhatSomeQueryReaches) {
+  // A window of 1024 over 524288 keys took 271 MB for a token, nearly all of the rotation's table, and 4.6 GB
+  // for 64 tokens, of packed keys and values: what they reach takes 0.6 MB and 10 MB.
+  constexpr Index kKeys = 524288, kWindow = 1024;
+  for (const bool biased : {false, true}) {
+    EXPECT_LT(workspace_of<float>(1, kKeys, kWindow, biased), std::size_t{1} << 20);
+    EXPECT_LT(workspace_of<float>(64, kKeys, kWindow, biased), std::size_t{11} << 20);
+    EXPECT_LT(workspace_of<double>(64, kKeys, kWindow, biased), std::size_t{22} << 20);
+    // However long the cache is behind the window.
+    EXPECT_EQ(workspace_of<float>(1, kKeys, kWindow, biased),
+              workspace_of<float>(1, kKeys / 8, kWindow, biased));
+    EXPECT_EQ(workspace_of<float>(64, kKeys, kWindow, biased),
+              workspace_of<float>(64, kKeys / 8, kWindow, biased));
+  }
+}
+
+TEST(ReachMemory, QueriesFarFromTheirKeysHaveTablesOfTheirOwn) {
+  Options options{.rope = Rope{}, .mask = Mask::lags(400000, 400100)};
+  const Plan<float> plan = make_plan<float>({8, 8, 2, 524288, 128, 128}, options);
+  EXPECT_LT(plan.workspace_bytes(), std::size_t{1} << 20);
+  AttentionCase c{.shapes = {1, 1, 2, 5000, 8, 8}};
+  c.base.rope = Rope{};
+  c.base.mask = Mask::lags(4000, 4100);
+  AttentionInputs<float> in(c.shapes, 3);
+  attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
+  EXPECT_LE(max_abs_difference(in.out.view(), in.reference(c).out.view()), 2e-5);
+}
+
 }  // namespace
 }  // namespace fastrope_test

@@ -126,6 +126,31 @@ void add_positions(Bytes& bytes, std::vector<Position>& positions, Index n) {
   if (bytes.one_in(3) && n > 1) std::swap(positions.front(), positions[1]);
 }
 
+/// What else a rope may have. Read last: the inputs in the corpus are of a time before it.
+void extend_rope(Bytes& bytes, AttentionCase& c) {
+  if (!c.base.rope) return;
+  Rope& rope = *c.base.rope;
+  if (bytes.one_in(4)) rope.rotary_begin = bytes.integer(-1, c.shapes.d + 1);
+  if (auto* yarn = std::get_if<YarnScaling>(&rope.scaling)) yarn->truncate = !bytes.one_in(2);
+  if (auto* table = std::get_if<FactorScaling>(&rope.scaling))
+    for (double& factor : table->factors)
+      if (bytes.one_in(4)) factor = INFINITY;
+  if (!bytes.one_in(3)) return;
+  const Index columns = rope.rotary_dim == 0 ? c.shapes.d - rope.rotary_begin : rope.rotary_dim;
+  const Index pairs = std::max<Index>(0, columns / 2), count = bytes.integer(1, 3);
+  rope.sections.assign(static_cast<std::size_t>(count), pairs / count);
+  rope.sections.front() += pairs % count + (bytes.one_in(9) ? 1 : 0);
+  if (bytes.one_in(2)) rope.section_order = SectionOrder::interleaved;
+  const auto add = [&](std::vector<Position>& positions, Index n) {
+    if (bytes.one_in(3)) return;
+    const Position first = bytes.integer(-9, 90);
+    for (Index i = 0; i < count * n; ++i) positions.push_back(first + i % 11 - i / 5);
+    if (bytes.one_in(9)) positions.resize(positions.size() / 2);
+  };
+  add(c.query_section_positions, c.shapes.n_q);
+  add(c.key_section_positions, c.shapes.n_k);
+}
+
 struct FuzzCase : AttentionCase {
   double bias_size = 0;  ///< bounds |bias|
 };
@@ -197,7 +222,9 @@ Tensor<T> rows_from(Bytes& bytes, Index heads, Index rows, Index cols) {
        << " on columns " << (o.rope ? o.rope->rotary_dim : 0) << ", applied " << o.rope_already_applied
        << ", bias " << !o.bias.empty() << ", scale " << o.scale.value_or(NAN) << ", softcap " << o.softcap
        << ", sinks " << c.sinks.size() << ", dense " << c.dense.size() << ", positions "
-       << c.query_positions.size() << " and " << c.key_positions.size();
+       << c.query_positions.size() << " and " << c.key_positions.size() << ", of "
+       << (o.rope ? o.rope->sections.size() : 0) << " sections " << c.query_section_positions.size()
+       << " and " << c.key_section_positions.size();
   if (o.rope)
     for (const ReferenceFrequencies f = reference_frequencies(*o.rope, c.shapes.d);
          const double theta : f.theta)
@@ -280,6 +307,7 @@ void check(Bytes& bytes) {
   const Tensor<T> q = rows_from<T>(bytes, s.heads, s.n_q, s.d),
                   k = rows_from<T>(bytes, s.kv_heads, s.n_k, s.d),
                   v = rows_from<T>(bytes, s.kv_heads, s.n_k, s.d_v);
+  extend_rope(bytes, c);
   Tensor<Real> out(s.heads, s.n_q, s.d_v);
   std::fill(out.values.begin(), out.values.end(), std::numeric_limits<Real>::quiet_NaN());
   Report report;

@@ -49,6 +49,13 @@ void expect_no_allocation(const Executor& executor) {
   EXPECT_EQ(allocations - after_prompt, 0);
   EXPECT_EQ(status, RunStatus::ok);
   EXPECT_GT(recurrence.tokens_in_state(), 0);
+
+  std::vector<std::byte> past(recurrence.state_bytes());
+  const long before_save = allocations;
+  status = recurrence.save(past);
+  recurrence.load(past);
+  EXPECT_EQ(allocations - before_save, 0);
+  EXPECT_EQ(status, RunStatus::ok);
 }
 
 TEST(RecurrentAllocation, AStepHasNone) {

@@ -345,6 +345,125 @@ TYPED_TEST(Recurrent, CopiesAreSequencesOfTheirOwn) {
   this->expect_oracle(c, branch, ", the copy");
 }
 
+/// The bytes of a recurrence's past.
+template <class Recurrence>
+std::vector<std::byte> saved(const Recurrence& recurrence) {
+  std::vector<std::byte> bytes(recurrence.state_bytes(), std::byte{0xee});
+  EXPECT_EQ(recurrence.save(bytes), RunStatus::ok);
+  return bytes;
+}
+
+TYPED_TEST(Recurrent, ASavedPastGoesOnBitForBit) {
+  using Real = ArithmeticOf<TypeParam>;
+  constexpr Index kBlock = kKeyBlock<Real>;
+  for (const Kernel& kernel : {Kernel::taylor(2), Kernel::power(4), Kernel::polynomial({3})})
+    for (const Index past : {Index{0}, Index{7}, kBlock, kBlock + 40, 2 * kBlock - 1}) {
+      AttentionCase c = case_of(4, 2, past + 60, 5, 3, kernel);
+      c.base.rope = Rope{.rotary_begin = 1};
+      AttentionInputs<TypeParam> in(c.shapes, 21);
+      auto recurrence = fastrope_test::recurrence<TypeParam>(c);
+      prefill(recurrence, in, 0, past / 2);
+      if (past > 0) prefill(recurrence, in, past / 2, past - 1), steps(recurrence, in, past - 1, past);
+      std::vector<std::byte> bytes = saved(recurrence);
+      bytes.insert(bytes.begin(), std::byte{1});  // of any alignment
+      auto other = fastrope_test::recurrence<TypeParam>(c);
+      AttentionInputs<TypeParam> before(c.shapes, 22);
+      prefill(other, before, 0, 33);  // a past that is no more
+      other.load(std::span(bytes).subspan(1));
+      EXPECT_EQ(other.tokens(), past);
+      EXPECT_EQ(other.row_bounds().cols, 0);
+      EXPECT_EQ(saved(other), std::vector<std::byte>(bytes.begin() + 1, bytes.end()));
+
+      AttentionInputs<TypeParam> again = in;
+      const auto expect_same = [&](Index begin, Index end, const std::string& how) {
+        for (Index h = 0; h < 4; ++h) {
+          for (Index i = begin; i < end; ++i)
+            for (Index m = 0; m < 3; ++m)
+              ASSERT_EQ(static_cast<double>(again.out(h, i, m)), static_cast<double>(in.out(h, i, m)))
+                  << how << ", past " << past << ", row " << i;
+          for (Index i = 0; i < other.row_bounds().cols; ++i)
+            ASSERT_EQ(other.row_bounds()(h, i), recurrence.row_bounds()(h, i)) << how << ", past " << past;
+        }
+      };
+      for (Index i = past; i < past + 45; ++i) {  // a block is full on the way
+        steps(recurrence, in, i, i + 1);
+        steps(other, again, i, i + 1);
+        expect_same(i, i + 1, "step");
+      }
+      prefill(recurrence, in, past + 45, past + 60);
+      prefill(other, again, past + 45, past + 60);
+      expect_same(past + 45, past + 60, "prefill");
+      EXPECT_EQ(saved(other), saved(recurrence));
+    }
+}
+
+TEST(RecurrentStates, OfOthersAreRefusedByName) {
+  Options options = options_of(Kernel::taylor(2));
+  options.rope = Rope{};
+  AttentionCase c{.shapes = {4, 2, 9, 9, 6, 5}, .base = options};
+  AttentionInputs<float> in(c.shapes, 23);
+  RecurrentAttention<float> recurrence(4, 2, 6, 5, options);
+  prefill(recurrence, in, 0, 9);
+  const std::vector<std::byte> bytes = saved(recurrence);
+  const auto error = [&](auto&& other) { return error_of([&] { other.load(bytes); }); };
+  const auto with = [&](auto&& change) {
+    Options changed = options;
+    change(changed);
+    return error(RecurrentAttention<float>(4, 2, 6, 5, changed));
+  };
+  EXPECT_EQ(with([](Options&) {}), "no Error");
+  EXPECT_EQ(error(RecurrentAttention<float>(2, 2, 6, 5, options)),
+            "load: the state's heads is 4, the recurrence's 2");
+  EXPECT_THAT(error(RecurrentAttention<float>(4, 4, 6, 5, options)),
+              HasSubstr("kv_heads is 2, the recurrence's 4"));
+  EXPECT_THAT(error(RecurrentAttention<float>(4, 2, 8, 5, options)), HasSubstr("d is 6, the recurrence's 8"));
+  EXPECT_THAT(error(RecurrentAttention<float>(4, 2, 6, 4, options)),
+              HasSubstr("d_v is 5, the recurrence's 4"));
+  EXPECT_THAT(error(RecurrentAttention<double>(4, 2, 6, 5, options)),
+              HasSubstr("bytes of a number is 4, the recurrence's 8"));
+  EXPECT_THAT(with([](Options& o) { o.kernel = Kernel::taylor(4); }), HasSubstr("rank is 28"));
+  EXPECT_THAT(with([](Options& o) { o.kernel = Kernel::polynomial({1, 2, 1}); }), HasSubstr("kernel"));
+  EXPECT_THAT(with([](Options& o) { o.scale = 0.5; }), HasSubstr("scale is 0.408"));
+  for (const Rope& rope :
+       {Rope{.base = 500}, Rope{.pairing = RopePairing::half_split}, Rope{.rotary_dim = 4},
+        Rope{.rotary_dim = 4, .rotary_begin = 2}, Rope{.scaling = FactorScaling{{1, 1, 1}, 1.5}}})
+    EXPECT_THAT(with([&](Options& o) { o.rope = rope; }), HasSubstr("rope"));
+  EXPECT_THAT(with([](Options& o) { o.rope.reset(); }), HasSubstr("rope"));
+  EXPECT_THAT(with([](Options& o) { o.rope_already_applied = true; }), HasSubstr("rope"));
+  EXPECT_EQ(with([](Options& o) { o.executor = threads(3); }), "no Error")
+      << "states do not depend on threads";
+  EXPECT_EQ(with([](Options& o) {
+              o.rope->sections = {1, 1, 1};
+            }),
+            "no Error")
+      << "all at the token's position";
+}
+
+TEST(RecurrentStates, DamagedBytesAreRefusedAndChangeNothing) {
+  const Options options = options_of(Kernel::taylor(2));
+  AttentionCase c{.shapes = {1, 1, 50, 50, 3, 2}, .base = options};
+  AttentionInputs<float> in(c.shapes, 24);
+  RecurrentAttention<float> recurrence(1, 1, 3, 2, options), other = recurrence;
+  prefill(recurrence, in, 0, 50);
+  prefill(other, in, 0, 20);
+  const std::vector<std::byte> bytes = saved(recurrence), before = saved(other);
+  const auto error = [&](std::span<const std::byte> from) { return error_of([&] { other.load(from); }); };
+  EXPECT_THAT(error({}), HasSubstr("0 bytes are fewer"));
+  EXPECT_THAT(error(std::span(bytes).first(60)), HasSubstr("60 bytes are fewer"));
+  EXPECT_THAT(error(std::span(bytes).first(bytes.size() - 8)), HasSubstr("bytes are given, the state has"));
+  EXPECT_THAT(error(std::vector<std::byte>(bytes.size())), HasSubstr("no saved state"));
+  for (std::size_t at = 0; at < bytes.size(); ++at) {  // every byte counts, of header, arrays and padding
+    std::vector<std::byte> damaged = bytes;
+    damaged[at] ^= std::byte{0x10};
+    ASSERT_NE(error(damaged), "no Error") << "byte " << at << " of " << bytes.size();
+  }
+  EXPECT_EQ(saved(other), before);
+
+  std::vector<std::byte> small(bytes.size() - 1, std::byte{0xaa});
+  EXPECT_EQ(recurrence.save(small), RunStatus::workspace_too_small);
+  EXPECT_EQ(small, std::vector<std::byte>(small.size(), std::byte{0xaa}));
+}
+
 TYPED_TEST(Recurrent, TheStateIsTheSumOfTheTokensInBlocks) {
   // c_alpha sum_j k_j^alpha [v_j, 1] over the first whole blocks, to the last bit the same whether they came
   // at once or one by one.

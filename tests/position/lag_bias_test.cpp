@@ -13,6 +13,7 @@
 
 namespace {
 
+using fastrope::alibi_slopes;
 using fastrope::Error;
 using fastrope::Index;
 using fastrope::LagBias;
@@ -252,6 +253,25 @@ TEST(LagBiasErrors, LagsThatNoPositionsHave) {
     const std::string text = error_of([&] { LagBias::t5(std::vector<double>(64), 2, true, distance); });
     EXPECT_NE(text.find("max_distance = " + std::to_string(distance)), std::string::npos) << text;
   }
+}
+
+TEST(AlibiSlopes, AreThoseOfThePaper) {
+  EXPECT_EQ(alibi_slopes(0), std::vector<double>{});
+  EXPECT_EQ(alibi_slopes(1), std::vector<double>{1.0 / 256});
+  const std::vector<double> eight = {1.0 / 2,  1.0 / 4,  1.0 / 8,   1.0 / 16,
+                                     1.0 / 32, 1.0 / 64, 1.0 / 128, 1.0 / 256};
+  EXPECT_EQ(alibi_slopes(8), eight);
+  // 12 heads: those of 8, then the odd ones of 16, 2^-0.5 2^-1.5 ..
+  const std::vector<double> twelve = alibi_slopes(12);
+  ASSERT_EQ(twelve.size(), 12U);
+  for (std::size_t h = 0; h < 8; ++h) EXPECT_EQ(twelve[h], eight[h]);
+  for (std::size_t h = 8; h < 12; ++h)
+    EXPECT_DOUBLE_EQ(twelve[h], std::exp2(-(static_cast<double>(h) - 7.5)));
+  EXPECT_EQ(alibi_slopes(71).size(), 71U);
+  EXPECT_EQ(alibi_slopes(2, 4), (std::vector{0.25, 0.0625}));
+  EXPECT_THROW(alibi_slopes(-1), Error);
+  EXPECT_THROW(alibi_slopes(2, std::numeric_limits<double>::infinity()), Error);
+  EXPECT_EQ(LagBias::alibi(alibi_slopes(3))(2, 8), -8 * std::exp2(-2.0));
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numbers>
@@ -26,6 +27,7 @@ using fastrope::rope_frequencies;
 using fastrope::RopeFrequencies;
 using fastrope::RopePairing;
 using fastrope::RopeScaling;
+using fastrope::SectionOrder;
 using fastrope::YarnScaling;
 
 constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
@@ -102,6 +104,73 @@ TEST(RopeFrequencies, YarnKeepsFastPairsAndDividesSlowOnes) {
   expect_close(rope_frequencies(rope, 128).attention_factor, 0.1 * std::log(4.0) + 1);
 }
 
+TEST(RopeFrequencies, YarnRampIsOfWholePairsOnlyWhereTruncated) {
+  // The same without whole numbers: from 64 ln(4096 / (32 2 pi)) / ln 10000 to 64 ln(4096 / (2 pi)) / ln
+  // 10000.
+  const Rope rope{.scaling = YarnScaling{.factor = 4, .original_context = 4096, .truncate = false}};
+  const std::vector<double> ratio = divisors(rope, 128);
+  const double low = 64 * std::log(4096 / (64 * kPi)) / std::log(1e4);
+  const double high = 64 * std::log(4096 / (2 * kPi)) / std::log(1e4);
+  ASSERT_NEAR(low, 20.94, 0.01);
+  ASSERT_NEAR(high, 45.03, 0.01);
+  for (std::size_t m = 0; m < 64; ++m) {
+    const double ramp = std::clamp((static_cast<double>(m) - low) / (high - low), 0.0, 1.0);
+    expect_close(1 / ratio[m], (1 - ramp) + ramp / 4);
+  }
+  EXPECT_EQ(ratio[20], 1);
+  EXPECT_GT(ratio[21], 1);
+}
+
+TEST(RopeFrequencies, AnInfiniteFactorKeepsAPairStill) {
+  const double kInfinity = std::numeric_limits<double>::infinity();
+  const RopeFrequencies f =
+      rope_frequencies({.scaling = FactorScaling{.factors = {1, kInfinity, 2, kInfinity}}}, 8);
+  EXPECT_EQ(f.theta[1], 0);
+  EXPECT_EQ(f.theta[3], 0);
+  EXPECT_EQ(f.theta[2], rope_frequencies({}, 8).theta[2] / 2);
+}
+
+TEST(RopeFrequencies, TheColumnsThatTurnMayBeTheLast) {
+  for (const RopePairing pairing : {RopePairing::interleaved, RopePairing::half_split}) {
+    // MLA: 512 columns of content, then 64 that turn.
+    const RopeFrequencies f = rope_frequencies({.pairing = pairing, .rotary_begin = 512}, 576);
+    ASSERT_EQ(f.pairs(), 32);
+    EXPECT_EQ(f.theta, rope_frequencies({}, 64).theta);
+    EXPECT_EQ(f.first_column(0), 512);
+    EXPECT_EQ(f.second_column(31), 575);
+    EXPECT_EQ(f.second_column(0), pairing == RopePairing::interleaved ? 513 : 544);
+    for (Index c = 0; c < 576; ++c) EXPECT_EQ(f.turns_column(c), c >= 512);
+  }
+  const RopeFrequencies middle = rope_frequencies({.rotary_dim = 4, .rotary_begin = 2}, 8);
+  EXPECT_EQ(middle.pairs(), 2);
+  EXPECT_FALSE(middle.turns_column(6));
+}
+
+/// The section of each pair as letters t, h, w.
+std::string sections_of(const std::vector<Index>& sections, SectionOrder order) {
+  Index pairs = 0;
+  for (const Index n : sections) pairs += n;
+  const RopeFrequencies f = rope_frequencies({.sections = sections, .section_order = order}, 2 * pairs);
+  EXPECT_EQ(f.sections, std::ssize(sections));
+  std::string letters;
+  for (Index m = 0; m < pairs; ++m) letters += "thwe"[f.section(m)];
+  return letters;
+}
+
+TEST(RopeFrequencies, SectionsShareOutThePairs) {
+  const std::string qwen2 = sections_of({16, 24, 24}, SectionOrder::consecutive);
+  EXPECT_EQ(qwen2, std::string(16, 't') + std::string(24, 'h') + std::string(24, 'w'));
+  EXPECT_EQ(sections_of({1, 2, 0, 3}, SectionOrder::consecutive), "thheee");  // ggml's list is of four
+  std::string qwen3;
+  for (int m = 0; m < 20; ++m) qwen3 += "thw";
+  EXPECT_EQ(sections_of({24, 20, 20}, SectionOrder::interleaved), qwen3 + "tttt");
+  std::string qwen35 = qwen3.substr(0, 30);
+  EXPECT_EQ(sections_of({11, 11, 10}, SectionOrder::interleaved), qwen35 + "th");
+  EXPECT_EQ(sections_of({5}, SectionOrder::interleaved), "ttttt");
+  EXPECT_EQ(rope_frequencies({}, 8).sections, 1);
+  EXPECT_EQ(rope_frequencies({}, 8).section(3), 0);
+}
+
 TEST(RopeFrequencies, YarnAttentionFactorCanBeGiven) {
   const auto factor_of = [](const YarnScaling& yarn) {
     return rope_frequencies({.scaling = yarn}, 64).attention_factor;
@@ -153,6 +222,8 @@ TEST(RopeFrequencies, EqualThePublishedFormulas) {
       YarnScaling{.factor = 32, .original_context = 4096, .beta_fast = 32, .beta_slow = 1},
       YarnScaling{.factor = 40, .original_context = 100, .beta_fast = 3, .beta_slow = 2.9},
       YarnScaling{.factor = 2, .original_context = 32768, .attention_factor = 1.3},
+      YarnScaling{.factor = 32, .original_context = 4096, .truncate = false},  // gpt-oss
+      YarnScaling{.factor = 2, .original_context = 64, .truncate = false},
       YarnScaling{.factor = 2, .original_context = 64, .beta_fast = 32},  // starts before the first pair
       YarnScaling{.factor = 2, .original_context = 6},                    // starts and ends at the first pair
       YarnScaling{.factor = 2, .original_context = 1e9},                  // ends behind the last
@@ -195,6 +266,23 @@ TEST(RopeErrors, DimensionsThatCannotTurn) {
   EXPECT_EQ(error_of({.rotary_dim = 6}, 7), "");  // an odd d with an even part that turns
 }
 
+TEST(RopeErrors, ColumnsThatAreNotThere) {
+  EXPECT_NE(error_of({.rotary_begin = 9}, 8).find("rotary_begin 9"), std::string::npos);
+  EXPECT_NE(error_of({.rotary_begin = -1}, 8).find("-1"), std::string::npos);
+  EXPECT_NE(error_of({.rotary_dim = 6, .rotary_begin = 4}, 8).find("rotary_dim 6"), std::string::npos);
+  EXPECT_NE(error_of({.rotary_begin = 3}, 8).find("even, got 5"), std::string::npos);
+}
+
+TEST(RopeErrors, SectionsThatDoNotShareOutThePairs) {
+  EXPECT_NE(error_of({.sections = {1, 2}}, 8).find("3 pairs together, 4"), std::string::npos);
+  EXPECT_NE(error_of({.sections = {5, -1}}, 8).find("5 of 4"), std::string::npos);
+  EXPECT_NE(error_of({.sections = {4, 0, 0, 0, 0, 0, 0, 0, 0}}, 8).find("9 sections"), std::string::npos);
+  // Every third of 6 pairs from the second on are 1 and 4.
+  EXPECT_EQ(error_of({.sections = {2, 2, 2}, .section_order = SectionOrder::interleaved}, 12), "");
+  const std::string few = error_of({.sections = {2, 3, 1}, .section_order = SectionOrder::interleaved}, 12);
+  EXPECT_NE(few.find("fewer than the 3 of section 1"), std::string::npos) << few;
+}
+
 TEST(RopeErrors, ParametersOutOfRange) {
   const double kNaN = std::numeric_limits<double>::quiet_NaN();
   const double kInfinity = std::numeric_limits<double>::infinity();
@@ -211,11 +299,13 @@ TEST(RopeErrors, ParametersOutOfRange) {
         {.scaling = Llama3Scaling{.factor = bad}},
         {.scaling = Llama3Scaling{.low_freq_factor = bad}},
         {.scaling = Llama3Scaling{.original_context = bad}},
-        {.scaling = FactorScaling{.factors = {1, 1, 1, bad}}},
         {.scaling = FactorScaling{.factors = {1, 1, 1, 1}, .attention_factor = bad}},
     };
     for (const Rope& rope : ropes)
       EXPECT_NE(error_of(rope, 8), "") << "scaling " << rope.scaling.index() << " with " << bad;
+    if (bad < kInfinity || std::isnan(bad)) {  // an infinite factor keeps a pair still
+      EXPECT_NE(error_of({.scaling = FactorScaling{.factors = {1, 1, 1, bad}}}, 8), "") << bad;
+    }
   }
   EXPECT_NE(error_of({.scaling = Llama3Scaling{.low_freq_factor = 4, .high_freq_factor = 4}}, 8), "");
   EXPECT_NE(error_of({.scaling = Llama3Scaling{.high_freq_factor = kNaN}}, 8), "");

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "support/inputs.hpp"
+#include "support/reference.hpp"
 
 namespace {
 
@@ -24,6 +25,7 @@ using fastrope::rope_frequencies;
 using fastrope::RopeFrequencies;
 using fastrope::RopePairing;
 using fastrope::Rotation;
+using fastrope::SectionOrder;
 using fastrope_test::Inputs;
 
 template <class Real>
@@ -34,7 +36,7 @@ class RotationOf : public testing::Test {
     const Index rows = static_cast<Index>(positions.size());
     std::vector<Real> values(static_cast<std::size_t>(rows * rotation.row_size()));
     rotation.fill(
-        {0, rows}, [&](Index i) { return positions[static_cast<std::size_t>(i)]; }, values.data());
+        {0, rows}, [&](Index i, Index) { return positions[static_cast<std::size_t>(i)]; }, values.data());
     return values;
   }
 
@@ -80,7 +82,7 @@ TYPED_TEST(RotationOf, PhasesAreExactUpToAMillionTokens) {
 TYPED_TEST(RotationOf, RowsDoNotDependOnTheRangeTheyAreFilledIn) {
   using Real = TypeParam;
   const Rotation rotation(rope_frequencies({}, 10));
-  const auto position_of = [](Index i) { return 1000 - 37 * static_cast<Position>(i); };
+  const auto position_of = [](Index i, Index) { return 1000 - 37 * static_cast<Position>(i); };
   std::vector<Real> all(static_cast<std::size_t>(60 * rotation.row_size()));
   rotation.fill({0, 60}, position_of, all.data());
   for (Index begin = 0; begin < 60; begin += 7) {
@@ -139,6 +141,66 @@ TYPED_TEST(RotationOf, TheProductDependsOnTheLagAlone) {
     }
     EXPECT_GT(std::abs(product(50, 0) - product(-50, 0)), 1e-3) << "direction matters";
   }
+}
+
+TYPED_TEST(RotationOf, EqualPositionsOfSectionsAreOnePositionBitForBit) {
+  Inputs inputs(15);
+  for (const Index d : {12, 128, 180}) {
+    Rope rope{.base = 1e6};
+    const Rotation plain(rope_frequencies(rope, d));
+    for (const SectionOrder order : {SectionOrder::consecutive, SectionOrder::interleaved}) {
+      rope.sections = {d / 2 - 2 * (d / 8), d / 8, d / 8};
+      rope.section_order = order;
+      const Rotation sections(rope_frequencies(rope, d));
+      std::vector<Position> positions;
+      for (int i = 0; i < 100; ++i) positions.push_back(inputs.integer(-5000, 1 << 20));
+      EXPECT_EQ(this->table(sections, positions), this->table(plain, positions)) << "d " << d;
+    }
+  }
+}
+
+TYPED_TEST(RotationOf, EachSectionTurnsByItsOwnPositions) {
+  using Real = TypeParam;
+  Inputs inputs(16);
+  for (const SectionOrder order : {SectionOrder::consecutive, SectionOrder::interleaved}) {
+    const Rope rope{
+        .base = 1e6, .sections = {26, 20, 20}, .section_order = order};  // more than kPairs together
+    const Rotation rotation(rope_frequencies(rope, 132));
+    const std::vector<Index> section = fastrope_test::reference_sections(rope, 66);
+    constexpr Index kRows = 40;
+    std::vector<Position> positions;  // [rows, 3]
+    for (Index i = 0; i < 3 * kRows; ++i) positions.push_back(inputs.integer(-70, 1 << 20));
+    for (Index i = 0; i < 3 * kRows; i += 9)
+      positions[static_cast<std::size_t>(i)] = 4096;  // a `high` in common
+    const auto position_of = [&](Index i, Index s) { return positions[static_cast<std::size_t>(3 * i + s)]; };
+    std::vector<Real> table(static_cast<std::size_t>(kRows * rotation.row_size()));
+    rotation.fill({0, kRows}, position_of, table.data());
+    for (Index i = 0; i < kRows; ++i)
+      for (Index m = 0; m < 66; ++m) {
+        const long double angle =
+            static_cast<long double>(position_of(i, section[static_cast<std::size_t>(m)])) *
+            rotation.frequencies().theta[static_cast<std::size_t>(m)];
+        const auto at = static_cast<std::size_t>(i * 132 + m);
+        EXPECT_NEAR(table[at], static_cast<double>(std::cos(angle)), this->kPhaseError);
+        EXPECT_NEAR(table[at + 66], static_cast<double>(std::sin(angle)), this->kPhaseError);
+      }
+  }
+}
+
+TYPED_TEST(RotationOf, ColumnsBeforeTheFirstThatTurnStayAsTheyAre) {
+  using Real = TypeParam;
+  Inputs inputs(17);
+  for (const RopePairing pairing : {RopePairing::interleaved, RopePairing::half_split})
+    for (const Index begin : {1, 5, 16}) {
+      const Index turning = 38, d = begin + turning;
+      const Rotation last(rope_frequencies({.pairing = pairing, .rotary_begin = begin}, d));
+      const Rotation whole(rope_frequencies({.pairing = pairing}, turning));
+      const auto x = inputs.gaussian<Real>(1, 1, d).values;
+      const auto y = this->turned(last, x, 777);
+      const auto expected = this->turned(whole, {x.begin() + begin, x.end()}, 777);
+      EXPECT_TRUE(std::equal(x.begin(), x.begin() + begin, y.begin()));
+      EXPECT_TRUE(std::equal(expected.begin(), expected.end(), y.begin() + begin));
+    }
 }
 
 TYPED_TEST(RotationOf, WithoutFrequenciesNothingTurns) {

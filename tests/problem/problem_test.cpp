@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -47,9 +48,8 @@ TEST(Problem, ShapesBeyondEveryMemoryAreRefused) {
   EXPECT_THAT(error({-4, 4, 1, 1, 1, 1}), HasSubstr("negative size: [-4, 1, 1]"));
   EXPECT_THAT(error({1, 1, std::numeric_limits<Index>::min(), 1, 1, 1}), HasSubstr("negative"));
   const Problem problem({1, 1, 1, 1, 64, 1}, Options{});
-  EXPECT_THAT(error_of([&] { problem.with(1, -3, {}, {}); }),
-              HasSubstr("k has a negative size: [1, -3, 64]"));
-  EXPECT_THAT(error_of([&] { problem.with(Index{1} << 45, 1, {}, {}); }),
+  EXPECT_THAT(error_of([&] { problem.with(1, -3, {}); }), HasSubstr("k has a negative size: [1, -3, 64]"));
+  EXPECT_THAT(error_of([&] { problem.with(Index{1} << 45, 1, {}); }),
               HasSubstr("q is [1, 35184372088832, 64]"));
 }
 
@@ -99,7 +99,56 @@ TEST(Problem, RopeHoldsPhasesUpToItsLastPosition) {
 
   const std::vector<Position> far = {kLast + 5};
   const Problem problem({1, 1, 1, 1, 4, 1}, Options{.rope = Rope{}});
-  EXPECT_THAT(error_of([&] { problem.with(1, 1, far, far); }), HasSubstr("2147483653"));
+  EXPECT_THAT(error_of([&] { problem.with(1, 1, {far, far}); }), HasSubstr("2147483653"));
+}
+
+TEST(Problem, SectionPositionsAreThoseOfTheRope) {
+  const Shapes s{1, 1, 2, 3, 8, 1};
+  const Rope rope{.sections = {2, 1, 1}};
+  std::vector<Position> places(9, 5);
+  const auto error = [&](const std::optional<Rope>& of, Index rows, Index cols, bool applied = false) {
+    return error_of([&] {
+      Problem(s, Options{.rope = of,
+                         .rope_already_applied = applied,
+                         .key_section_positions = {places.data(), rows, cols}});
+    });
+  };
+  EXPECT_EQ(error(rope, 3, 3), "no Error");
+  EXPECT_THAT(error(rope, 3, 2), AllOf(HasSubstr("key_section_positions is [3, 2]"), HasSubstr("n = 3")));
+  EXPECT_THAT(error(rope, 2, 3), HasSubstr("sections = 3"));
+  EXPECT_THAT(error(Rope{}, 3, 3), HasSubstr("sections = 0"));
+  EXPECT_THAT(error({}, 3, 3), HasSubstr("sections = 0"));
+  EXPECT_THAT(error(rope, 3, 2, /*applied=*/true), HasSubstr("[3, 2]")) << "described all the same";
+  EXPECT_THAT(error_of([&] {
+                Problem(s, Options{.rope = rope, .query_section_positions = {nullptr, 3, 2}});
+              }),
+              HasSubstr("query_section_positions is null and [3, 2]"));
+
+  places[7] = -(Position{1} << 31) - 2;
+  EXPECT_THAT(error(rope, 3, 3), HasSubstr("2147483650"));
+  EXPECT_EQ(error(rope, 3, 3, /*applied=*/true), "no Error") << "phases are somebody else's";
+  places[7] = std::numeric_limits<Position>::min();
+  EXPECT_THAT(error(rope, 3, 3, /*applied=*/true), HasSubstr("beyond +-2^40"));
+}
+
+TEST(Problem, SectionPositionsTakeThePlaceOfTokens) {
+  const Shapes s{1, 1, 2, 3, 8, 1};
+  const std::vector<Position> far = {Position{1} << 35, 7}, ring = {2, 0, 1}, queries = {1, 2, 3, 4, 5, 6},
+                              keys = {10, 20, 30, 40, 50, 60, 70, 80, 90};
+  Options options{.rope = Rope{.sections = {2, 1, 1}}, .query_positions = far, .key_positions = ring};
+  EXPECT_THAT(error_of([&] { Problem(s, options); }), HasSubstr("34359738368"));
+  options.query_section_positions = {queries.data(), 3, 2};
+  EXPECT_THAT(error_of([&] { Problem(s, options); }), HasSubstr("34359738368")) << "the keys turn by tokens";
+  options.key_section_positions = {keys.data(), 3, 3};
+  const Problem problem(s, options);
+  EXPECT_EQ(problem.farthest_turn(), 90);
+  EXPECT_FALSE(problem.turns_by_lag());
+  EXPECT_EQ(problem.query_turn(1, 2), 6);
+  EXPECT_EQ(problem.key_turn(0, 1), 50) << "the key at 0 is row 1";
+  EXPECT_EQ(problem.grid.query_position(0), far[0]) << "what masks and biases go by";
+  const Problem other = problem.with(1, 1, {});
+  EXPECT_TRUE(other.turns_by_lag());
+  EXPECT_EQ(other.key_turn(0, 2), 0);
 }
 
 TEST(Problem, DenseOptionsWithoutDataHaveNoSize) {

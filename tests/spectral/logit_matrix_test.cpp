@@ -78,6 +78,30 @@ TEST(LogitMatrix, TakesPositionsInAnyOrderWhereNothingDependsOnTheLag) {
   expect_is(fastrope::logit_matrix(head_of(q), head_of(k), options), entries, "positions");
 }
 
+TEST(LogitMatrix, TurnsSectionsByPositionsOfTheirOwn) {
+  Inputs inputs(6);
+  const auto q = inputs.gaussian<double>(1, 3, 4), k = inputs.gaussian<double>(1, 5, 4);
+  const std::vector<Position> queries = {7, 2, 5, 1, 1, 3}, keys = {0, 9, 8, 1, 2, 4, 4, 4, 5, 6},
+                              order = {3, 0, 2, 1, 4};
+  Options options{.rope = Rope{.sections = {1, 1}},
+                  .key_positions = order,
+                  .query_section_positions = {queries.data(), 2, 3},
+                  .key_section_positions = {keys.data(), 2, 5}};
+  Tensor<double> turned_q = q, turned_k = k;
+  reference_rotate(
+      *options.rope, [&](Index i, Index s) { return options.query_section_positions(s, i); }, turned_q);
+  reference_rotate(
+      *options.rope, [&](Index j, Index s) { return options.key_section_positions(s, j); }, turned_k);
+  Eigen::MatrixXd entries = Eigen::MatrixXd::Zero(3, 5);
+  for (Index i = 0; i < 3; ++i)
+    for (Index j = 0; j < 5; ++j)
+      for (Index c = 0; c < 4; ++c) entries(i, j) += turned_q(0, i, c) * turned_k(0, j, c) / 2;
+  expect_is(fastrope::logit_matrix(head_of(q), head_of(k), options), entries, "sections");
+  options.key_positions = {};
+  EXPECT_THAT([&] { fastrope::frequency_matrix(head_of(q), head_of(k), options, 0); },
+              testing::ThrowsMessage<fastrope::Error>(testing::HasSubstr("more than one lag")));
+}
+
 TEST(LogitMatrix, IsTheSumOfItsFrequencies) {
   Inputs inputs(5);
   const auto q = inputs.gaussian<double>(1, 50, 6), k = inputs.gaussian<double>(1, 70, 6);

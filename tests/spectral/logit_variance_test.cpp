@@ -139,6 +139,11 @@ TEST(LogitVariance, RefusesWhatHasNoLags) {
   EXPECT_THAT(with({.key_positions = gaps}), error("consecutive"));
   EXPECT_THAT(with({.mask = Mask::lags(5, 6)}), error("none of 5 x 5"));
   EXPECT_THAT(with({.rope = fastrope::Rope{}, .rope_already_applied = true}), error("arrive turned"));
+  fastrope::Options sections{.rope = fastrope::Rope{.sections = {1, 1}}};
+  EXPECT_NO_THROW(with(sections)());
+  const std::vector<Position> places(10, 3);
+  sections.key_section_positions = {places.data(), 2, 5};
+  EXPECT_THAT(with(sections), error("2 sections turn by positions of their own"));
 }
 
 }  // namespace

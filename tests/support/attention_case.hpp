@@ -34,7 +34,9 @@ struct AttentionCase {
   Index dense_row_stride = 0;
   std::vector<Position> query_positions = {};
   std::vector<Position> key_positions = {};
-  std::string text = {};  ///< what distinguishes the case
+  std::vector<Position> query_section_positions = {};  ///< [sections, n_q]
+  std::vector<Position> key_section_positions = {};    ///< [sections, n_k]
+  std::string text = {};                               ///< what distinguishes the case
 
   /// Valid while the case lives.
   Options options() const {
@@ -42,6 +44,14 @@ struct AttentionCase {
     options.sinks = sinks;
     options.query_positions = query_positions;
     options.key_positions = key_positions;
+    const auto sections = [&](const std::vector<Position>& positions, Index n) {
+      return fastrope::MatrixView<const Position>(positions.data(), n == 0 ? 0 : std::ssize(positions) / n,
+                                                  n);
+    };
+    if (!query_section_positions.empty())
+      options.query_section_positions = sections(query_section_positions, shapes.n_q);
+    if (!key_section_positions.empty())
+      options.key_section_positions = sections(key_section_positions, shapes.n_k);
     if (!dense.empty())
       options.dense_bias = {dense.data(), shapes.heads,      shapes.n_q,
                             shapes.n_k,   dense_head_stride, dense_row_stride};
@@ -179,6 +189,22 @@ inline void set_dense(AttentionCase& c, Inputs& random, bool per_head, bool per_
 inline void set_sinks(AttentionCase& c, Inputs& random) {
   for (Index h = 0; h < c.shapes.heads; ++h) c.sinks.push_back(static_cast<float>(random.uniform(-3, 3)));
   c.text += ", sinks";
+}
+
+/// Sections of so many pairs of the rope, and random positions for each.
+inline void set_sections(AttentionCase& c, Inputs& random, std::vector<Index> pairs,
+                         fastrope::SectionOrder order) {
+  const Index count = std::ssize(pairs);
+  c.base.rope->sections = std::move(pairs);
+  c.base.rope->section_order = order;
+  const auto positions = [&](Index n) {
+    std::vector<Position> all;
+    for (Index i = 0; i < count * n; ++i) all.push_back(random.integer(-20, 20) + i % n / 7);
+    return all;
+  };
+  c.query_section_positions = positions(c.shapes.n_q);
+  c.key_section_positions = positions(c.shapes.n_k);
+  c.text += order == fastrope::SectionOrder::interleaved ? ", interleaved sections" : ", sections";
 }
 
 /// n positions from `first`, shuffled.

@@ -13,6 +13,7 @@
 #include <functional>
 #include <limits>
 #include <stdexcept>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -54,7 +55,7 @@ struct ReferenceFrequencies {
 
 inline ReferenceFrequencies reference_frequencies(const fastrope::Rope& rope, Index d) {
   const double pi = std::acos(-1.0);
-  const double dim = static_cast<double>(rope.rotary_dim == 0 ? d : rope.rotary_dim);
+  const double dim = static_cast<double>(rope.rotary_dim == 0 ? d - rope.rotary_begin : rope.rotary_dim);
   double base = rope.base;
   if (const auto* ntk = std::get_if<fastrope::NtkScaling>(&rope.scaling))
     base *= std::pow(ntk->factor, dim / (dim - 2));
@@ -67,8 +68,10 @@ inline ReferenceFrequencies reference_frequencies(const fastrope::Rope& rope, In
       const auto correction_dim = [&](double rotations) {
         return dim * std::log(yarn->original_context / (rotations * 2 * pi)) / (2 * std::log(base));
       };
-      const double low = std::max(std::floor(correction_dim(yarn->beta_fast)), 0.0);
-      const double high = std::min(std::ceil(correction_dim(yarn->beta_slow)), dim - 1);
+      double low = correction_dim(yarn->beta_fast), high = correction_dim(yarn->beta_slow);
+      if (yarn->truncate) low = std::floor(low), high = std::ceil(high);
+      low = std::max(low, 0.0);
+      high = std::min(high, dim - 1);
       const double width = high == low ? 0.001 : high - low;
       const double extrapolation = 1 - std::min(std::max((pair - low) / width, 0.0), 1.0);
       theta = theta / yarn->factor * (1 - extrapolation) + theta * extrapolation;
@@ -91,18 +94,41 @@ inline ReferenceFrequencies reference_frequencies(const fastrope::Rope& rope, In
   return f;
 }
 
-/// Turns the leading columns of x [heads, rows, d], row i by the angles position_of(i) * theta.
+/// The section of each pair, as transformers' apply_multimodal_rotary_pos_emb and apply_interleaved_mrope
+/// have it.
+inline std::vector<Index> reference_sections(const fastrope::Rope& rope, Index pairs) {
+  std::vector<Index> section(static_cast<std::size_t>(pairs), 0);
+  const Index count = std::ssize(rope.sections);
+  for (Index s = 0, end = 0; s < count; ++s) {
+    const Index begin = end;
+    end += rope.sections[static_cast<std::size_t>(s)];
+    if (rope.section_order == fastrope::SectionOrder::consecutive)
+      for (Index m = begin; m < end; ++m) section.at(static_cast<std::size_t>(m)) = s;
+    else if (s > 0)
+      for (Index m = s; m < count * rope.sections[static_cast<std::size_t>(s)]; m += count)
+        section.at(static_cast<std::size_t>(m)) = s;
+  }
+  return section;
+}
+
+/// Turns x [heads, rows, d], row i by the angles position_of(i) * theta, or position_of(i, section) * theta.
 template <class PositionOf>
 void reference_rotate(const fastrope::Rope& rope, PositionOf&& position_of, Tensor<double>& x) {
   const ReferenceFrequencies f = reference_frequencies(rope, x.cols);
   const Index pairs = static_cast<Index>(f.theta.size());
+  const std::vector<Index> sections = reference_sections(rope, pairs);
   const bool interleaved = rope.pairing == fastrope::RopePairing::interleaved;
   for (Index h = 0; h < x.heads; ++h) {
     for (Index i = 0; i < x.rows; ++i) {
       for (Index m = 0; m < pairs; ++m) {
-        const double angle = static_cast<double>(position_of(i)) * f.theta[static_cast<std::size_t>(m)];
-        double& a = x(h, i, interleaved ? 2 * m : m);
-        double& b = x(h, i, interleaved ? 2 * m + 1 : m + pairs);
+        Position position = 0;
+        if constexpr (std::is_invocable_v<PositionOf, Index, Index>)
+          position = position_of(i, sections[static_cast<std::size_t>(m)]);
+        else
+          position = position_of(i);
+        const double angle = static_cast<double>(position) * f.theta[static_cast<std::size_t>(m)];
+        double& a = x(h, i, rope.rotary_begin + (interleaved ? 2 * m : m));
+        double& b = x(h, i, rope.rotary_begin + (interleaved ? 2 * m + 1 : m + pairs));
         const double old_a = a, old_b = b;
         a = f.gain * (old_a * std::cos(angle) - old_b * std::sin(angle));
         b = f.gain * (old_a * std::sin(angle) + old_b * std::cos(angle));
@@ -133,8 +159,13 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
   };
   Tensor<double> queries = converted<double>(q), keys = converted<double>(k);
   if (options.rope && !options.rope_already_applied) {
-    reference_rotate(*options.rope, query_position, queries);
-    reference_rotate(*options.rope, key_position, keys);
+    const auto turn = [](fastrope::MatrixView<const Position> sections, auto& position) {
+      return [sections, &position](Index i, Index section) {
+        return sections.data == nullptr ? position(i) : sections(section, i);
+      };
+    };
+    reference_rotate(*options.rope, turn(options.query_section_positions, query_position), queries);
+    reference_rotate(*options.rope, turn(options.key_section_positions, key_position), keys);
   }
   const double scale = options.scale.value_or(d == 0 ? 1 : 1 / std::sqrt(static_cast<double>(d)));
 

@@ -30,6 +30,7 @@ inline std::vector<Scheme> schemes(Index d) {
       {"rope", {.rope = Rope{}}},
       {"half split", {.rope = Rope{.base = 100, .pairing = fastrope::RopePairing::half_split}}},
       {"partial", {.rope = Rope{.rotary_dim = d / 4 * 2}, .scale = 0.7}},
+      {"last columns", {.rope = Rope{.rotary_dim = d / 4 * 2, .rotary_begin = d - d / 4 * 2}}},
       {"yarn", {.rope = Rope{.scaling = fastrope::YarnScaling{.factor = 4, .original_context = 64}}}},
       {"alibi",
        {.bias = LagBias::alibi(std::vector{0.3})},

@@ -35,13 +35,13 @@ class CacheBounds {
     if (!grid.in_order()) detail::fail("bounds that are kept need keys in ascending order of position");
     if (s.n_k < rows_)
       detail::fail("the cache has ", s.n_k, " keys, ", rows_, " were looked at before: clear() the bounds");
-    const Seen now{s.kv_heads, s.d, s.d_v, s.n_k > 0 ? grid.key_position(0) : 0,
-                   problem.rotation.frequencies()};
-    if (rows_ > 0 && (now != seen_ || grid.key_position(rows_ - 1) != last_))
+    const Seen now{s.kv_heads, s.d, s.d_v, problem.rotation.frequencies(), place_of(problem, 0)};
+    if (rows_ > 0 && (now != seen_ || place_of(problem, rows_ - 1) != last_))
       detail::fail("the bounds are of ", seen_.kv_heads, " heads, d ", seen_.d, ", d_v ", seen_.d_v, ", ",
-                   rows_, " keys at positions ", seen_.first, " to ", last_, " and their rope, the call has ",
-                   s.kv_heads, " heads, d ", s.d, ", d_v ", s.d_v, ", keys at ", now.first, " to ",
-                   grid.key_position(rows_ - 1), ": clear() the bounds");
+                   rows_, " keys at positions ", seen_.first.front(), " to ", last_.front(),
+                   " and their rope, the call has ", s.kv_heads, " heads, d ", s.d, ", d_v ", s.d_v,
+                   ", keys at ", now.first.front(), " to ", grid.key_position(rows_ - 1),
+                   problem.sections > 0 ? " or others for a section" : "", ": clear() the bounds");
     std::vector<KeyMemory> heads = std::move(heads_);
     clear();
     heads.resize(static_cast<std::size_t>(s.kv_heads));
@@ -49,7 +49,7 @@ class CacheBounds {
     heads_ = std::move(heads);
     seen_ = now;
     rows_ = s.n_k;
-    if (rows_ > 0) last_ = grid.key_position(rows_ - 1);
+    last_ = place_of(problem, rows_ - 1);
     return result;
   }
 
@@ -57,16 +57,24 @@ class CacheBounds {
   /// What must stay the same.
   struct Seen {
     Index kv_heads = 0, d = 0, d_v = 0;
-    Position first = 0;
     RopeFrequencies rope = {};
+    std::vector<Position> first = {};  ///< the place of the first key
 
     friend bool operator==(const Seen&, const Seen&) = default;
   };
 
+  /// Where key j stands, and what each section turns it by; nothing where there is no such key.
+  static std::vector<Position> place_of(const Problem& problem, Index j) {
+    if (j < 0 || j >= problem.shapes.n_k) return {};
+    std::vector<Position> place = {problem.grid.key_position(j)};
+    for (Index s = 0; s < problem.sections; ++s) place.push_back(problem.key_turn(j, s));
+    return place;
+  }
+
   std::vector<KeyMemory> heads_ = {};
   Seen seen_ = {};
   Index rows_ = 0;
-  Position last_ = 0;
+  std::vector<Position> last_ = {};  // the place of the last key
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -68,7 +68,14 @@ inline std::vector<double> observed_errors(const Problem& problem, const StoredR
   for (const Index i : sampled) query_positions.push_back(grid.query_position(i));
   for (Index j = 0; j < s.n_k; ++j)
     key_positions[static_cast<std::size_t>(grid.source(j))] = grid.key_position(j);
-  Problem some = problem.with(rows, s.n_k, query_positions, key_positions);
+  std::vector<Position> query_sections;  // [sections, rows]
+  for (Index section = 0; section < problem.sections && !problem.query_sections.empty(); ++section)
+    for (const Index i : sampled) query_sections.push_back(problem.query_sections(section, i));
+  Problem some = problem.with(rows, s.n_k,
+                              {query_positions,
+                               key_positions,
+                               {query_sections.data(), query_sections.empty() ? 0 : problem.sections, rows},
+                               problem.key_sections.view()});
   std::unique_ptr<float[]> bias;
   std::unique_ptr<bool[]> mask;
   detail::keep_rows(sampled, some.dense_bias, bias);

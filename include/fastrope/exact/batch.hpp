@@ -45,12 +45,6 @@ struct SequenceViews {
   TensorView<Out> out;
 };
 
-/// Where one sequence's tokens stand; empty: the defaults of Options::query_positions and key_positions.
-struct SequencePositions {
-  std::span<const Position> queries = {};
-  std::span<const Position> keys = {};
-};
-
 namespace detail {
 
 /// f(), whose errors name the sequence.
@@ -97,7 +91,7 @@ class BatchPlan {
       detail::in_sequence(s, [&] {
         require_same_heads(shapes[s], shared.shapes);
         const SequencePositions at = positions.empty() ? SequencePositions{} : positions[s];
-        problems_.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, at.queries, at.keys));
+        problems_.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, at));
       });
     number_tasks();
     workspace_bytes_ = most_of_operands<Real>([&](auto operand) {
@@ -155,9 +149,11 @@ class BatchPlan {
       detail::fail("path ", options.path, " does not serve batches: their sequences are exact");
     if (options.dense_bias.data != nullptr || options.dense_mask.data != nullptr)
       detail::fail("dense_bias and dense_mask have the shape of one call: a batch cannot share them");
-    if (!options.query_positions.empty() || !options.key_positions.empty())
-      detail::fail("options.query_positions and key_positions are those of one call: give a batch's beside ",
-                   "its shapes");
+    if (!options.query_positions.empty() || !options.key_positions.empty() ||
+        options.query_section_positions.data != nullptr || options.key_section_positions.data != nullptr)
+      detail::fail(
+          "options.query_positions and key_positions, also those of sections, are of one call: give ",
+          "a batch's beside its shapes");
   }
 
   static void require_same_heads(const Shapes& s, const Shapes& shared) {

@@ -1,9 +1,9 @@
 // Decode: few queries against a long cache, bound by memory bandwidth. Nothing is packed.
 //
-// The query rows of a key/value head (n_q of each query head of its group) are taken together, so that each
-// key and value is read once for all of them. Keys are cut into splits of a fixed length, whatever the number
-// of threads; each split gives partial softmax states, which are merged in double in the order of the keys.
-// Cost: one read of K and V.
+// The query rows of a key/value head (n_q of each of its query heads) are taken together, in groups of at
+// most 256, so that each key and value is read once for all of a group. Keys are cut into splits of a fixed
+// length, whatever the number of threads; each split gives partial softmax states, which are merged in double
+// in the order of the keys. Cost: one read of K and V.
 #pragma once
 
 #include <algorithm>
@@ -29,34 +29,37 @@ namespace fastrope::inline FASTROPE_TARGET {
 template <class Real>
 class DecodeAttention {
  public:
-  /// More query rows than this for each key/value head are better packed into tiles.
+  /// The most rows of a group.
   static constexpr Index kMaxRows = 256;
   /// Up to so many rows read keys and values where they lie, by row kernels; more are multiplied with a block
   /// of them at once, the queries side by side.
   static constexpr Index kFewRows = 32;
 
+  /// Every row meets all the keys that some row may attend to: that wastes little only where there are few
+  /// rows, or many more keys than queries. And many queries of one head fill the tiles of packed keys.
   static bool suits(const Problem& problem) {
-    if (problem.weights) return false;
     const Index n_q = problem.shapes.n_q, rows = n_q * problem.group();
-    // Every row meets all the keys that some row may attend to: that wastes little only where there are many
-    // more keys than queries.
-    return rows <= kMaxRows && (rows <= kFewRows / 2 || n_q == 1 || 8 * n_q <= reach(problem).size());
+    if (problem.weights) return false;
+    if (rows <= kFewRows / 2 || n_q == 1) return true;
+    return (rows <= kMaxRows || n_q <= kRowMultiple) && 8 * n_q <= reach(problem).size();
   }
 
   /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.
   DecodeAttention(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
       : tables_(problem, reach(problem), workspace),
         scores_(problem, workspace),
-        rows_(problem.shapes.n_q * problem.group()),
+        all_rows_(problem.shapes.n_q * problem.group()),
+        parts_(std::max<Index>(1, ceil_div(all_rows_, kMaxRows))),
+        rows_(ceil_div(all_rows_, parts_)),
         lanes_(rows_ > kFewRows ? round_up(rows_, simd::kLanes<Real>) : 0),
         padded_rows_(rows_ > kFewRows ? round_up(rows_, kRowMultiple) : rows_),
         key_stride_(round_up(problem.shapes.d, simd::kLanes<Real>)),
         width_(round_up(problem.shapes.d_v, simd::kLanes<Real>)),
-        splits_(std::max<Index>(1, ceil_div(problem.shapes.n_k, kSplit))),
-        queries_(
-            workspace.take<Real>(problem.shapes.kv_heads * std::max(rows_, lanes_) * key_stride_).data()),
-        references_(workspace.take<BiasReference>(problem.shapes.kv_heads * rows_).data()),
-        states_(problem.shapes.kv_heads * splits_ * padded_rows_, width_, workspace),
+        first_split_(reach(problem).begin / kSplit),
+        splits_(ceil_div(reach(problem).end, kSplit) - first_split_),
+        queries_(workspace.take<Real>(groups(problem) * std::max(rows_, lanes_) * key_stride_).data()),
+        references_(workspace.take<BiasReference>(problem.shapes.kv_heads * all_rows_).data()),
+        states_(groups(problem) * splits_ * padded_rows_, width_, workspace),
         scratch_(scratch) {}
 
   std::size_t worker_bytes(const Problem& problem) const {
@@ -67,15 +70,14 @@ class DecodeAttention {
   }
 
   Index tasks(const Problem& problem, Stage stage) const {
-    const Index kv_heads = problem.shapes.kv_heads;
     switch (stage) {
       case Stage::prepare:
         return tables_.tasks(problem) + scores_.tasks();
       case Stage::attend:
-        return splits_ * kv_heads;
+        return splits_ * groups(problem);
       case Stage::load:
       case Stage::finish:
-        return kv_heads * rows_;
+        return problem.shapes.kv_heads * all_rows_;
     }
     return 0;
   }
@@ -91,9 +93,9 @@ class DecodeAttention {
         return load_query(problem, x.q, task, worker);
       case Stage::attend: {
         // Heads within a split, so that they share the rotation table's rows in the cache.
-        const Index kv = task % problem.shapes.kv_heads, split = task / problem.shapes.kv_heads;
+        const Index group = task % groups(problem), split = task / groups(problem);
         Workspace share = scratch_.of(worker);
-        return attend_split(problem, kv, split, x.k, x.v, buffers(problem, share));
+        return attend_split(problem, group, split, x.k, x.v, buffers(problem, share));
       }
       case Stage::finish:
         return finish_row(problem, task, worker, x.out, x.lse);
@@ -127,37 +129,55 @@ class DecodeAttention {
   /// The keys that some query may attend to.
   static Range reach(const Problem& problem) { return problem.grid.keys_of(Range{0, problem.shapes.n_q}); }
 
-  Index head_of(const Problem& problem, Index kv, Index row) const {
-    return kv * problem.group() + row / problem.shapes.n_q;
+  Index groups(const Problem& problem) const { return problem.shapes.kv_heads * parts_; }
+  Index kv_head_of(Index g) const { return g / parts_; }
+  /// Rows of group g.
+  Index rows_of(Index g) const { return std::min(rows_, all_rows_ - g % parts_ * rows_); }
+  Index head_of(const Problem& problem, Index g, Index r) const {
+    return kv_head_of(g) * problem.group() + (g % parts_ * rows_ + r) / problem.shapes.n_q;
   }
-  Index query_of(const Problem& problem, Index row) const { return row % problem.shapes.n_q; }
-
-  /// The queries of a key/value head: [rows, key_stride], or where they are many, side by side, [d, lanes].
-  Real* queries_of(Index kv) const { return queries_ + kv * std::max(rows_, lanes_) * key_stride_; }
+  Index query_of(const Problem& problem, Index g, Index r) const {
+    return (g % parts_ * rows_ + r) % problem.shapes.n_q;
+  }
+  /// The queries of a group: [rows, key_stride], or where they are many, side by side, [d, lanes].
+  Real* queries_of(Index g) const { return queries_ + g * std::max(rows_, lanes_) * key_stride_; }
+  BiasReference& reference(Index g, Index r) const {
+    return references_[kv_head_of(g) * all_rows_ + g % parts_ * rows_ + r];
+  }
+  /// Row t of all key/value heads.
+  struct Row {
+    Index group;
+    Index row;
+  };
+  Row row_of(Index t) const {
+    return {t / all_rows_ * parts_ + t % all_rows_ / rows_, t % all_rows_ % rows_};
+  }
 
   void load_query(const Problem& problem, const StoredRows& q, Index task, Index worker) {
-    const Index kv = task / rows_, row = task % rows_, d = problem.shapes.d;
-    const Index i = query_of(problem, row);
+    const auto [g, r] = row_of(task);
+    const Index i = query_of(problem, g, r), h = head_of(problem, g, r), d = problem.shapes.d;
     Workspace share = scratch_.of(worker);
-    Real* x = lanes_ > 0 ? buffers(problem, share).keys : queries_of(kv) + row * key_stride_;
-    q.head(head_of(problem, kv, row)).read(i, d, x);
+    Real* x = lanes_ > 0 ? buffers(problem, share).keys : queries_of(g) + r * key_stride_;
+    q.head(h).read(i, d, x);
     tables_.turn_query(problem, i, x);
     const auto factor = static_cast<Real>(Scores<Real>::query_factor(problem));
     for (Index c = 0; c < d; ++c) x[c] *= factor;
     std::fill(x + d, x + key_stride_, Real{0});
-    for (Index c = 0; c < d && lanes_ > 0; ++c) queries_of(kv)[c * lanes_ + row] = x[c];
-    references_[task] = scores_.reference(problem, head_of(problem, kv, row), i, problem.grid.keys_of(i));
+    for (Index c = 0; c < d && lanes_ > 0; ++c) queries_of(g)[c * lanes_ + r] = x[c];
+    reference(g, r) = scores_.reference(problem, h, i, problem.grid.keys_of(i));
   }
 
-  /// The partial states of a split's keys for all query rows of a key/value head.
+  /// The partial states of a split's keys for the rows of a group.
   /// A block's values are fetched while its keys are scored and the next keys while its values are added, so
   /// that the memory never waits for the arithmetic.
-  void attend_split(const Problem& problem, Index kv, Index split, const KeyRows<Real>& k,
+  void attend_split(const Problem& problem, Index g, Index split, const KeyRows<Real>& k,
                     const ValueRows<Real>& v, const Buffers& b) const {
-    const SoftmaxRows<Real> states = states_.from((kv * splits_ + split) * padded_rows_);
+    const Index rows = rows_of(g);
+    const SoftmaxRows<Real> states = states_.from((g * splits_ + split) * padded_rows_);
     states.clear(padded_rows_);
-    std::fill(b.scores + rows_ * kBlock, b.scores + padded_rows_ * kBlock, Real{0});
-    const Range keys = intersect({split * kSplit, (split + 1) * kSplit}, reach(problem));
+    std::fill(b.scores + rows * kBlock, b.scores + padded_rows_ * kBlock, Real{0});
+    const Index key = (first_split_ + split) * kSplit;
+    const Range keys = intersect({key, key + kSplit}, reach(problem));
     if (keys.empty()) return;
     // The source rows of a block of keys, past the last key its row again.
     const auto block_rows = [&](const StoredHead& source, Index first) {
@@ -172,26 +192,26 @@ class DecodeAttention {
             source.row(problem.grid.source(std::min(first + m, keys.end - 1)));
       return rows;
     };
-    const StoredHead k_head = k.head(kv), v_head = v.head(kv);
+    const StoredHead k_head = k.head(kv_head_of(g)), v_head = v.head(kv_head_of(g));
     auto key_rows = block_rows(k_head, keys.begin);
     for (Index j = keys.begin; j < keys.end; j += kBlock) {
       const Range block{j, std::min(j + kBlock, keys.end)};
       const auto value_rows = block_rows(v_head, j);
       const Index padded = round_up(block.size(), simd::kLanes<Real>);
-      score_block(problem, kv, k, key_rows.data(), {value_rows.data(), step_of(v)}, block, b);
-      for (Index r = 0; r < rows_; ++r) {
-        const Index i = query_of(problem, r);
+      score_block(problem, g, k, key_rows.data(), {value_rows.data(), step_of(v)}, block, b);
+      for (Index r = 0; r < rows; ++r) {
+        const Index i = query_of(problem, g, r);
         const Range allowed = problem.grid.keys_of(i);
         if (!Scores<Real>::modifies(problem) && intersect(allowed, block).size() == padded) continue;
-        scores_.finish(problem, head_of(problem, kv, r), {i, i + 1}, {j, j + padded}, block, &allowed,
-                       references_ + kv * rows_ + r, 1, b.scores + r * kBlock, kBlock, b.line);
+        scores_.finish(problem, head_of(problem, g, r), {i, i + 1}, {j, j + padded}, block, &allowed,
+                       &reference(g, r), 1, b.scores + r * kBlock, kBlock, b.line);
       }
       if (problem.kernel.is_softmax())
-        states.weigh(rows_, b.scores, kBlock, padded);
+        states.weigh(rows, b.scores, kBlock, padded);
       else
-        states.weigh_polynomial(problem.kernel.coefficients(), rows_, b.scores, kBlock, padded);
+        states.weigh_polynomial(problem.kernel.coefficients(), rows, b.scores, kBlock, padded);
       if (block.end < keys.end) key_rows = block_rows(k_head, block.end);
-      add_values(problem, kv, v, value_rows.data(), {key_rows.data(), step_of(k)}, block, states, b);
+      add_values(problem, g, v, value_rows.data(), {key_rows.data(), step_of(k)}, block, states, b);
     }
   }
 
@@ -199,12 +219,13 @@ class DecodeAttention {
   static Index step_of(const StoredRows& x) { return x.type->bytes_of(simd::kLanes<Real>); }
 
   /// scores [rows, block], for whole groups of four keys, while the values are fetched.
-  void score_block(const Problem& problem, Index kv, const KeyRows<Real>& k, const std::byte* const* keys,
+  void score_block(const Problem& problem, Index g, const KeyRows<Real>& k, const std::byte* const* keys,
                    RowsAhead values, Range block, const Buffers& b) const {
     const Index d = problem.shapes.d;
-    const Real* queries = queries_of(kv);
+    const Real* queries = queries_of(g);
+    const Index rows = rows_of(g);
     if (lanes_ == 0 && !problem.rotates())
-      return k.score(rows_, d, queries, key_stride_, keys, values, block.size(), b.scores);
+      return k.score(rows, d, queries, key_stride_, keys, values, block.size(), b.scores);
     std::array<const std::byte*, kBlock> turned;
     for (Index m = 0; m < kBlock; ++m) {
       Real* x = b.keys + std::min(m, block.size() - 1) * key_stride_;
@@ -215,7 +236,7 @@ class DecodeAttention {
       turned[static_cast<std::size_t>(m)] = reinterpret_cast<const std::byte*>(x);
     }
     if (lanes_ == 0)
-      return detail::score_rows<Real, Real>(rows_, d, queries, key_stride_, turned.data(), values,
+      return detail::score_rows<Real, Real>(rows, d, queries, key_stride_, turned.data(), values,
                                             block.size(), b.scores);
     std::fill(b.keys + block.size() * key_stride_, b.keys + kPaddedBlock * key_stride_, Real{0});
     constexpr Index kSome = kRowMultiple;
@@ -226,7 +247,7 @@ class DecodeAttention {
                             b.output + m * lanes_, lanes_);
     }
     for (Index m = 0; m < kBlock; m += simd::kBlockRows<Real>)
-      simd::transpose_strip(b.output + m * lanes_, lanes_, rows_, b.scores + m, kBlock);
+      simd::transpose_strip(b.output + m * lanes_, lanes_, rows, b.scores + m, kBlock);
   }
 
   /// Asks for `cols` columns of some of the rows ahead.
@@ -237,13 +258,14 @@ class DecodeAttention {
   }
 
   /// output += weights [rows, block] values [block, d_v], while the next keys are fetched.
-  void add_values(const Problem& problem, Index kv, const ValueRows<Real>& v, const std::byte* const* values,
+  void add_values(const Problem& problem, Index g, const ValueRows<Real>& v, const std::byte* const* values,
                   RowsAhead next_keys, Range block, const SoftmaxRows<Real>& states, const Buffers& b) const {
     constexpr Index kStep = simd::kLanes<Real>;
-    if (lanes_ > 0) return multiply_values(problem, kv, v, values, next_keys, block, states, b);
-    std::fill_n(b.output, rows_ * width_, Real{0});
-    v.sum(rows_, problem.shapes.d_v, b.scores, values, next_keys, block.size(), b.output, width_);
-    for (Index r = 0; r < rows_; ++r) {
+    const Index rows = rows_of(g);
+    if (lanes_ > 0) return multiply_values(problem, g, v, values, next_keys, block, states, b);
+    std::fill_n(b.output, rows * width_, Real{0});
+    v.sum(rows, problem.shapes.d_v, b.scores, values, next_keys, block.size(), b.output, width_);
+    for (Index r = 0; r < rows; ++r) {
       const Real* sum = b.output + r * width_;
       simd::Vec<Real> zeros = simd::zero<Real>();  // x * 0 is 0 for finite x and NaN otherwise
       for (Index c = 0; c < width_; c += kStep)
@@ -253,16 +275,17 @@ class DecodeAttention {
       if (simd::reduce_add<Real>(zeros) == 0)
         for (Index c = 0; c < width_; ++c) states.row(r)[c] += sum[c];
       else
-        add_allowed_values(problem, head_of(problem, kv, r), query_of(problem, r), *v.type, values, block,
+        add_allowed_values(problem, head_of(problem, g, r), query_of(problem, g, r), *v.type, values, block,
                            b.scores + r * kBlock, states.row(r));
     }
   }
 
   /// The same for many rows, by a product.
-  void multiply_values(const Problem& problem, Index kv, const ValueRows<Real>& v,
+  void multiply_values(const Problem& problem, Index g, const ValueRows<Real>& v,
                        const std::byte* const* values, RowsAhead next_keys, Range block,
                        const SoftmaxRows<Real>& states, const Buffers& b) const {
     constexpr Index kStep = simd::kLanes<Real>;
+    const Index rows = rows_of(g);
     simd::Vec<Real> zeros = simd::zero<Real>();  // x * 0 is 0 for finite x and NaN otherwise
     for (Index m = 0; m < block.size(); ++m) {
       Real* x = b.values + m * width_;
@@ -272,8 +295,8 @@ class DecodeAttention {
         zeros = simd::fma(simd::load(x + c), simd::zero<Real>(), zeros);
     }
     if (simd::reduce_add<Real>(zeros) != 0) {
-      for (Index r = 0; r < rows_; ++r)
-        add_allowed_values(problem, head_of(problem, kv, r), query_of(problem, r), *v.type, values, block,
+      for (Index r = 0; r < rows; ++r)
+        add_allowed_values(problem, head_of(problem, g, r), query_of(problem, g, r), *v.type, values, block,
                            b.scores + r * kBlock, states.row(r));
       return;
     }
@@ -282,7 +305,7 @@ class DecodeAttention {
     for (Index part = 0; part < parts; ++part) {
       fetch(next_keys, problem.shapes.d, {kBlock * part / parts, kBlock * (part + 1) / parts});
       const Index r = part * kSome;
-      multiply<true, Real>(std::min(kSome, rows_ - r), width_, block.size(),
+      multiply<true, Real>(std::min(kSome, rows - r), width_, block.size(),
                            BroadcastOperand<Real>{b.scores + r * kBlock, kBlock, 1}, b.values, width_,
                            states.row(r), width_);
     }
@@ -304,32 +327,38 @@ class DecodeAttention {
   /// Merges the splits of one query row in the order of the keys and writes it.
   void finish_row(const Problem& problem, Index task, Index worker, const OutputRows& out,
                   MatrixView<Real> lse) const {
-    const Index kv = task / rows_, row = task % rows_;
-    const Index head = head_of(problem, kv, row), i = query_of(problem, row);
+    const auto [g, r] = row_of(task);
+    const Index head = head_of(problem, g, r), i = query_of(problem, g, r);
+    const double taken = reference(g, r).total();
     Workspace share = scratch_.of(worker);
     const SoftmaxTotals totals(1, width_, share);
     totals.clear(1);
-    for (Index s = 0; s < splits_; ++s) totals.add(0, states_, (kv * splits_ + s) * padded_rows_ + row);
+    for (Index s = 0; s < splits_; ++s) totals.add(0, states_, (g * splits_ + s) * padded_rows_ + r);
     if (!problem.sinks.empty())
-      totals.add_sink(0,
-                      (problem.sinks[static_cast<std::size_t>(head)] - references_[task].total()) * kLog2E);
+      totals.add_sink(0, (problem.sinks[static_cast<std::size_t>(head)] - taken) * kLog2E);
     totals.template write<Real>(0, out, head, i);
     if (lse.data != nullptr)
-      lse(head, i) = static_cast<Real>(problem.kernel.is_softmax() ? totals.lse(0) + references_[task].total()
-                                                                   : totals.sum[0]);
+      lse(head, i) = static_cast<Real>(problem.kernel.is_softmax() ? totals.lse(0) + taken : totals.sum[0]);
   }
 
   RotationTables<Real> tables_;
   Scores<Real> scores_;
-  Index rows_;         // query rows of a key/value head
+  Index all_rows_;     // query rows of a key/value head
+  Index parts_;        // groups of a key/value head
+  Index rows_;         // of a group; the last may have fewer
   Index lanes_;        // of queries side by side, where rows are many; else 0
   Index padded_rows_;  // in whole tiles, where rows are many
   Index key_stride_;   // d in whole vectors
   Index width_;        // d_v in whole vectors
+=======
+  Index key_stride_;   // d in whole vectors
+  Index width_;        // d_v in whole vectors
+  Index first_split_;  // of those that some query reaches
+>>>>>>> positions
   Index splits_;
-  Real* queries_;              // of each key/value head: queries_of
-  BiasReference* references_;  // [kv_heads, rows]
-  SoftmaxRows<Real> states_;   // [kv_heads, splits, rows]
+  Real* queries_;              // of each group: queries_of
+  BiasReference* references_;  // [kv_heads, all_rows]
+  SoftmaxRows<Real> states_;   // [groups, splits, padded_rows]
   WorkerScratch scratch_;
 };
 

@@ -2,8 +2,8 @@
 // vector.
 //
 // With consecutive positions the lags of row i, keys ascending, are i + offset, i + offset - 1, ...; one
-// reversed line of n_q + n_k - 1 values serves all rows, each starting one earlier than the row before.
-// Otherwise a row is evaluated when it is needed.
+// reversed line over the lags that the mask allows, and some beyond them, serves all rows, each starting one
+// earlier than the row before. What lies outside, and all of it otherwise, is evaluated when it is needed.
 #pragma once
 
 #include <algorithm>
@@ -20,35 +20,44 @@ namespace fastrope::inline FASTROPE_TARGET {
 template <class Real>
 class LagLines {
  public:
-  /// Room past the end of a line, so that whole vectors and panels can be read.
-  static constexpr Index kPadding = kTileCols<Real>;
+  /// Lags beyond those that are allowed, which rows that are read together in whole panels reach: up to 64
+  /// rows.
+  static constexpr Index kMargin = kTileCols<Real> + 64;
 
-  LagLines(const LagGrid& grid, Index count, Workspace& workspace)
-      : count_(count), length_(grid.consecutive() && count > 0 ? grid.n_q() + grid.n_k() + kPadding : 0) {
+  LagLines(const LagGrid& grid, Index count, Workspace& workspace) : count_(count) {
+    const LagGrid::Lags lags = grid.consecutive() && count > 0 ? grid.allowed_lags() : LagGrid::Lags{};
+    if (lags.first <= lags.last) {
+      first_lag_ = lags.last + kMargin;
+      length_ = lags.last - lags.first + 1 + 2 * kMargin;
+    }
     lines_ = workspace.take<Real>(count_ * length_).data();
   }
 
   Index count() const { return count_; }
 
-  /// Lays out line f; lags that are not allowed hold 0. values(lag, count, x) writes the function at lag, lag
-  /// - 1,
-  /// ... to x [count].
+  /// Lays out line f; lags that are not allowed hold 0. values(lag, count, x) writes the function at lag,
+  /// lag - 1, ... to x [count].
   template <class Values>
-  void fill(const LagGrid& grid, Index f, Values&& values) {
+  void fill(Index f, Values&& values) {
     if (length_ == 0) return;
-    const LagGrid::Lags lags = grid.allowed_lags();
-    const Position lag = grid.n_q() - 1 + grid.offset();  // of the line's first value
-    const Range allowed = intersect({lag - lags.last, lag - lags.first + 1}, {0, length_});
     Real* line = lines_ + f * length_;
-    std::fill_n(line, length_, Real{0});
-    if (!allowed.empty()) values(lag - allowed.begin, allowed.size(), line + allowed.begin);
+    std::fill_n(line, kMargin, Real{0});
+    values(first_lag_ - kMargin, length_ - 2 * kMargin, line + kMargin);
+    std::fill_n(line + length_ - kMargin, kMargin, Real{0});
   }
 
-  /// Values of line f for row i and keys [keys.begin, keys.end); 0 where the mask forbids the key. Either in
-  /// place or written to scratch [keys.size()].
+  /// Whether the values of these rows and keys are laid out, those of a row one after the other and one
+  /// earlier than the row before has them.
+  bool holds(const LagGrid& grid, Range rows, Range keys) const {
+    return length_ != 0 && grid.lag(rows.end - 1, keys.begin) <= first_lag_ &&
+           grid.lag(rows.begin, keys.end - 1) > first_lag_ - length_;
+  }
+
+  /// Values of line f for row i and keys [keys.begin, keys.end), which may go beyond the last; 0 where the
+  /// mask forbids the key. Either in place or written to scratch [keys.size()].
   template <class Values>
   const Real* row(const LagGrid& grid, Index f, Index i, Range keys, Values&& values, Real* scratch) const {
-    if (length_ != 0) return lines_ + f * length_ + (grid.n_q() - 1 - i) + keys.begin;
+    if (holds(grid, {i, i + 1}, keys)) return lines_ + f * length_ + first_lag_ - grid.lag(i, keys.begin);
     const Range allowed = intersect(keys, grid.keys_of(i));
     std::fill_n(scratch, keys.size(), Real{0});
     for (Index j = allowed.begin; j < allowed.end; ++j) values(grid.lag(i, j), 1, scratch + (j - keys.begin));
@@ -57,8 +66,9 @@ class LagLines {
 
  private:
   Index count_;
-  Index length_;
-  Real* lines_;  // [count, length]
+  Index length_ = 0;        // 0: nothing is laid out
+  Position first_lag_ = 0;  // of the lines' first values
+  Real* lines_;             // [count, length]
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

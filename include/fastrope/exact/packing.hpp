@@ -43,7 +43,7 @@ void pack_columns(Index count, Index width, Index words, Real* panel, Real* scra
 
 }  // namespace detail
 
-/// Keys and values of every key/value head, packed to be multiplied as T, and the rotation tables of all
+/// Keys and values of every key/value head, packed to be multiplied as T, and the rotation tables of their
 /// positions.
 template <class T>
 class PackedKeys {
@@ -65,13 +65,12 @@ class PackedKeys {
       : tables_(problem, whole_panels(problem, keys), workspace),
         words_(words_of<T>(problem.shapes.d)),
         value_stride_(round_up(problem.shapes.d_v, simd::kLanes<Real>)),
-        panel_count_(ceil_div(problem.shapes.n_k, kWidth)),
         packed_{keys.begin / kWidth, ceil_div(keys.end, kWidth)},
         scratch_(scratch) {
     const Shapes& s = problem.shapes;
-    panels_ = workspace.take<Real>(s.kv_heads * panel_count_ * kWidth * words_).data();
-    values_ = workspace.take<Real>(s.kv_heads * panel_count_ * kValueRows * value_stride_).data();
-    finite_ = workspace.take<bool>(s.kv_heads * panel_count_).data();
+    panels_ = workspace.take<Real>(s.kv_heads * packed_.size() * kWidth * words_).data();
+    values_ = workspace.take<Real>(s.kv_heads * packed_.size() * kValueRows * value_stride_).data();
+    finite_ = workspace.take<bool>(s.kv_heads * packed_.size()).data();
   }
 
   /// k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v].
@@ -89,7 +88,7 @@ class PackedKeys {
   Index tasks(const Problem& problem) const { return problem.shapes.kv_heads * packed_.size(); }
   void pack_task(const Problem& problem, const StoredRows& k, const StoredRows& v, Index task, Index worker) {
     const Index kv = task / packed_.size(), p = packed_.begin + task % packed_.size();
-    const Index at = kv * panel_count_ + p;
+    const Index at = place(kv, p);
     Workspace share = scratch_.of(worker);
     Real* scratch = share.take<Real>(scratch_size(problem.shapes)).data();
     const Range keys{p * kWidth, (p + 1) * kWidth};
@@ -139,15 +138,15 @@ class PackedKeys {
 
   /// Words of a row of keys or queries.
   Index words() const { return words_; }
-  /// Panel p of a key head: [words, kWidth], zeros past key n_k.
-  const Real* panel(Index kv, Index p) const { return panels_ + (kv * panel_count_ + p) * kWidth * words_; }
-  /// Values of a key head from a key on, a multiple of the word size: words of neighbouring keys,
-  /// [panel_count * kValueRows, value_stride] in all, zeros past n_k and d_v.
+  /// Panel p of a key head, one that is packed, here and below: [words, kWidth], zeros past key n_k.
+  const Real* panel(Index kv, Index p) const { return panels_ + place(kv, p) * kWidth * words_; }
+  /// Values of a key head from a key on, a multiple of the word size: words of neighbouring keys, kValueRows
+  /// a panel, [.., value_stride], zeros past n_k and d_v.
   const Real* values(Index kv, Index j = 0) const {
-    return values_ + (kv * panel_count_ * kValueRows + j / kWordSize<T>)*value_stride_;
+    return values_ + (place(kv, 0) * kValueRows + j / kWordSize<T>)*value_stride_;
   }
   /// Whether the values of the keys of panel p are finite: if not, a weight of 0 does not make them vanish.
-  bool finite_values(Index kv, Index p) const { return finite_[kv * panel_count_ + p]; }
+  bool finite_values(Index kv, Index p) const { return finite_[place(kv, p)]; }
   Index value_stride() const { return value_stride_; }
 
  private:
@@ -156,6 +155,8 @@ class PackedKeys {
   }
 
   static constexpr Index kValueRows = kWidth / kWordSize<T>;  // of words, in a panel
+  /// Of panel p among those of all heads that are packed.
+  Index place(Index kv, Index p) const { return kv * packed_.size() + p - packed_.begin; }
   /// Queries are laid out in columns like keys; the matrix unit wants rows.
   static constexpr bool kColumns = !std::is_same_v<T, bfloat16>;
 
@@ -206,11 +207,10 @@ class PackedKeys {
   RotationTables<Real> tables_;
   Index words_;
   Index value_stride_;
-  Index panel_count_;
   Range packed_;  // panels
-  Real* panels_;  // [kv_heads, panel_count, words, kWidth]
-  Real* values_;  // [kv_heads, panel_count * kValueRows, value_stride]
-  bool* finite_;  // [kv_heads, panel_count]
+  Real* panels_;  // [kv_heads, packed_.size(), words, kWidth]
+  Real* values_;  // [kv_heads, packed_.size() * kValueRows, value_stride]
+  bool* finite_;  // [kv_heads, packed_.size()]
   WorkerScratch scratch_;
   std::span<const std::vector<Real>> key_shifts_ = {};
 };

@@ -12,61 +12,66 @@ namespace fastrope::inline FASTROPE_TARGET {
 template <class Real>
 class RotationTables {
  public:
-  /// For any query and the keys in `keys` only: a long cache costs nothing where none reaches it.
+  /// For any query and the keys in `keys` only: a long cache costs neither time nor memory where none reaches
+  /// it.
   RotationTables(const Problem& problem, Range keys, Workspace& workspace)
-      : row_size_(problem.rotation.row_size()), filled_(keys) {
-    const Shapes& s = problem.shapes;
+      : row_size_(problem.rotation.row_size()), keys_(keys) {
+    const Index n_q = problem.shapes.n_q;
     const LagGrid& grid = problem.grid;
-    // Queries that stand among the keys share their rows of the table.
-    shared_ = grid.consecutive() && grid.offset() >= 0 && grid.offset() + s.n_q <= s.n_k;
-    first_query_ = shared_ ? grid.offset() : 0;
-    if (shared_) filled_ = hull(filled_, {first_query_, first_query_ + s.n_q});
-    keys_ = workspace.take<Real>(s.n_k * row_size_).data();
-    queries_ = shared_ ? keys_ : workspace.take<Real>(s.n_q * row_size_).data();
+    // Queries that stand among the keys, or beside them, share the keys' rows.
+    if (grid.consecutive() && problem.turns_by_lag() && grid.offset() >= 0 &&
+        grid.offset() + n_q <= problem.shapes.n_k) {
+      const Range all = hull(keys, {grid.offset(), grid.offset() + n_q});
+      shared_ = all.size() <= keys.size() + n_q;
+      if (shared_) keys_ = all;
+    }
+    key_rows_ = workspace.take<Real>(keys_.size() * row_size_).data();
+    query_rows_ = shared_ ? nullptr : workspace.take<Real>(n_q * row_size_).data();
   }
 
   /// The independent tasks that fill the tables.
   Index tasks(const Problem& problem) const {
     if (!problem.rotates()) return 0;
-    return key_tasks() + (shared_ ? 0 : ceil_div(problem.grid.n_q(), kBlock));
+    return key_tasks() + (shared_ ? 0 : ceil_div(problem.shapes.n_q, kBlock));
   }
 
   /// Call for every task, before anything is turned.
   void fill(const Problem& problem, Index task) const {
-    const LagGrid& grid = problem.grid;
     if (task < key_tasks()) {
-      const Index first = filled_.begin + task * kBlock;
-      const Range rows = intersect({first, first + kBlock}, filled_);
+      const Index first = keys_.begin + task * kBlock;
+      const Range rows = intersect({first, first + kBlock}, keys_);
       problem.rotation.fill(
-          rows, [&](Index j) { return grid.key_position(j); }, keys_ + rows.begin * row_size_);
+          rows, [&](Index j, Index section) { return problem.key_turn(j, section); }, key_row(rows.begin));
     } else {
       const Index first = (task - key_tasks()) * kBlock;
-      const Range rows = intersect({first, first + kBlock}, {0, grid.n_q()});
+      const Range rows = intersect({first, first + kBlock}, {0, problem.shapes.n_q});
       problem.rotation.fill(
-          rows, [&](Index i) { return grid.query_position(i); }, queries_ + rows.begin * row_size_);
+          rows, [&](Index i, Index section) { return problem.query_turn(i, section); },
+          query_rows_ + rows.begin * row_size_);
     }
   }
 
   /// Turns query i, x [d].
   void turn_query(const Problem& problem, Index i, Real* x) const {
-    if (problem.rotates()) problem.rotation.apply(queries_ + (first_query_ + i) * row_size_, x);
+    if (!problem.rotates()) return;
+    problem.rotation.apply(shared_ ? key_row(problem.grid.offset() + i) : query_rows_ + i * row_size_, x);
   }
   /// Turns key j in ascending order of position, x [d].
   void turn_key(const Problem& problem, Index j, Real* x) const {
-    if (problem.rotates()) problem.rotation.apply(keys_ + j * row_size_, x);
+    if (problem.rotates()) problem.rotation.apply(key_row(j), x);
   }
 
  private:
   static constexpr Index kBlock = 256;  // rows of a task
 
-  Index key_tasks() const { return ceil_div(filled_.size(), kBlock); }
+  Index key_tasks() const { return ceil_div(keys_.size(), kBlock); }
+  Real* key_row(Index j) const { return key_rows_ + (j - keys_.begin) * row_size_; }
 
   Index row_size_;
-  Range filled_;  // the rows of keys_ that are filled
-  bool shared_;
-  Index first_query_;  // the row of queries_ that is query 0's
-  Real* keys_;         // [n_k, row_size]
-  Real* queries_;      // [n_q, row_size], or the keys' table
+  Range keys_;           // that have rows
+  bool shared_ = false;  // by the queries
+  Real* key_rows_;       // [keys_.size(), row_size]
+  Real* query_rows_;     // [n_q, row_size], null where shared
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

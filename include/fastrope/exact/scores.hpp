@@ -55,10 +55,10 @@ class Scores {
         lag_references_[task] = problem.bias.largest(task, lags_.first, lags_.last);
       else
         lag_references_[task] = 0;
-      bias_.fill(problem.grid, task, bias_values(problem, task));
+      bias_.fill(task, bias_values(problem, task));
     } else {
       const Index s = task - bias_.count();
-      weights_.fill(problem.grid, s, weight_values(problem, s));
+      weights_.fill(s, weight_values(problem, s));
     }
   }
 
@@ -237,7 +237,7 @@ class Scores {
         weighted_rows<kRows>(problem, queries + (i - rows.begin), panel_width, i, keys, panel,
                              scores + (i - rows.begin) * stride, stride, scratch);
     };
-    if (problem.grid.consecutive()) some(std::integral_constant<int, kTogether>{});  // lines need no scratch
+    if (weights_.holds(problem.grid, rows, keys)) some(std::integral_constant<int, kTogether>{});
     some(std::integral_constant<int, 1>{});
   }
 

@@ -28,8 +28,8 @@ void convert_rows(const StoredHead& head, Range rows, Index d, const IndexOf& in
   }
 }
 
-/// Rows index_of(i) of a head, i < count, turned by the angles of position_of(i). What they refer to must
-/// outlive it, below too.
+/// Rows index_of(i) of a head, i < count, turned by the angles of position_of(i, section). What they refer
+/// to must outlive it, below too.
 template <class Real, class IndexOf, class PositionOf>
 RowSource<Real> rotated_rows(const Rotation& rotation, const StoredHead& head, Index count, Index d,
                              IndexOf index_of, PositionOf position_of) {
@@ -51,19 +51,18 @@ RowSource<Real> rotated_rows(const Rotation& rotation, const StoredHead& head, I
 /// Of query head h.
 template <class Real>
 RowSource<Real> query_rows(const Problem& problem, Index h, const StoredRows& q) {
-  const LagGrid& grid = problem.grid;
   return rotated_rows<Real>(
       problem.rotation, q.head(h), problem.shapes.n_q, problem.shapes.d, [](Index i) { return i; },
-      [&grid](Index i) { return grid.query_position(i); });
+      [&problem](Index i, Index section) { return problem.query_turn(i, section); });
 }
 
 /// Of key head kv.
 template <class Real>
 RowSource<Real> key_rows(const Problem& problem, Index kv, const StoredRows& k) {
-  const LagGrid& grid = problem.grid;
   return rotated_rows<Real>(
       problem.rotation, k.head(kv), problem.shapes.n_k, problem.shapes.d,
-      [&grid](Index j) { return grid.source(j); }, [&grid](Index j) { return grid.key_position(j); });
+      [&problem](Index j) { return problem.grid.source(j); },
+      [&problem](Index j, Index section) { return problem.key_turn(j, section); });
 }
 
 /// The values of key head kv.

@@ -116,7 +116,7 @@ ExactRoundingModel exact_rounding(const Problem& problem, Index head) {
       .softcap = problem.softcap,
       .constant = u,
       .exponential = (std::is_same_v<Real, float> ? 3.5e-7 : 4e-16) + (kPairs ? 0x1p-8 : 0)};
-  if (problem.rotates()) model.of_plain += 4 * problem.rotation.phase_error(problem.grid.farthest_position());
+  if (problem.rotates()) model.of_plain += 4 * problem.rotation.phase_error(problem.farthest_turn());
   if (kPairs && problem.rotates()) model.of_plain += 2 * 0x1p-8;
   double neglected = 0;
   if (!problem.bias.empty() || problem.dense_bias.data != nullptr) {

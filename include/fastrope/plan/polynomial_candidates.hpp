@@ -143,7 +143,7 @@ class PolynomialCandidates {
     if (!c.reason.empty() || !planning_.set_rank(c, limits)) return c;
     c.how = "exact for this kernel";
     c.error_bound = c.rounding = std::numeric_limits<double>::infinity();
-    const Position farthest = problem.rotates() ? problem.grid.farthest_position() : 0;
+    const Position farthest = problem.farthest_turn();
     unit = LowRankUnit{.heads = heads,
                        .projection = Projection::identity(problem.shapes.d, 1),
                        .coefficients = {kernel.begin(), kernel.end()},

@@ -65,12 +65,11 @@ template <class Real>
 WeightArithmetic tile_arithmetic(const Problem& problem) {
   const auto [products, values, ones] = exact_chains<Real>(problem);
   const double folds = static_cast<double>(ceil_div(problem.shapes.n_k, kStretch) + 4);
-  const Position farthest = problem.rotates() ? problem.grid.farthest_position() : 0;
-  return {
-      .entry = kUnitRoundoff<Real> * static_cast<double>(products) + row_rounding<Real>(problem, farthest),
-      .unit = kUnitRoundoff<Real>,
-      .sums = kUnitRoundoff<Real> * static_cast<double>(values + ones) + folds * 0x1p-51,
-      .smallest = static_cast<double>(std::numeric_limits<Real>::min())};
+  return {.entry = kUnitRoundoff<Real> * static_cast<double>(products) +
+                   row_rounding<Real>(problem, problem.farthest_turn()),
+          .unit = kUnitRoundoff<Real>,
+          .sums = kUnitRoundoff<Real> * static_cast<double>(values + ones) + folds * 0x1p-51,
+          .smallest = static_cast<double>(std::numeric_limits<Real>::min())};
 }
 
 /// What rounding does to sums over keys that are done as such.

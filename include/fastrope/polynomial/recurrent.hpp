@@ -10,8 +10,10 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <memory>
 #include <span>
@@ -29,6 +31,7 @@
 #include "fastrope/polynomial/kernel_rounding.hpp"
 #include "fastrope/polynomial/monomials.hpp"
 #include "fastrope/polynomial/rounding.hpp"
+#include "fastrope/polynomial/saved_state.hpp"
 #include "fastrope/polynomial/state.hpp"
 #include "fastrope/problem/options.hpp"
 #include "fastrope/problem/problem.hpp"
@@ -37,7 +40,8 @@
 namespace fastrope::inline FASTROPE_TARGET {
 
 /// One sequence's attention with options.kernel, token after token, with arithmetic in Real; the state and
-/// sums over recent tokens are in double. A copy is another sequence with the same past.
+/// sums over recent tokens are in double. A copy is another sequence with the same past, and shares nothing
+/// that either changes: what one takes afterwards the other does not see.
 template <class Real>
 class RecurrentAttention {
  public:
@@ -78,6 +82,22 @@ class RecurrentAttention {
     return step_rows(as_tensor(q), as_rows(k), as_rows(v), as_tensor(out));
   }
 
+  /// Bytes of a saved state: the same for all recurrences of these heads, sizes and kernel, whatever their
+  /// past.
+  std::size_t state_bytes() const noexcept {
+    Index bytes = sizeof(SavedStateHeader);
+    for_each_part(*this, [&](auto* data, Index, Index count) { bytes += count * Index{sizeof *data}; });
+    return static_cast<std::size_t>(round_up(bytes, sizeof(std::uint64_t)));
+  }
+  /// Writes the past to memory of state_bytes(), of any alignment. Allocates nothing and throws nothing.
+  /// Returns workspace_too_small, with nothing written, for fewer bytes; of more, the rest is left.
+  RunStatus save(std::span<std::byte> to) const noexcept;
+  /// Takes up the past that save() wrote: what follows is bit for bit what would have followed there, in
+  /// row_bounds() too. Throws Error, naming what differs, unless `from` is whole, unchanged, and of a
+  /// recurrence of the same heads, sizes, arithmetic, kernel, scale and rope; then nothing has changed. Of
+  /// other vector lengths it may be.
+  void load(std::span<const std::byte> from);
+
  private:
   static constexpr Index kBlock = kKeyBlock<Real>;
   /// Rows that a prompt is taken in at a time: their pairs are computed as such, so few; the state is read
@@ -117,7 +137,29 @@ class RecurrentAttention {
   Index rounded_stride() const { return rank() * channels() + padded_channels() - channels(); }
   CarriedState<Real> carried(Index kv);
   /// A position beyond all that are turned before another block enters the state.
-  Position farthest() const { return tokens_ + 2 * kBlock; }
+  Position farthest() const { return tokens_in_state() + 2 * kBlock; }
+
+  /// visit(data, kept, count) for what makes the past of `self`, a recurrence: `kept` of `count` elements,
+  /// the rest are slots of tokens to come.
+  template <class Self, class Visit>
+  static void for_each_part(Self& self, Visit&& visit) {
+    const auto whole = [&](auto& x) { visit(x.data(), std::ssize(x), std::ssize(x)); };
+    whole(self.state_);
+    whole(self.errors_);
+    whole(self.largest_value_);
+    const Index kept = self.recent(), d = self.d_, d_v = self.d_v_, degrees = self.degrees();
+    for (Index kv = 0; kv < self.kv_heads_; ++kv) {
+      visit(self.recent_keys_.data() + kv * kBlock * d, kept * d, kBlock * d);
+      for (Index c = 0; c < d; ++c) visit(self.recent_columns_.data() + (kv * d + c) * kBlock, kept, kBlock);
+      for (Index slot = 0; slot < kBlock; ++slot)
+        visit(self.recent_values_.data() + (kv * kBlock + slot) * self.value_stride(), slot < kept ? d_v : 0,
+              d_v);
+      visit(self.recent_sizes_.data() + kv * (kBlock + 1) * degrees, (kept + 1) * degrees,
+            (kBlock + 1) * degrees);
+    }
+  }
+  /// The header of a state saved now, without its checksum.
+  SavedStateHeader header() const noexcept;
   /// How the sums of a step over recent tokens are computed.
   KernelRounding step_rounding() const;
 
@@ -169,9 +211,11 @@ RecurrentAttention<Real>::RecurrentAttention(Index heads, Index kv_heads, Index 
   const Mask mask = problem_.grid.mask();
   if (mask != Mask::causal())
     detail::fail("a recurrence is causal: options.mask allows the lags ", mask.first, " to ", mask.last);
-  if (!options.query_positions.empty() || !options.key_positions.empty())
-    detail::fail("a recurrence counts positions itself: options give ", options.query_positions.size(),
-                 " query positions and ", options.key_positions.size(), " key positions");
+  if (!options.query_positions.empty() || !options.key_positions.empty() || !problem_.turns_by_lag())
+    detail::fail("a recurrence counts positions itself, one a token: options give ",
+                 options.query_positions.size(), " query positions and ", options.key_positions.size(),
+                 " key positions, and for sections ", options.query_section_positions.cols, " and ",
+                 options.key_section_positions.cols);
   if (const std::string refusal = polynomial_refusal(problem_); !refusal.empty())
     detail::fail("no recurrence: ", refusal);
   const std::vector<int> limits = simplex_limits(d, problem_.kernel.degree());
@@ -250,7 +294,7 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
   std::vector<Position> positions(static_cast<std::size_t>(n_k));
   for (Index j = 0; j < n_k; ++j) positions[static_cast<std::size_t>(j)] = tokens_ - before + j;
   const Problem problem =
-      problem_.with(n, n_k, std::span(positions).last(static_cast<std::size_t>(n)), positions);
+      problem_.with(n, n_k, {std::span(positions).last(static_cast<std::size_t>(n)), positions});
   std::vector<Real> keys(at(kv_heads_, n_k * d_)), values(at(kv_heads_, n_k * d_v_));
   for (Index kv = 0; kv < kv_heads_; ++kv)
     for (Index j = 0; j < n_k; ++j) {
@@ -312,6 +356,46 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
 }
 
 template <class Real>
+SavedStateHeader RecurrentAttention<Real>::header() const noexcept {
+  const auto word = [](auto x) { return static_cast<std::uint64_t>(x); };
+  return {.bytes = word(state_bytes()),
+          .real_bytes = sizeof(Real),
+          .heads = word(heads_),
+          .kv_heads = word(kv_heads_),
+          .d = word(d_),
+          .d_v = word(d_v_),
+          .rank = word(rank()),
+          .block = word(kBlock),
+          .kernel = fingerprint(problem_.kernel.coefficients()),
+          .rope = fingerprint(problem_.rotation.frequencies()),
+          .scale = std::bit_cast<std::uint64_t>(problem_.scale),
+          .tokens = word(tokens_)};
+}
+
+template <class Real>
+RunStatus RecurrentAttention<Real>::save(std::span<std::byte> to) const noexcept {
+  const SavedStateHeader now = header();
+  if (to.size() < now.bytes) return RunStatus::workspace_too_small;
+  StateWriter writer(to.first(now.bytes));
+  for_each_part(*this, [&](auto* data, Index kept, Index count) { writer.put(data, kept, count); });
+  writer.finish(now);
+  return RunStatus::ok;
+}
+
+template <class Real>
+void RecurrentAttention<Real>::load(std::span<const std::byte> from) {
+  StateReader reader(from, header());
+  tokens_ = static_cast<Position>(reader.header().tokens);
+  for_each_part(*this, [&](auto* data, Index, Index count) { reader.get(data, count); });
+  for (Index kv = 0; kv < kv_heads_; ++kv)
+    for (Index e = 0; e < rank() * channels(); ++e)
+      rounded_[at(kv, rounded_stride()) + static_cast<std::size_t>(e)] =
+          static_cast<Real>(state_[at(kv, rank() * channels()) + static_cast<std::size_t>(e)]);
+  bounded_rows_ = 0;
+  rounding_ = step_rounding();
+}
+
+template <class Real>
 RunStatus RecurrentAttention<Real>::step_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v,
                                               const OutputRows& out) noexcept {
   if (!fits(problem_.shapes, q, k, v, out)) return RunStatus::shape_mismatch;
@@ -343,7 +427,7 @@ void RecurrentAttention<Real>::append(Index kv, Index slot, Position position, c
   key.read(j, d_, raw);
   std::copy_n(raw, d_, s.row);
   problem_.rotation.fill(
-      {0, 1}, [&](Index) { return position; }, s.table);
+      {0, 1}, [&](Index, Index) { return position; }, s.table);
   problem_.rotation.apply(s.table, s.row);
   for (Index c = 0; c < d_; ++c) column[c * kBlock] = s.row[c];
   value.read(j, d_v_, values);
@@ -421,7 +505,7 @@ void RecurrentAttention<Real>::add_state(Index kv, const StepScratch& s) const {
         for (Index t = 0; t < count; ++t) {
           const Vec<Real> feature = set(s.features[t * width + h]);
           for (Index m = 0; m < kTogether; ++m)
-            sum[m] = fma(feature, load(rows + t * channels() + c + m * kLanes<Real>), sum[m]);
+            sum[m] = fma(feature, simd::load(rows + t * channels() + c + m * kLanes<Real>), sum[m]);
         }
         Real part[kStep];
         for (Index m = 0; m < kTogether; ++m) store<Real>(sum[m], part + m * kLanes<Real>);
@@ -455,7 +539,7 @@ void RecurrentAttention<Real>::add_recent(Index kv, Index h, Index count, const 
     total += weight;
     const Vec<double> w = set(weight);
     for (Index c = 0; c < value_stride(); c += kLanes<double>)
-      store<double>(fma(w, load_as<double>(values + c), load(sums + c)), sums + c);
+      store<double>(fma(w, load_as<double>(values + c), simd::load(sums + c)), sums + c);
   }
   sums[d_v_] += total;
 }

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <limits>
@@ -19,6 +20,24 @@
 #include "fastrope/position/mask.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
+
+/// [heads]: the slopes that ALiBi's authors give to n = `heads` heads. Where n is a power of two,
+///     2^(-max_bias h / n),  h = 1 .. n;
+/// else those of the largest power of two below n, then every second of twice as many, from the first on.
+/// max_bias is ggml's; the paper's is 8. Throws Error for a negative number of heads and for a max_bias that
+/// is not finite.
+inline std::vector<double> alibi_slopes(Index heads, double max_bias = 8) {
+  if (heads < 0 || !std::isfinite(max_bias))
+    detail::fail("alibi_slopes: ", heads, " heads, max_bias ", max_bias);
+  std::vector<double> slopes;
+  const auto count = static_cast<Index>(std::bit_floor(static_cast<std::size_t>(heads)));
+  const auto slope = [max_bias](Index h, Index n) {
+    return std::exp2(-max_bias * static_cast<double>(h) / static_cast<double>(n));
+  };
+  for (Index h = 1; h <= count; ++h) slopes.push_back(slope(h, count));
+  for (Index h = 1; std::ssize(slopes) < heads; h += 2) slopes.push_back(slope(h, 2 * count));
+  return slopes;
+}
 
 /// b(lag) = table[clamp(lag)] - slope |lag|, natural-log units, added to the scaled logit.
 class LagBias {

@@ -51,7 +51,8 @@ class RelativeWeights {
       : RelativeWeights(support, first_lag,
                         tabulate(static_cast<Index>(support.size()), first_lag, last_lag, weight)) {}
 
-  /// RoPE written as such a family: W(lag) = R(lag)^T, |S| = 2 * rotary_dim + (d - rotary_dim).
+  /// RoPE written as such a family: W(lag) = R(lag)^T, |S| = 2 * rotary_dim + (d - rotary_dim). All sections
+  /// turn by the one lag.
   static RelativeWeights rope(const Rope& rope, Index d, Position first_lag, Position last_lag) {
     const RopeFrequencies f = rope_frequencies(rope, d);
     if (const Position most = f.max_position(); first_lag < -most || last_lag > most)
@@ -63,7 +64,8 @@ class RelativeWeights {
       const Index a = f.first_column(m), b = f.second_column(m);
       for (Entry entry : {Entry{a, a}, Entry{b, b}, Entry{a, b}, Entry{b, a}}) support.push_back(entry);
     }
-    for (Index c = 2 * f.pairs(); c < d; ++c) support.push_back({c, c});
+    for (Index c = 0; c < d; ++c)
+      if (!f.turns_column(c)) support.push_back({c, c});
     return {support, first_lag, last_lag, [&](Position lag, Index s) {
               if (s >= 4 * f.pairs()) return 1.0;
               const double angle = static_cast<double>(lag) * f.theta[s / 4];

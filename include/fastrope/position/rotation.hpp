@@ -3,7 +3,8 @@
 // Angles position * theta are formed in double (a float product would be off by 0.1 rad at position 2^20) and
 // turned by angle addition: with position = high + low, low < 64,
 //     cos(p theta) = cos(high theta) cos(low theta) - sin(high theta) sin(low theta),
-// two library calls per pair for 64 rows.
+// two library calls per pair for 64 rows. Where sections turn by positions of their own, each pair takes the
+// factors of its section's high and low; the sums are the same, so that equal positions give equal tables.
 //
 // Rounding, u = 2^-53, a the attention factor, P = max |p|, Theta = max theta. theta is off by up to t u
 // theta (rope.hpp; t = 1.25 with a long double of 64 bits), and the product with an integer below 2^53 rounds
@@ -19,6 +20,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <memory>
@@ -64,9 +66,9 @@ class Rotation {
             6);
   }
 
-  /// table: [rows.size(), row_size()] for positions position_of(i), i in rows; within phase_error(max
-  /// |position|), and half an epsilon of Real, of the true cosine and sine times the attention factor.
-  /// Requires |position| <= frequencies().max_position().
+  /// table: [rows.size(), row_size()] for positions position_of(i, section), i in rows; within
+  /// phase_error(max |position|), and half an epsilon of Real, of the true cosine and sine times the
+  /// attention factor. Requires |position| <= frequencies().max_position().
   template <class Real, class PositionOf>
   void fill(Range rows, PositionOf&& position_of, Real* table) const {
     for (Index first = 0; first < pairs(); first += kPairs)
@@ -80,22 +82,23 @@ class Rotation {
     const Index n = pairs();
     const Real* sines = table_row + n;
     const bool interleaved = frequencies_.pairing == RopePairing::interleaved;
+    Real* turning = x + frequencies_.begin;
     Index m = 0;
     for (; m + kLanes<Real> <= n; m += kLanes<Real>) {
       const Vec<Real> c = load(table_row + m), s = load(sines + m);
       Vec<Real> a, b;
       if (interleaved) {
-        load_pairs(x + 2 * m, a, b);
+        load_pairs(turning + 2 * m, a, b);
       } else {
-        a = load(x + m);
-        b = load(x + n + m);
+        a = load(turning + m);
+        b = load(turning + n + m);
       }
       const Vec<Real> turned_a = fma(c, a, neg(mul(s, b))), turned_b = fma(s, a, mul(c, b));
       if (interleaved) {
-        store_pairs(turned_a, turned_b, x + 2 * m);
+        store_pairs(turned_a, turned_b, turning + 2 * m);
       } else {
-        store<Real>(turned_a, x + m);
-        store<Real>(turned_b, x + n + m);
+        store<Real>(turned_a, turning + m);
+        store<Real>(turned_b, turning + n + m);
       }
     }
     for (; m < n; ++m) {
@@ -114,21 +117,38 @@ class Rotation {
   template <class Real, class PositionOf>
   void fill_pairs(Range rows, PositionOf&& position_of, Range pair_range, Real* table) const {
     double high_cosine[kPairs], high_sine[kPairs];
-    Position high = 1;  // never a multiple of kBlock, so the first row sets it
+    double mixed_cosine[kPairs], mixed_sine[kPairs];  // at `low`s that differ by section
+    std::array<Position, RopeFrequencies::kMaxSections> high, low;
+    high.fill(1);  // never a multiple of kBlock, so the first row sets it
     for (Index i = rows.begin; i < rows.end; ++i) {
-      const Position p = position_of(i);
-      const Position low = ((p % kBlock) + kBlock) % kBlock;
-      if (p - low != high) {
-        high = p - low;
+      for (Index s = 0; s < frequencies_.sections; ++s) {
+        const auto at = static_cast<std::size_t>(s);
+        const Position p = position_of(i, s);
+        low[at] = ((p % kBlock) + kBlock) % kBlock;
+        if (p - low[at] == high[at]) continue;
+        high[at] = p - low[at];
         for (Index m = 0; m < pair_range.size(); ++m) {
+          const Index pair = pair_range.begin + m;
+          if (frequencies_.section(pair) != s) continue;
           const double angle =
-              static_cast<double>(high) * frequencies_.theta[static_cast<std::size_t>(pair_range.begin + m)];
+              static_cast<double>(high[at]) * frequencies_.theta[static_cast<std::size_t>(pair)];
           high_cosine[m] = frequencies_.attention_factor * std::cos(angle);
           high_sine[m] = frequencies_.attention_factor * std::sin(angle);
         }
       }
-      const double* low_cosine = low_->data() + low * row_size() + pair_range.begin;
+      const double* low_cosine = low_->data() + low[0] * row_size() + pair_range.begin;
       const double* low_sine = low_cosine + pairs();
+      if (frequencies_.sections > 1) {
+        for (Index m = 0; m < pair_range.size(); ++m) {
+          const Index pair = pair_range.begin + m;
+          const auto at = static_cast<std::size_t>(frequencies_.section(pair));
+          const double* row = low_->data() + low[at] * row_size() + pair;
+          mixed_cosine[m] = row[0];
+          mixed_sine[m] = row[pairs()];
+        }
+        low_cosine = mixed_cosine;
+        low_sine = mixed_sine;
+      }
       Real* cosine = table + (i - rows.begin) * row_size() + pair_range.begin;
       Real* sine = cosine + pairs();
       for (Index m = 0; m < pair_range.size(); ++m) {

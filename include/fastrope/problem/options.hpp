@@ -64,6 +64,10 @@ struct Options {
   TensorView<const bool> dense_mask = {};          ///< [heads, n_q, n_k], true: may attend; strides may be 0
   std::span<const Position> query_positions = {};  ///< empty: where the last n_q keys stand
   std::span<const Position> key_positions = {};    ///< empty: 0..n_k-1
+  /// [rope.sections, n_q] and [rope.sections, n_k]: what each section's pairs turn by, in the place of the
+  /// positions above, which mask and biases go by in any case; empty: those, which is plain RoPE
+  MatrixView<const Position> query_section_positions = {};
+  MatrixView<const Position> key_section_positions = {};
   Executor executor = Executor::serial();
 };
 

@@ -14,6 +14,7 @@
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/position/lag_grid.hpp"
 #include "fastrope/position/rotation.hpp"
+#include "fastrope/position/section_positions.hpp"
 #include "fastrope/problem/options.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
@@ -31,11 +32,21 @@ struct Shapes {
   friend bool operator==(const Shapes&, const Shapes&) = default;
 };
 
+/// Where one call's, or one sequence's, tokens stand, as in Options; empty: the defaults that it has.
+struct SequencePositions {
+  std::span<const Position> queries = {};
+  std::span<const Position> keys = {};
+  MatrixView<const Position> query_sections = {};  ///< [rope.sections, n_q]
+  MatrixView<const Position> key_sections = {};    ///< [rope.sections, n_k]
+};
+
 /// A valid request with every default filled in.
 struct Problem {
   Shapes shapes;
   LagGrid grid;
-  Rotation rotation;  ///< of no pairs where q and k are used as they are
+  Rotation rotation;   ///< of no pairs where q and k are used as they are
+  Index sections = 0;  ///< of the rope, for which positions may be given
+  SectionPositions query_sections, key_sections;
   LagBias bias;
   std::optional<RelativeWeights> weights;
   double scale = 1;
@@ -52,8 +63,7 @@ struct Problem {
   /// The same request for a sequence of other lengths and positions; dense bias and mask, where there are
   /// any, are the caller's to replace. Throws Error, naming the values, for positions that clash and lags
   /// that the bias or weights lack.
-  Problem with(Index n_q, Index n_k, std::span<const Position> query_positions,
-               std::span<const Position> key_positions) const;
+  Problem with(Index n_q, Index n_k, const SequencePositions& positions) const;
 
   /// The key/value head that query head h reads.
   Index kv_head(Index h) const { return h / group(); }
@@ -62,6 +72,18 @@ struct Problem {
   /// Whether scores depend on more than content and lag.
   bool is_dense() const { return dense_bias.data != nullptr || dense_mask.data != nullptr; }
   bool rotates() const { return rotation.pairs() > 0; }
+
+  /// What a section's pairs of query i, and of the j-th key in ascending order, turn by.
+  Position query_turn(Index i, Index section) const {
+    return query_sections.empty() ? grid.query_position(i) : query_sections(section, i);
+  }
+  Position key_turn(Index j, Index section) const {
+    return key_sections.empty() ? grid.key_position(j) : key_sections(section, grid.source(j));
+  }
+  /// Whether all sections turn by the token's position, so that a logit depends on one lag.
+  bool turns_by_lag() const { return query_sections.empty() && key_sections.empty(); }
+  /// max |position| that a row is turned by; 0 where none is.
+  Position farthest_turn() const;
 
  private:
   void require_positions() const;
@@ -148,6 +170,9 @@ inline Problem::Problem(const Shapes& s, const Options& options)
     : shapes(detail::require_sizes(s)),
       grid(s.n_q, s.n_k, options.query_positions, options.key_positions, options.mask),
       rotation(detail::resolve_rotation(s, options)),
+      sections(options.rope ? std::ssize(options.rope->sections) : 0),
+      query_sections("query_section_positions", options.query_section_positions, sections, s.n_q),
+      key_sections("key_section_positions", options.key_section_positions, sections, s.n_k),
       bias(options.bias),
       weights(options.weights),
       scale(options.scale.value_or(s.d > 0 ? 1 / std::sqrt(static_cast<double>(s.d)) : 1)),
@@ -188,9 +213,17 @@ inline Problem::Problem(const Shapes& s, const Options& options)
   require_lags();
 }
 
+inline Position Problem::farthest_turn() const {
+  if (!rotates()) return 0;
+  const Position of_sections = std::max(query_sections.farthest(), key_sections.farthest());
+  // The tokens' own, unless no row turns by them.
+  return query_sections.empty() || key_sections.empty() ? std::max(of_sections, grid.farthest_position())
+                                                        : of_sections;
+}
+
 inline void Problem::require_positions() const {
   if (!rotates()) return;
-  const Position farthest = grid.farthest_position(), most = rotation.frequencies().max_position();
+  const Position farthest = farthest_turn(), most = rotation.frequencies().max_position();
   if (farthest > most)
     detail::fail("rope: a query or a key is ", farthest, " positions from 0, phases are held up to ", most,
                  " for angles of ", rotation.frequencies().largest_theta(), " a position");
@@ -216,13 +249,14 @@ inline void Problem::require_no_exponent() const {
          dense_bias.cols, "]");
 }
 
-inline Problem Problem::with(Index n_q, Index n_k, std::span<const Position> query_positions,
-                             std::span<const Position> key_positions) const {
+inline Problem Problem::with(Index n_q, Index n_k, const SequencePositions& positions) const {
   Problem other = *this;
   other.shapes.n_q = n_q;
   other.shapes.n_k = n_k;
   detail::require_sizes(other.shapes);
-  other.grid = LagGrid(n_q, n_k, query_positions, key_positions, grid.mask());
+  other.grid = LagGrid(n_q, n_k, positions.queries, positions.keys, grid.mask());
+  other.query_sections = {"query_sections", positions.query_sections, sections, n_q};
+  other.key_sections = {"key_sections", positions.key_sections, sections, n_k};
   other.require_positions();
   other.require_lags();
   return other;

@@ -54,19 +54,22 @@ struct RotatedHead {
     key_positions.resize(static_cast<std::size_t>(k.rows));
     for (Index j = 0; j < k.rows; ++j)
       key_positions[static_cast<std::size_t>(grid.source(j))] = grid.key_position(j);
-    queries = problem.scale * rotated(problem.rotation, q, query_positions);
-    keys = rotated(problem.rotation, k, key_positions);
+    queries = problem.scale *
+              rotated(problem.rotation, q, [&](Index i, Index s) { return problem.query_turn(i, s); });
+    keys = rotated(problem.rotation, k, [&](Index j, Index s) {
+      return problem.key_sections.empty() ? key_positions[static_cast<std::size_t>(j)]
+                                          : problem.key_sections(s, j);
+    });
   }
 
  private:
-  static RowMatrix rotated(const Rotation& rotation, MatrixView<const double> x,
-                           const std::vector<Position>& positions) {
+  template <class PositionOf>
+  static RowMatrix rotated(const Rotation& rotation, MatrixView<const double> x, PositionOf&& position_of) {
     RowMatrix rows = Eigen::Map<const RowMatrix, 0, Eigen::OuterStride<>>(x.data, x.rows, x.cols,
                                                                           Eigen::OuterStride<>(x.row_stride));
     std::vector<double> table(static_cast<std::size_t>(rotation.row_size()));
     for (Index i = 0; rotation.pairs() > 0 && i < x.rows; ++i) {
-      rotation.fill(
-          {i, i + 1}, [&](Index m) { return positions[static_cast<std::size_t>(m)]; }, table.data());
+      rotation.fill({i, i + 1}, position_of, table.data());
       rotation.apply(table.data(), rows.row(i).data());
     }
     return rows;
@@ -78,6 +81,13 @@ struct RotatedHead {
 inline void require_row_order(const char* name, const LagGrid& grid) {
   if (!grid.consecutive() || !grid.in_order())
     fail(name, ": positions must be consecutive, and keys in their order");
+}
+
+/// Throws Error where what turns is no function of one lag.
+inline void require_one_lag(const char* name, const Problem& problem) {
+  if (!problem.turns_by_lag())
+    fail(name, ": ", problem.sections, " sections turn by positions of their own, so logits depend on more ",
+         "than one lag");
 }
 
 }  // namespace detail
@@ -142,6 +152,7 @@ inline HadamardSum frequency_matrix(MatrixView<const double> q, MatrixView<const
   if (m < 0 || m >= f.pairs())
     detail::fail("frequency_matrix: rope turns ", f.pairs(), " pairs, there is no pair ", m);
   detail::require_row_order("frequency_matrix", problem.grid);
+  detail::require_one_lag("frequency_matrix", problem);
   const Index n_q = q.rows, n_k = k.rows;
   if (problem.grid.allowed_pairs() < static_cast<double>(n_q) * static_cast<double>(n_k))
     detail::fail("frequency_matrix: the mask leaves out ",

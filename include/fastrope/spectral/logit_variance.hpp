@@ -68,7 +68,8 @@ inline std::vector<LagFunction> lag_functions(const Problem& problem) {
                            {{a, b, gain}, {b, a, -gain}}});
     }
     LagFunction still{[](Position) { return 1.0; }, {}};
-    for (Index c = 2 * f.pairs(); c < problem.shapes.d; ++c) still.entries.push_back({c, c, scale});
+    for (Index c = 0; c < problem.shapes.d; ++c)
+      if (!f.turns_column(c)) still.entries.push_back({c, c, scale});
     if (!still.entries.empty()) functions.push_back(std::move(still));
   }
   if (!problem.bias.empty())
@@ -154,6 +155,7 @@ inline VarianceShares logit_variance(MatrixView<const double> q, MatrixView<cons
   if (options.rope_already_applied)
     detail::fail("logit_variance: rows that arrive turned have no content apart from their positions");
   if (!problem.grid.consecutive()) detail::fail("logit_variance: positions must be consecutive");
+  detail::require_one_lag("logit_variance", problem);
   if (problem.grid.allowed_pairs() == 0)
     detail::fail("logit_variance: the mask allows none of ", q.rows, " x ", k.rows, " pairs");
   const std::vector<detail::LagFunction> functions = detail::lag_functions(problem);
