@@ -37,6 +37,12 @@ TEST(PromiseSweep, IsKeptOnSmallProblems) {
     }
 }
 
+/// A mean whose weights have signs may be larger than every value, and so than float16 holds.
+TEST(PromiseSweep, IsInfiniteWhereAResultIsBeyondItsType) {
+  sweep(501891, 1, PromiseSize::any);
+  sweep(803886, 1, PromiseSize::any);
+}
+
 TEST(PromiseSweep, IsKeptOnLargeProblems) { sweep(0, 12, PromiseSize::large); }
 
 TEST(PromiseTally, GoesThroughALineOfText) {

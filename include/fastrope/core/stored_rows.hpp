@@ -26,6 +26,7 @@ struct StoredType {
   Index bytes;      ///< of an element
   double rounding;  ///< of a number with more digits that is stored, at most, over its size
   double smallest;  ///< what it may be off by beside that where it is small
+  double largest;   ///< beyond it, a number may be stored as infinity
   void (*to_float)(const std::byte* from, Index count, float* to);
   void (*to_double)(const std::byte* from, Index count, double* to);
   /// to [count] = factor x, rounded to float or double first.
@@ -80,6 +81,7 @@ inline constexpr StoredType kStoredType{
     .smallest = std::is_same_v<T, double>    ? std::numeric_limits<double>::min()
                 : std::is_same_v<T, float16> ? 0x1p-25
                                              : static_cast<double>(std::numeric_limits<float>::min()),
+    .largest = static_cast<double>(std::numeric_limits<T>::max()),
     .to_float = detail::read_stored<T, float>,
     .to_double = detail::read_stored<T, double>,
     .from_float = detail::write_stored<T, float>,

@@ -181,16 +181,15 @@ class DecodeAttention {
     if (keys.empty()) return;
     // The source rows of a block of keys, past the last key its row again.
     const auto block_rows = [&](const StoredHead& source, Index first) {
-      std::array<const std::byte*, kBlock> rows;
+      std::array<const std::byte*, kBlock> at;
       if (first + kBlock <= keys.end && problem.grid.in_order() && !source.is_paged) {
         const std::byte* row = source.row(first);
-        for (Index m = 0; m < kBlock; ++m) rows[static_cast<std::size_t>(m)] = row + m * source.row_stride;
-        return rows;
+        for (Index m = 0; m < kBlock; ++m) at[static_cast<std::size_t>(m)] = row + m * source.row_stride;
+        return at;
       }
       for (Index m = 0; m < kBlock; ++m)
-        rows[static_cast<std::size_t>(m)] =
-            source.row(problem.grid.source(std::min(first + m, keys.end - 1)));
-      return rows;
+        at[static_cast<std::size_t>(m)] = source.row(problem.grid.source(std::min(first + m, keys.end - 1)));
+      return at;
     };
     const StoredHead k_head = k.head(kv_head_of(g)), v_head = v.head(kv_head_of(g));
     auto key_rows = block_rows(k_head, keys.begin);
@@ -350,11 +349,7 @@ class DecodeAttention {
   Index padded_rows_;  // in whole tiles, where rows are many
   Index key_stride_;   // d in whole vectors
   Index width_;        // d_v in whole vectors
-=======
-  Index key_stride_;   // d in whole vectors
-  Index width_;        // d_v in whole vectors
   Index first_split_;  // of those that some query reaches
->>>>>>> positions
   Index splits_;
   Real* queries_;              // of each group: queries_of
   BiasReference* references_;  // [kv_heads, all_rows]
