@@ -218,7 +218,7 @@ TYPED_TEST(ExactAttentionTest, ScalesThatCancel) {
 }
 
 /// Any combination of shapes and options, from the seed.
-AttentionCase random_case(std::uint64_t seed) {
+AttentionCase random_case(std::uint64_t seed, bool many_heads = false) {
   using namespace fastrope;
   Inputs random(seed);
   const auto pick = [&](std::vector<Index> of) {
@@ -228,6 +228,11 @@ AttentionCase random_case(std::uint64_t seed) {
   const Index kv_heads = random.integer(1, 3);
   AttentionCase c{.shapes = {kv_heads * random.integer(1, 3), kv_heads, random.integer(0, 130),
                              random.integer(0, 150), pick({1, 2, 3, 6, 8, 20, 36}), pick({1, 5, 8, 16, 33})}};
+  if (many_heads) {
+    c.shapes.n_q = pick({1, 1, 2, 3, 9});
+    c.shapes.heads = kv_heads * random.integer(17, 300 / c.shapes.n_q);
+    c.shapes.n_k = random.integer(0, 250);
+  }
   const Shapes& s = c.shapes;
   constexpr Position kReach = 320;  // no lag is larger
 
@@ -286,6 +291,33 @@ AttentionCase random_case(std::uint64_t seed) {
 
 TYPED_TEST(ExactAttentionTest, RandomCombinations) {
   for (std::uint64_t seed = 0; seed < 400; ++seed) this->expect_exact(random_case(seed), seed);
+}
+
+/// Few queries and many heads on a key head: row kernels, products of blocks, and more rows than a group.
+TYPED_TEST(ExactAttentionTest, ManyHeadsOnAKeyHead) {
+  for (std::uint64_t seed = 0; seed < 60; ++seed) this->expect_exact(random_case(seed, true), seed);
+  for (const Index heads : {31, 32, 33, 48, 49, 255, 256, 257, 384, 600})
+    this->expect_exact({.shapes = {heads, 1, 1, 70, 8, 9}}, 7);
+}
+
+/// Values that are not finite reach the rows that see them, and no others.
+TYPED_TEST(ExactAttentionTest, ManyHeadsWithValuesThatAreNotFinite) {
+  for (const Index n_q : {1, 2, 20}) {
+    AttentionCase c{.shapes = {40, 1, n_q, 1200, 8, 5}};
+    c.base.mask = Mask::causal();
+    AttentionInputs<TypeParam> in(c.shapes, 3);
+    in.v(0, 1199, 2) = TypeParam(std::numeric_limits<float>::infinity());
+    in.v(0, 1198, 3) = TypeParam(std::numeric_limits<float>::quiet_NaN());
+    attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
+    for (Index h = 0; h < 40; ++h)
+      for (Index i = 0; i < n_q; ++i) {
+        const Index last = 1200 - n_q + i;  // that it sees
+        for (Index col = 0; col < 5; ++col)
+          EXPECT_EQ(std::isfinite(static_cast<double>(in.out(h, i, col))),
+                    !((col == 2 && last >= 1199) || (col == 3 && last >= 1198)))
+              << c << ", head " << h << ", row " << i << ", column " << col;
+      }
+  }
 }
 
 template <class Real>

@@ -177,6 +177,23 @@ TYPED_TEST(KernelAttention, MaskedKeysAreNotSeenWhateverTheyHold) {
   }
 }
 
+/// A logit of -infinity is no masked key: the quotient of infinite sums is NaN.
+TYPED_TEST(KernelAttention, AnInfiniteKeyMakesTheRowsThatMeetItNaN) {
+  for (const Index n_q : {1, 30, 60}) {
+    AttentionCase c{.shapes = {1, 1, n_q, 300, 4, 3}};
+    c.base.kernel = Kernel::power(2);
+    c.base.mask = Mask::causal();
+    AttentionInputs<TypeParam> in(c.shapes, 10);
+    for (TypeParam& x : in.q.values) x = static_cast<TypeParam>(std::abs(static_cast<double>(x)) + 0.1);
+    const Index seen_by = n_q - 1;  // the last query alone
+    in.k(0, 299, 0) = TypeParam(-std::numeric_limits<float>::infinity());
+    attend_exactly(c, in);
+    for (Index i = 0; i < n_q; ++i)
+      for (Index col = 0; col < 3; ++col)
+        EXPECT_EQ(std::isnan(static_cast<double>(in.out(0, i, col))), i == seen_by) << c << ", row " << i;
+  }
+}
+
 TYPED_TEST(KernelAttention, ARowWhoseDenominatorVanishesIsZeros) {
   for (const Index n_q : {1, 60}) {
     AttentionCase c{.shapes = {1, 1, n_q, 64, 4, 3}};

@@ -63,7 +63,7 @@ TYPED_TEST(Reach, OnlyWhatSomeQueryReachesIsRead) {
   };
   for (const Mask mask : {Mask::causal(), Mask::sliding_window(100), Mask::lags(200, 300), Mask::full()})
     for (const auto& positions : queries)
-      for (const Index repeat : {1, 20})  // decoded, and in tiles
+      for (const Index repeat : {1, 20, 60})  // decoded, by products too, and in tiles
         for (const bool ring : {false, true}) {
           AttentionCase c{.shapes = {4, 2, 3 * repeat, kKeys, 12, 9}};
           c.base.mask = mask;
@@ -75,7 +75,9 @@ TYPED_TEST(Reach, OnlyWhatSomeQueryReachesIsRead) {
             for (Index j = 0; j < kKeys; ++j) c.key_positions.push_back((j + 1234) % kKeys);
           }
           if (!positions.empty()) c.text += ", first query at " + std::to_string(positions.front());
-          ASSERT_EQ(DecodeAttention<TypeParam>::suits(Problem(c.shapes, c.options())), repeat == 1);
+          if (repeat != 20) {
+            ASSERT_EQ(DecodeAttention<TypeParam>::suits(Problem(c.shapes, c.options())), repeat == 1);
+          }
           this->expect_correct(c);
         }
 }

@@ -37,8 +37,8 @@ TEST(PromiseSweep, IsKeptOnSmallProblems) {
     }
 }
 
-/// A mean whose weights have signs may be larger than every value, and so than float16 holds.
-TEST(PromiseSweep, IsInfiniteWhereAResultIsBeyondItsType) {
+/// Keys beyond the range of float16 are infinite, and a logit of -infinity is no masked key.
+TEST(PromiseSweep, IsInfiniteWhereAPolynomialMeetsInfiniteKeys) {
   sweep(501891, 1, PromiseSize::any);
   sweep(803886, 1, PromiseSize::any);
 }

@@ -136,6 +136,7 @@ class QueryBlock {
     const Index kv = problem.kv_head(head_), row_count = round_up(rows.size(), kRowMultipleOf<T>);
     scores.product(problem, packed, kv, queries_ + r * words_, kTileRows, rows, row_count, panels, scores_,
                    kStride, scratch_);
+    Scores<Real>::mark_infinite(problem, rows.size(), panels.size(), scores_, kStride);
     const auto factor = static_cast<Real>(Scores<Real>::template product_factor<T>(problem));
     const bool modified = Scores<Real>::modifies(problem);
     if (modified || intersect(panels, reach.every) != panels)

@@ -198,6 +198,7 @@ class DecodeAttention {
       const auto value_rows = block_rows(v_head, j);
       const Index padded = round_up(block.size(), simd::kLanes<Real>);
       score_block(problem, g, k, key_rows.data(), {value_rows.data(), step_of(v)}, block, b);
+      Scores<Real>::mark_infinite(problem, rows, padded, b.scores, kBlock);
       for (Index r = 0; r < rows; ++r) {
         const Index i = query_of(problem, g, r);
         const Range allowed = problem.grid.keys_of(i);

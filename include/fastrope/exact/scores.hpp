@@ -121,6 +121,17 @@ class Scores {
     }
   }
 
+  /// For polynomial kernels, before finish(): scores that are infinite become NaN, which is what the row's
+  /// quotient of infinite sums is, since -infinity is to say that a key is masked. scores: [rows, cols], row
+  /// stride `stride`.
+  static void mark_infinite(const Problem& problem, Index rows, Index cols, Real* scores, Index stride) {
+    using namespace simd;
+    if (problem.kernel.is_softmax()) return;
+    for (Index r = 0; r < rows; ++r)
+      for (Real *x = scores + r * stride, *end = x + cols; x < end; x += kLanes<Real>)
+        store<Real>(fma(load(x), zero<Real>(), load(x)), x);
+  }
+
   /// Whether finish() does more than the mask.
   static bool modifies(const Problem& problem) {
     return problem.softcap > 0 || !problem.bias.empty() || problem.is_dense();

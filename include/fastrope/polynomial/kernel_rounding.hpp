@@ -133,7 +133,7 @@ double row_bound(double error, double sum, double largest, double largest_value,
   const double rounding = kUnitRoundoff<Real> + 0x1p-50 + result_rounding<Real>(out);
   const double least = std::max(out.smallest, static_cast<double>(std::numeric_limits<Real>::min()));
   const double left = std::abs(sum) - error;
-  // A denominator that is not normal gives zeros, a mean with signs may be too large for out's type.
+  // A denominator that is not normal gives zeros, and a mean with signs may be too large for out's type.
   if (!(left > 0) || !(std::abs(sum) >= 2 * static_cast<double>(std::numeric_limits<Real>::min())) ||
       !(std::abs(sum) < kInfinity) || !(largest <= out.largest))
     return kInfinity;
