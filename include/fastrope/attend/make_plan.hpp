@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <cmath>
 #include <exception>
-#include <iterator>
 #include <string>
 #include <utility>
 #include <vector>
@@ -60,7 +59,7 @@ Plan<Real> plan_groups(Problem problem, double tolerance, const Storage& storage
     if (error) std::rethrow_exception(error);
   std::vector<HeadPlan> heads;
   for (std::vector<HeadPlan>& group : groups)
-    heads.insert(heads.end(), std::make_move_iterator(group.begin()), std::make_move_iterator(group.end()));
+    for (HeadPlan& head : group) heads.push_back(std::move(head));
   return {std::move(problem), tolerance, storage, std::move(heads)};
 }
 
