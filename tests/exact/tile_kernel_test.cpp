@@ -190,9 +190,9 @@ TEST(Bfloat16Kernel, EqualsTheProductInDouble) {
       c = before;
       for (Index v = 0; v < vectors; ++v)
         for (Index i = 0; i < kRows; i += fastrope::tile_rows(1))
-          fastrope::detail::tile<bfloat16, fastrope::tile_rows(1), 1, true>(
+          fastrope::detail::tile<bfloat16, fastrope::tile_rows(1), 1, 1>(
               depth, operand.rows_from(i), b.data() + v * kLanes<float>, stride,
-              c.data() + i * stride + v * kLanes<float>, stride);
+              /*accumulate=*/true, c.data() + i * stride + v * kLanes<float>, stride);
       expect(c);
       if (this->HasFatalFailure()) return;
     }

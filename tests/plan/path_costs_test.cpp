@@ -20,56 +20,41 @@ using namespace fastrope;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kMost = static_cast<double>(kMaxRank);
 
-/// Finds the largest affordable rank, within 1/64 below it, of costs base + slope rank^power.
-void expect_largest(double base, double slope, double power, double budget) {
-  SCOPED_TRACE(testing::Message() << base << " + " << slope << " rank^" << power << " < " << budget);
-  int calls = 0;
-  const auto seconds = [&](double rank) {
-    ++calls;
-    EXPECT_EQ(rank, std::floor(rank));
-    EXPECT_GE(rank, 1);
-    EXPECT_LE(rank, kMost);
-    return base + slope * std::pow(rank, power);
-  };
-  const double most = most_rank(budget, seconds);
-  EXPECT_LE(calls, 64);
-  double largest = 0;  // of them all, by a search of its own
-  for (double step = std::exp2(std::floor(std::log2(kMost))); step >= 1; step /= 2)
-    if (largest + step <= kMost && seconds(largest + step) < budget) largest += step;
-  if (largest == kMost) {
-    EXPECT_EQ(most, std::numeric_limits<double>::max());
-    return;
-  }
-  EXPECT_LE(most, largest) << "is not affordable";
-  EXPECT_GE(most, largest - std::max(0.0, largest / 64));
-  if (largest < 128) {
-    EXPECT_EQ(most, largest);
-  }
-}
-
 TEST(MostRank, IsTheLargestThatTheBudgetAllows) {
   Inputs inputs(1);
   for (int trial = 0; trial < 2000; ++trial) {
-    const double power = inputs.uniform(0.5, 2), base = trial % 2 == 0 ? 0 : inputs.uniform(0, 1);
-    const double rank = std::exp(inputs.uniform(-1, std::log(kMost) + 1));
-    expect_largest(base, 1e-3, power, base + 1e-3 * std::pow(rank, power));
+    const double base = trial % 2 == 0 ? 0 : inputs.uniform(0, 1), slope = inputs.uniform(1e-3, 1);
+    const auto seconds = [&](double rank) { return base + slope * rank; };
+    const double rank = std::floor(std::exp(inputs.uniform(0, std::log(1e6))));
+    SCOPED_TRACE(testing::Message() << base << " + " << slope << " rank, " << rank);
+    EXPECT_EQ(most_rank(seconds(rank + 0.5), seconds(0), seconds(1)), rank);
+    EXPECT_EQ(most_rank(seconds(rank - 0.5), seconds(0), seconds(1)), rank - 1);
   }
-  for (const double rank : {1, 2, 3, 63, 64, 65, 127, 128, 129}) {
-    expect_largest(0, 1, 1, rank);  // less than it
-    expect_largest(0, 1, 1, rank + 0.5);
-  }
-  expect_largest(0, 1, 1, kMost);
-  expect_largest(0, 1, 1, kMost + 0.5);
+  for (const double rank : {1, 2, 3, 63, 64, 65, 127, 128, 129}) EXPECT_EQ(most_rank(rank, 0, 1), rank - 1);
+  EXPECT_EQ(most_rank(kMost, 0, 1), kMost - 1);
 }
 
 TEST(MostRank, IsNoneWithoutABudgetAndAnyWithOneForAll) {
-  const auto seconds = [](double rank) { return 1 + rank; };
-  for (const double budget : {-kInfinity, -1.0, 0.0, 1.0, 2.0}) EXPECT_EQ(most_rank(budget, seconds), 0);
-  EXPECT_EQ(most_rank(2.5, seconds), 1);
-  EXPECT_EQ(most_rank(kMost + 2, seconds), std::numeric_limits<double>::max());
-  EXPECT_EQ(most_rank(kInfinity, seconds), kInfinity);
-  // Steps, not a slope: nothing but whether a rank is affordable counts.
-  EXPECT_EQ(most_rank(1, [](double rank) { return rank > 40 ? 2.0 : 0.0; }), 40);
+  for (const double budget : {-kInfinity, -1.0, 0.0, 1.0, 2.0}) EXPECT_EQ(most_rank(budget, 1, 2), 0);
+  EXPECT_EQ(most_rank(2.5, 1, 2), 1);
+  EXPECT_EQ(most_rank(kMost + 2, 1, 2), std::numeric_limits<double>::max());
+  EXPECT_EQ(most_rank(kInfinity, 1, 2), kInfinity);
+  // Of what costs nothing.
+  EXPECT_EQ(most_rank(1, 1, 1), 0);
+  EXPECT_EQ(most_rank(2, 1, 1), std::numeric_limits<double>::max());
+}
+
+TEST(MostRank, HoldsForFeaturesAndTransformsWhichCostInProportion) {
+  const Problem problem({4, 2, 700, 1001, 13, 5}, {.mask = Mask::causal()});
+  const CostModel rates;
+  const PathCosts costs(problem, rates, Arithmetic::float32);
+  const std::vector<FarPairs> chunks = far_chunks<float>(problem, 192);
+  const auto features = [&](double rank) { return costs.seconds(costs.polynomial(rank, 2, chunks)); };
+  const auto transforms = [&](double rank) { return costs.seconds(costs.toeplitz(rank, 1)); };
+  for (const double rank : {1, 30, 4000}) {
+    EXPECT_EQ(most_rank(features(rank + 0.5), features(0), features(1)), rank);
+    EXPECT_EQ(most_rank(transforms(rank + 0.5), transforms(0), transforms(1)), rank);
+  }
 }
 
 void expect_same(const Work& a, const Work& b) {
@@ -101,10 +86,11 @@ TYPED_TEST(PathCostsTest, AreThoseOfTheArithmetic) {
       EXPECT_EQ(costs.seconds(exact), rates.template seconds<Real>(exact));
       expect_same(costs.tiles(1234.5, 17), tile_work<Real>(problem, 1234.5, 17));
       expect_same(costs.toeplitz(9, 2), toeplitz_work<Real>(problem, 9, 2));
-      const auto make = [&](Index rows) { return far_chunks<Real>(problem, rows); };
+      const auto ways =
+          CostModel::chunkings(problem, [&](Index rows) { return far_chunks<Real>(problem, rows); });
       for (const double rank : {1.0, 30.0, 4000.0}) {
-        const std::vector<FarPairs> chunks = costs.best_chunks(rank, 2, make);
-        const std::vector<FarPairs> expected = rates.template best_chunks<Real>(problem, rank, 2, make);
+        const std::vector<FarPairs> chunks = costs.best_chunks(rank, 2, ways);
+        const std::vector<FarPairs> expected = rates.template best_chunks<Real>(problem, rank, 2, ways);
         EXPECT_TRUE(std::equal(chunks.begin(), chunks.end(), expected.begin(), expected.end(),
                                [](const FarPairs& a, const FarPairs& b) {
                                  return a.rows == b.rows && a.far == b.far && a.first == b.first &&

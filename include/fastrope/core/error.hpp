@@ -26,6 +26,10 @@ template <class Part>
 void append(std::string& text, const Part& part) {
   if constexpr (std::is_convertible_v<const Part&, std::string_view>) {
     text += std::string_view(part);
+  } else if constexpr (std::is_same_v<Part, char>) {
+    text += part;
+  } else if constexpr (std::is_integral_v<Part>) {
+    text += std::to_string(part);
   } else {
     std::ostringstream stream;
     stream << part;
@@ -33,8 +37,10 @@ void append(std::string& text, const Part& part) {
   }
 }
 
+/// Parts by value: literals of any length are then one type, and a message one function for each list of
+/// types.
 template <class... Parts>
-std::string message(const Parts&... parts) {
+std::string message(Parts... parts) {
   std::string text;
   (append(text, parts), ...);
   return text;
@@ -42,7 +48,7 @@ std::string message(const Parts&... parts) {
 
 /// Throws Error with the parts written one after the other.
 template <class... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
+[[noreturn]] void fail(Parts... parts) {
   throw Error(message(parts...));
 }
 

@@ -65,12 +65,12 @@ class MatrixTiles {
 #if FASTROPE_MATRIX_TILES
 namespace detail {
 
-/// C [rows, kTiles * 16] = A [rows, depth] B [depth, kTiles * 16], plus C where kAccumulate, of words that
+/// C [rows, kTiles * 16] = A [rows, depth] B [depth, kTiles * 16], plus C if it accumulates, of words that
 /// are pairs of bfloat16: c_ij = sum_k a_ik[0] b_kj[0] + a_ik[1] b_kj[1]. Strides in words. Requires rows and
 /// depth multiples of 16 and a living MatrixTiles.
-template <int kTiles, bool kAccumulate>
+template <int kTiles>
 void multiply_matrix_tiles(Index rows, Index depth, const float* a, Index a_stride, const float* b,
-                           Index b_stride, float* c, Index c_stride) {
+                           Index b_stride, bool accumulate, float* c, Index c_stride) {
   const auto bytes = [](Index words) { return static_cast<std::size_t>(words) * sizeof(float); };
   constexpr Index kCols = MatrixTiles::kCols;
   // GCC's tile loads do not say that they read memory.
@@ -78,7 +78,7 @@ void multiply_matrix_tiles(Index rows, Index depth, const float* a, Index a_stri
   for (Index i = 0; i < rows;
        i += MatrixTiles::kRows, a += MatrixTiles::kRows * a_stride, c += MatrixTiles::kRows * c_stride) {
     // The registers' numbers are part of the instructions: 0 to 3 sum, 4 is of A, 5 to 7 are of B.
-    if constexpr (kAccumulate) {
+    if (accumulate) {
       _tile_loadd(0, c, bytes(c_stride));
       if constexpr (kTiles > 1) _tile_loadd(1, c + kCols, bytes(c_stride));
       if constexpr (kTiles > 2) _tile_loadd(2, c + 2 * kCols, bytes(c_stride));

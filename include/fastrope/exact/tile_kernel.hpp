@@ -100,10 +100,10 @@ HWY_INLINE V multiply_add(V a, V b, V sum) {
 }
 
 /// C [kRows, kVecs vectors] = A [kRows, depth] B [depth, kVecs vectors], a sum from zero to which C is added
-/// where kAccumulate.
-template <class T, int kRows, int kVecs, bool kAccumulate, int kGroup = 1, class Real>
+/// if it accumulates.
+template <class T, int kRows, int kVecs, int kGroup, class Real>
 HWY_INLINE void tile(Index depth, BroadcastOperand<Real> a, const Real* HWY_RESTRICT b, Index b_stride,
-                     Real* HWY_RESTRICT c, Index c_stride) {
+                     bool accumulate, Real* HWY_RESTRICT c, Index c_stride) {
   using namespace simd;
   constexpr Index kStep = kLanes<Real>;
   Vec<Real> sum[kRows][kVecs];
@@ -123,33 +123,35 @@ HWY_INLINE void tile(Index depth, BroadcastOperand<Real> a, const Real* HWY_REST
       for (int v = 0; v < kVecs; ++v) sum[i][v] = multiply_add<T>(word, row[v], sum[i][v]);
     }
   }
+  if (accumulate)
+#pragma GCC unroll 32
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVecs; ++v) sum[i][v] = add(load(c + i * c_stride + v * kStep), sum[i][v]);
 #pragma GCC unroll 32
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) {
-      Real* to = c + i * c_stride + v * kStep;
-      store<Real>(kAccumulate ? add(load(to), sum[i][v]) : sum[i][v], to);
-    }
+    for (int v = 0; v < kVecs; ++v) store<Real>(sum[i][v], c + i * c_stride + v * kStep);
 }
 
-template <class T, int kVecs, bool kAccumulate, int kGroup, class Real>
-void tile_column(Index rows, Index depth, BroadcastOperand<Real> a, const Real* b, Index b_stride, Real* c,
-                 Index c_stride) {
+/// One loop for sums that begin and sums that go on: the tile is the code that takes longest to compile.
+template <class T, int kVecs, int kGroup, class Real>
+void tile_column(Index rows, Index depth, BroadcastOperand<Real> a, const Real* b, Index b_stride,
+                 bool accumulate, Real* c, Index c_stride) {
 #if FASTROPE_MATRIX_TILES
   if constexpr (std::is_same_v<T, bfloat16>)
     if (MatrixTiles::allowed())
-      return multiply_matrix_tiles<kVecs, kAccumulate>(rows, depth, a.data, a.row_stride, b, b_stride, c,
-                                                       c_stride);
+      return multiply_matrix_tiles<kVecs>(rows, depth, a.data, a.row_stride, b, b_stride, accumulate, c,
+                                          c_stride);
 #endif
   constexpr int kRows = tile_rows(kVecs);
-  const Index first = std::min(depth, kChain);
-  for (Index i = 0; i < rows; i += kRows)
-    tile<T, kRows, kVecs, kAccumulate, kGroup>(first, a.rows_from(i), b, b_stride, c + i * c_stride,
-                                               c_stride);
-  for (Index k = first; k < depth; k += kChain)
+  Index k = 0;
+  do {  // once where the depth is 0
     for (Index i = 0; i < rows; i += kRows)
-      tile<T, kRows, kVecs, true, kGroup>(std::min(kChain, depth - k), a.depth_from(k).rows_from(i),
-                                          b + k * b_stride, b_stride, c + i * c_stride, c_stride);
+      tile<T, kRows, kVecs, kGroup>(std::min(kChain, depth - k), a.depth_from(k).rows_from(i),
+                                    b + k * b_stride, b_stride, accumulate || k > 0, c + i * c_stride,
+                                    c_stride);
+  } while ((k += kChain) < depth);
 }
 
 }  // namespace detail
@@ -176,17 +178,17 @@ void multiply(Index rows, Index cols, Index depth, BroadcastOperand<Real> a, con
     Real* c_t = c + done * kStep;
     switch (width) {
       case 1:
-        detail::tile_column<T, 1, kAccumulate, kGroup>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+        detail::tile_column<T, 1, kGroup>(rows, depth, a, b_t, b_stride, kAccumulate, c_t, c_stride);
         break;
       case 2:
-        detail::tile_column<T, 2, kAccumulate, kGroup>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+        detail::tile_column<T, 2, kGroup>(rows, depth, a, b_t, b_stride, kAccumulate, c_t, c_stride);
         break;
       default:
         if constexpr (kTileVecs > 2) {
           if (width == 3)
-            detail::tile_column<T, 3, kAccumulate, kGroup>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+            detail::tile_column<T, 3, kGroup>(rows, depth, a, b_t, b_stride, kAccumulate, c_t, c_stride);
           else
-            detail::tile_column<T, 4, kAccumulate, kGroup>(rows, depth, a, b_t, b_stride, c_t, c_stride);
+            detail::tile_column<T, 4, kGroup>(rows, depth, a, b_t, b_stride, kAccumulate, c_t, c_stride);
         }
     }
     done += width;

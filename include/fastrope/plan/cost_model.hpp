@@ -4,6 +4,7 @@
 // choice. bench/calibrate measures a machine's.
 #pragma once
 
+#include <algorithm>
 #include <span>
 #include <utility>
 #include <vector>
@@ -40,32 +41,29 @@ struct CostModel {
            w.round / round;
   }
 
-  /// The chunks of rows for which the polynomial path is cheapest, of make_chunks(rows): of kLeastChunk rows
+  /// The ways to divide the rows among which best_chunks chooses: make_chunks(rows), of kLeastChunk rows
   /// times a power of two.
   static constexpr Index kLeastChunk = 192;
-  template <class Real, class MakeChunks>
+  template <class MakeChunks>
+  static std::vector<std::vector<FarPairs>> chunkings(const Problem& problem, MakeChunks&& make_chunks) {
+    std::vector<std::vector<FarPairs>> ways = {make_chunks(kLeastChunk)};
+    for (Index rows = 2 * kLeastChunk; ways.back().size() > 1 && rows < 2 * problem.shapes.n_q; rows *= 2)
+      ways.push_back(make_chunks(rows));
+    return ways;
+  }
+  /// The chunks for which the polynomial path is cheapest.
+  template <class Real>
   std::vector<FarPairs> best_chunks(const Problem& problem, double rank, Index heads,
-                                    MakeChunks&& make_chunks) const {
-    const auto cost = [&](const std::vector<FarPairs>& chunks) {
-      return seconds<Real>(polynomial_work<Real>(problem, rank, heads, chunks));
-    };
-    std::vector<FarPairs> best = make_chunks(kLeastChunk);
-    double least = cost(best);
-    std::size_t count = best.size();
-    for (Index rows = 2 * kLeastChunk; count > 1 && rows < 2 * problem.shapes.n_q; rows *= 2) {
-      std::vector<FarPairs> chunks = make_chunks(rows);
-      count = chunks.size();
-      const double next = cost(chunks);
-      if (!(next < least)) continue;
-      least = next;
-      best = std::move(chunks);
-    }
-    return best;
+                                    const std::vector<std::vector<FarPairs>>& ways) const {
+    std::vector<double> costs;
+    for (const std::vector<FarPairs>& chunks : ways)
+      costs.push_back(seconds<Real>(polynomial_work<Real>(problem, rank, heads, chunks)));
+    return ways[static_cast<std::size_t>(std::min_element(costs.begin(), costs.end()) - costs.begin())];
   }
   template <class Real>
   std::vector<FarPairs> best_chunks(const Problem& problem, double rank, Index heads) const {
     return best_chunks<Real>(problem, rank, heads,
-                             [&](Index rows) { return far_chunks<Real>(problem, rows); });
+                             chunkings(problem, [&](Index rows) { return far_chunks<Real>(problem, rows); }));
   }
 
  private:

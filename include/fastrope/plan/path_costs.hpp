@@ -1,7 +1,7 @@
 // PathCosts: what the paths of one problem cost, in the arithmetic that it will run in.
 #pragma once
 
-#include <algorithm>
+#include <cmath>
 #include <limits>
 #include <type_traits>
 #include <vector>
@@ -51,10 +51,10 @@ class PathCosts {
     });
   }
   /// CostModel::best_chunks.
-  template <class MakeChunks>
-  std::vector<FarPairs> best_chunks(double rank, Index heads, MakeChunks&& make_chunks) const {
+  std::vector<FarPairs> best_chunks(double rank, Index heads,
+                                    const std::vector<std::vector<FarPairs>>& ways) const {
     return with_real(arithmetic_, [&](auto real) {
-      return rates_.best_chunks<typename decltype(real)::type>(problem_, rank, heads, make_chunks);
+      return rates_.best_chunks<typename decltype(real)::type>(problem_, rank, heads, ways);
     });
   }
 
@@ -65,18 +65,13 @@ class PathCosts {
   Work exact_;
 };
 
-/// The largest rank for which `seconds(rank)`, which grows with the rank, is below `budget`, within 1/64: the
-/// largest number if all that may be attempted are, 0 if none is; infinity for a budget without end.
-template <class Seconds>
-double most_rank(double budget, Seconds&& seconds) {
-  Index low = 0, high = kMaxRank + 1;  // low is affordable, high is not
+/// The largest rank whose seconds, none + rank (one - none), are below `budget`: the largest number if all
+/// that may be attempted are, 0 if none is; infinity for a budget without end.
+inline double most_rank(double budget, double none, double one) {
   if (budget == std::numeric_limits<double>::infinity()) return budget;
-  if (seconds(static_cast<double>(kMaxRank)) < budget) return std::numeric_limits<double>::max();
-  while (high - low > std::max<Index>(1, low / 64)) {
-    const Index middle = low + (high - low) / 2;
-    (seconds(static_cast<double>(middle)) < budget ? low : high) = middle;
-  }
-  return static_cast<double>(low);
+  const double rank = std::ceil((budget - none) / (one - none)) - 1;
+  if (rank >= static_cast<double>(kMaxRank)) return std::numeric_limits<double>::max();
+  return rank > 0 ? rank : 0;
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

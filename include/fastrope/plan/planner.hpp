@@ -43,10 +43,9 @@ struct HeadPlan {
 class Planner {
  public:
   /// The problem and the rates must outlive it.
-  Planner(const Problem& problem, double tolerance, Path forced, const CostModel& cost, Arithmetic arithmetic,
-          const Factorisations& by)
+  Planner(const Problem& problem, double tolerance, Path forced, const CostModel& cost, Arithmetic arithmetic)
       : problem_(problem),
-        planning_(problem, tolerance, forced, cost, arithmetic, by),
+        planning_(problem, tolerance, forced, cost, arithmetic),
         polynomial_(planning_),
         toeplitz_(planning_) {}
   ~Planner() = default;

@@ -108,29 +108,32 @@ class PolynomialCandidates {
     const Separation separation = separate(problem, heads.begin, refusal_, costs.arithmetic());
     Candidate c{.path = Path::polynomial, .feasible = false, .reason = separation.refusal};
     if (!c.reason.empty()) return c;
-    const auto chunks = [&](double rank) { return best_chunks(separation, rank, heads.size()); };
-    const auto seconds = [&](double rank) {
-      return costs.seconds(costs.polynomial(rank, heads.size(), chunks(rank)));
-    };
+    const auto ways = chunkings(separation);
     constexpr double kLeastRank = 2;  // degree 1 in one variable
-    const double most = most_rank(budget, seconds);
+    double most = 0;
+    for (const std::vector<FarPairs>& chunks : ways) {
+      const auto seconds = [&](double rank) {
+        return costs.seconds(costs.polynomial(rank, heads.size(), chunks));
+      };
+      most = std::max(most, most_rank(budget, seconds(0), seconds(1)));
+    }
     if (most < kLeastRank) {
       c.reason = "for these shapes features of any rank are more work than the exact path";
       return c;
     }
-    const auto fit = planning_.low_rank(
-        look, heads.begin, queries, separation.chunks(problem, costs.arithmetic(), CostModel::kLeastChunk),
-        {.tolerance = planning_.tolerance,
-         .may_weigh_keys = separation.may_weigh_keys,
-         .factor_error = separation.factor_error,
-         .most_rank = most},
-        c);
+    const auto fit = planning_.low_rank(look, heads.begin, queries, ways.front(),
+                                        {.tolerance = planning_.tolerance,
+                                         .may_weigh_keys = separation.may_weigh_keys,
+                                         .factor_error = separation.factor_error,
+                                         .most_rank = most},
+                                        c);
     if (!fit) return c;
     if (!separation.how.empty()) c.how += ", " + separation.how;
     LowRankUnit made = planning_.unit(heads, *fit);
     made.factor = separation.factor;
     made.later_factor = separation.later_factor;
-    if (finish(chunks(fit->rank), heads.size(), c, made) < budget) unit = std::move(made);
+    if (finish(costs.best_chunks(fit->rank, heads.size(), ways), heads.size(), c, made) < budget)
+      unit = std::move(made);
     return c;
   }
 
@@ -153,15 +156,15 @@ class PolynomialCandidates {
                        .entry_error = with_real(planning_.costs.arithmetic(), [&](auto real) {
                          return row_rounding<typename decltype(real)::type>(problem, farthest);
                        })};
-    finish(best_chunks({}, static_cast<double>(c.rank), heads.size()), heads.size(), c, *unit);
+    const auto rank = static_cast<double>(c.rank);
+    finish(planning_.costs.best_chunks(rank, heads.size(), chunkings({})), heads.size(), c, *unit);
     return c;
   }
 
  private:
-  std::vector<FarPairs> best_chunks(const Separation& separation, double rank, Index heads) const {
-    const PathCosts& costs = planning_.costs;
-    return costs.best_chunks(rank, heads, [&](Index rows) {
-      return separation.chunks(planning_.problem, costs.arithmetic(), rows);
+  std::vector<std::vector<FarPairs>> chunkings(const Separation& separation) const {
+    return CostModel::chunkings(planning_.problem, [&](Index rows) {
+      return separation.chunks(planning_.problem, planning_.costs.arithmetic(), rows);
     });
   }
 

@@ -71,8 +71,8 @@ class ToeplitzCandidates {
       c.entry_bound = bounds.radius;
     } else {
       const PathCosts& costs = planning_.costs;
-      const double most =
-          most_rank(budget, [&](double rank) { return costs.seconds(costs.toeplitz(rank, 1)); });
+      const auto seconds = [&](double rank) { return costs.seconds(costs.toeplitz(rank, 1)); };
+      const double most = most_rank(budget, seconds(0), seconds(1));
       const FarPairs all{{0, problem_.shapes.n_q}, problem_.shapes.n_k};
       const auto fit =
           planning_.low_rank(look, head, {query, query + 1}, {&all, 1},
