@@ -45,6 +45,7 @@ class DecodeAttention {
         splits_(std::max<Index>(1, ceil_div(problem.shapes.n_k, kSplit))),
         queries_(workspace.take<Real>(problem.shapes.kv_heads * rows_ * key_stride_).data()),
         references_(workspace.take<BiasReference>(problem.shapes.kv_heads * rows_).data()),
+        allowed_(workspace.take<KeySet>(problem.shapes.kv_heads * rows_).data()),
         states_(problem.shapes.kv_heads * splits_ * rows_, width_, workspace),
         scratch_(scratch) {}
 
@@ -109,8 +110,30 @@ class DecodeAttention {
             .output = w.take<Real>(rows_ * width_).data()};
   }
 
-  /// The keys that some query may attend to.
-  static Range reach(const Problem& problem) { return problem.grid.keys_of(Range{0, problem.shapes.n_q}); }
+  /// The smallest range that holds the keys which some query may attend to.
+  static Range reach(const Problem& problem) { return problem.grid.reached().hull(); }
+
+  /// The keys of a block that some row of a key/value head may attend to, as the smallest range; empty too where
+  /// dense bias and mask leave nothing of it.
+  Range seen_of(const Problem& problem, Index kv, Range block) const {
+    Range seen = block;
+    if (problem.grid.has_ranges()) {
+      seen = {};
+      for (Index r = 0; r < rows_; ++r) seen = hull(seen, allowed_[kv * rows_ + r].hull(block));
+    }
+    if (seen.empty() || !problem.is_dense()) return seen;
+    for (Index h = kv * problem.group(); h < (kv + 1) * problem.group(); ++h)
+      if (scores_.dense_sees(h, {0, problem.shapes.n_q}, block)) return seen;
+    return {};
+  }
+  /// seen_of the first of a split's blocks, from key j on, of which something is seen; empty where none is.
+  Range next_seen(const Problem& problem, Index kv, Index j, Range keys) const {
+    for (; j < keys.end; j = round_down(j, kBlock) + kBlock)
+      if (const Range seen = seen_of(problem, kv, intersect({j, round_down(j, kBlock) + kBlock}, keys));
+          !seen.empty())
+        return seen;
+    return {};
+  }
 
   Index head_of(const Problem& problem, Index kv, Index row) const {
     return kv * problem.group() + row / problem.shapes.n_q;
@@ -126,7 +149,8 @@ class DecodeAttention {
     const auto factor = static_cast<Real>(Scores<Real>::query_factor(problem));
     for (Index c = 0; c < d; ++c) x[c] *= factor;
     std::fill(x + d, x + key_stride_, Real{0});
-    references_[task] = scores_.reference(problem, head_of(problem, kv, row), i, problem.grid.keys_of(i));
+    allowed_[task] = problem.grid.keys_of(head_of(problem, kv, row), i);
+    references_[task] = scores_.reference(problem, head_of(problem, kv, row), i, allowed_[task]);
   }
 
   /// The partial states of a split's keys for all query rows of a key/value head.
@@ -137,38 +161,43 @@ class DecodeAttention {
     const SoftmaxRows<Real> states = states_.from((kv * splits_ + split) * rows_);
     states.clear(rows_);
     const Range keys = intersect({split * kSplit, (split + 1) * kSplit}, reach(problem));
-    if (keys.empty()) return;
-    // The source rows of a block of keys, past the last key its row again.
-    const auto block_rows = [&](const StoredHead& source, Index first) {
+    // Blocks begin at multiples of kBlock whatever is seen of them, so that masks of any kind which say the same
+    // give the same bits.
+    Range seen = next_seen(problem, kv, keys.begin, keys);
+    if (seen.empty()) return;
+    // The source rows of the block that holds `seen`; beside it, the rows of its first and last key again.
+    const auto block_rows = [&](const StoredHead& source, Range some) {
       std::array<const std::byte*, kBlock> rows;
-      if (first + kBlock <= keys.end && problem.grid.in_order() && !source.is_paged) {
+      const Index first = round_down(some.begin, kBlock);
+      if (some.size() == kBlock && problem.grid.in_order() && !source.is_paged) {
         const std::byte* row = source.row(first);
         for (Index m = 0; m < kBlock; ++m) rows[static_cast<std::size_t>(m)] = row + m * source.row_stride;
         return rows;
       }
       for (Index m = 0; m < kBlock; ++m)
         rows[static_cast<std::size_t>(m)] =
-            source.row(problem.grid.source(std::min(first + m, keys.end - 1)));
+            source.row(problem.grid.source(std::clamp(first + m, some.begin, some.end - 1)));
       return rows;
     };
     const StoredHead k_head = k.head(kv), v_head = v.head(kv);
-    auto key_rows = block_rows(k_head, keys.begin);
-    for (Index j = keys.begin; j < keys.end; j += kBlock) {
-      const Range block{j, std::min(j + kBlock, keys.end)};
-      const auto value_rows = block_rows(v_head, j);
-      const Index padded = round_up(block.size(), simd::kLanes<Real>);
-      score_block(problem, kv, k, key_rows.data(), {value_rows.data(), step_of(v)}, block, b);
+    auto key_rows = block_rows(k_head, seen);
+    while (!seen.empty()) {
+      const Index j = round_down(seen.begin, kBlock), padded = round_up(seen.end - j, simd::kLanes<Real>);
+      const auto value_rows = block_rows(v_head, seen);
+      score_block(problem, kv, k, key_rows.data(), {value_rows.data(), step_of(v)}, seen, b);
       for (Index r = 0; r < rows_; ++r) {
         const Index i = query_of(problem, r);
-        const Range allowed = problem.grid.keys_of(i);
-        scores_.finish(problem, head_of(problem, kv, r), {i, i + 1}, {j, j + padded}, block, &allowed,
-                       references_ + kv * rows_ + r, 1, b.scores + r * kBlock, kBlock, b.line);
+        scores_.finish(problem, head_of(problem, kv, r), {i, i + 1}, {j, j + padded}, seen,
+                       allowed_ + kv * rows_ + r, references_ + kv * rows_ + r, 1, b.scores + r * kBlock,
+                       kBlock, b.line);
       }
       if (problem.kernel.is_softmax())
         states.weigh(rows_, b.scores, kBlock, padded);
       else
         states.weigh_polynomial(problem.kernel.coefficients(), rows_, b.scores, kBlock, padded);
-      if (block.end < keys.end) key_rows = block_rows(k_head, block.end);
+      const Range block{j, seen.end};
+      seen = next_seen(problem, kv, j + kBlock, keys);
+      if (!seen.empty()) key_rows = block_rows(k_head, seen);
       add_values(problem, kv, v, value_rows.data(), {key_rows.data(), step_of(k)}, block, states, b);
     }
   }
@@ -176,24 +205,25 @@ class DecodeAttention {
   /// Bytes of a row for a vector of columns.
   static Index step_of(const StoredRows& x) { return x.type->bytes_of(simd::kLanes<Real>); }
 
-  /// scores [rows, block], for whole groups of four keys, while the values are fetched.
+  /// scores [rows, kBlock] of the block that holds the keys `seen`, up to the last of them, for whole groups of
+  /// four, while the values are fetched.
   void score_block(const Problem& problem, Index kv, const KeyRows<Real>& k, const std::byte* const* keys,
-                   RowsAhead values, Range block, const Buffers& b) const {
-    const Index d = problem.shapes.d;
+                   RowsAhead values, Range seen, const Buffers& b) const {
+    const Index d = problem.shapes.d, first = round_down(seen.begin, kBlock), count = seen.end - first;
     const Real* queries = queries_ + kv * rows_ * key_stride_;
     if (!problem.rotates())
-      return k.score(rows_, d, queries, key_stride_, keys, values, block.size(), b.scores);
+      return k.score(rows_, d, queries, key_stride_, keys, values, count, b.scores);
     std::array<const std::byte*, kBlock> rotated;
     for (Index m = 0; m < kBlock; ++m) {
-      Real* x = b.rotated + std::min(m, block.size() - 1) * key_stride_;
-      if (m < block.size()) {
+      const Index j = std::clamp(first + m, seen.begin, seen.end - 1);
+      Real* x = b.rotated + (j - first) * key_stride_;
+      if (j == first + m) {
         k.type->convert(keys[m], d, x);
-        tables_.turn_key(problem, block.begin + m, x);
+        tables_.turn_key(problem, j, x);
       }
       rotated[static_cast<std::size_t>(m)] = reinterpret_cast<const std::byte*>(x);
     }
-    detail::score_rows<Real, Real>(rows_, d, queries, key_stride_, rotated.data(), values, block.size(),
-                                   b.scores);
+    detail::score_rows<Real, Real>(rows_, d, queries, key_stride_, rotated.data(), values, count, b.scores);
   }
 
   /// output += weights [rows, block] values [block, d_v], while the next keys are fetched.
@@ -212,22 +242,22 @@ class DecodeAttention {
       if (simd::reduce_add<Real>(zeros) == 0)
         for (Index c = 0; c < width_; ++c) states.row(r)[c] += sum[c];
       else
-        add_allowed_values(problem, head_of(problem, kv, r), query_of(problem, r), *v.type, values, block,
-                           b.scores + r * kBlock, states.row(r));
+        add_allowed_values(problem, kv, r, *v.type, values, block, b.scores + r * kBlock, states.row(r));
     }
   }
 
-  static void add_allowed_values(const Problem& problem, Index head, Index i, const StoredType& type,
-                                 const std::byte* const* values, Range block, const Real* weights,
-                                 Real* output) {
-    const Range allowed = intersect(block, problem.grid.keys_of(i));
-    for (Index j = allowed.begin; j < allowed.end; ++j)
-      if (Scores<Real>::dense_allows(problem, head, i, j))
-        type.for_each_piece<Real>(values[j - block.begin], problem.shapes.d_v,
-                                  [&](Index first, const Real* x, Index count) {
-                                    for (Index c = 0; c < count; ++c)
-                                      output[first + c] += weights[j - block.begin] * x[c];
-                                  });
+  void add_allowed_values(const Problem& problem, Index kv, Index row, const StoredType& type,
+                          const std::byte* const* values, Range block, const Real* weights,
+                          Real* output) const {
+    allowed_[kv * rows_ + row].for_each(block, [&](Range allowed) {
+      for (Index j = allowed.begin; j < allowed.end; ++j)
+        if (dense_allows(problem, head_of(problem, kv, row), query_of(problem, row), j))
+          type.for_each_piece<Real>(values[j - block.begin], problem.shapes.d_v,
+                                    [&](Index first, const Real* x, Index count) {
+                                      for (Index c = 0; c < count; ++c)
+                                        output[first + c] += weights[j - block.begin] * x[c];
+                                    });
+    });
   }
 
   /// Merges the splits of one query row in the order of the keys and writes it.
@@ -256,6 +286,7 @@ class DecodeAttention {
   Index splits_;
   Real* queries_;              // [kv_heads, rows, key_stride], zero past d
   BiasReference* references_;  // [kv_heads, rows]
+  KeySet* allowed_;            // [kv_heads, rows]
   SoftmaxRows<Real> states_;   // [kv_heads, splits, rows]
   WorkerScratch scratch_;
 };

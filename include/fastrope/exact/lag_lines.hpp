@@ -24,7 +24,9 @@ class LagLines {
   static constexpr Index kPadding = kTileCols<Real>;
 
   LagLines(const LagGrid& grid, Index count, Workspace& workspace)
-      : count_(count), length_(grid.consecutive() && count > 0 ? grid.n_q() + grid.n_k() + kPadding : 0) {
+      : count_(count),
+        lags_(count > 0 ? grid.allowed_lags() : LagGrid::Lags{}),
+        length_(grid.consecutive() && count > 0 ? grid.n_q() + grid.n_k() + kPadding : 0) {
     lines_ = workspace.take<Real>(count_ * length_).data();
   }
 
@@ -36,27 +38,27 @@ class LagLines {
   template <class Values>
   void fill(const LagGrid& grid, Index f, Values&& values) {
     if (length_ == 0) return;
-    const LagGrid::Lags lags = grid.allowed_lags();
     const Position lag = grid.n_q() - 1 + grid.offset();  // of the line's first value
-    const Range allowed = intersect({lag - lags.last, lag - lags.first + 1}, {0, length_});
+    const Range allowed = intersect({lag - lags_.last, lag - lags_.first + 1}, {0, length_});
     Real* line = lines_ + f * length_;
     std::fill_n(line, length_, Real{0});
     if (!allowed.empty()) values(lag - allowed.begin, allowed.size(), line + allowed.begin);
   }
 
-  /// Values of line f for row i and keys [keys.begin, keys.end); 0 where the mask forbids the key. Either in
-  /// place or written to scratch [keys.size()].
+  /// Values of line f for row i and keys [keys.begin, keys.end); 0 at lags that no pair has. Either in place or
+  /// written to scratch [keys.size()].
   template <class Values>
   const Real* row(const LagGrid& grid, Index f, Index i, Range keys, Values&& values, Real* scratch) const {
     if (length_ != 0) return lines_ + f * length_ + (grid.n_q() - 1 - i) + keys.begin;
-    const Range allowed = intersect(keys, grid.keys_of(i));
     std::fill_n(scratch, keys.size(), Real{0});
-    for (Index j = allowed.begin; j < allowed.end; ++j) values(grid.lag(i, j), 1, scratch + (j - keys.begin));
+    for (Index j = keys.begin; j < std::min(keys.end, grid.n_k()); ++j)
+      if (const Position lag = grid.lag(i, j); lags_.contain(lag)) values(lag, 1, scratch + (j - keys.begin));
     return scratch;
   }
 
  private:
   Index count_;
+  LagGrid::Lags lags_;  // that are allowed
   Index length_;
   Real* lines_;  // [count, length]
 };

@@ -90,9 +90,10 @@ class PackedKeys {
   void pack_task(const Problem& problem, const StoredRows& k, const StoredRows& v, Index task, Index worker) {
     const Index kv = task / packed_.size(), p = packed_.begin + task % packed_.size();
     const Index at = kv * panel_count_ + p;
+    const Range keys{p * kWidth, (p + 1) * kWidth};
+    if (problem.grid.has_ranges() && problem.grid.reached().hull(keys).empty()) return;
     Workspace share = scratch_.of(worker);
     Real* scratch = share.take<Real>(scratch_size(problem.shapes)).data();
-    const Range keys{p * kWidth, (p + 1) * kWidth};
     pack_panel(problem, k.head(kv), key_shift(kv), keys, panels_ + at * kWidth * words_, scratch);
     finite_[at] = pack_values(problem, v.head(kv), keys, values_ + at * kValueRows * value_stride_, scratch);
   }

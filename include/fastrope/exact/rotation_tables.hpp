@@ -4,6 +4,7 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
+#include "fastrope/exact/tile_kernel.hpp"
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
@@ -37,6 +38,7 @@ class RotationTables {
     if (task < key_tasks()) {
       const Index first = filled_.begin + task * kBlock;
       const Range rows = intersect({first, first + kBlock}, filled_);
+      if (!turns_some(grid, rows)) return;
       problem.rotation.fill(
           rows, [&](Index j) { return grid.key_position(j); }, keys_ + rows.begin * row_size_);
     } else {
@@ -60,6 +62,14 @@ class RotationTables {
   static constexpr Index kBlock = 256;  // rows of a task
 
   Index key_tasks() const { return ceil_div(filled_.size(), kBlock); }
+
+  /// Whether a key in `rows` may be turned, as part of a panel, or a query that stands there.
+  bool turns_some(const LagGrid& grid, Range rows) const {
+    if (!grid.has_ranges()) return true;
+    if (shared_ && !intersect(rows, {first_query_, first_query_ + grid.n_q()}).empty()) return true;
+    const Range panels{round_down(rows.begin, kTileCols<Real>), round_up(rows.end, kTileCols<Real>)};
+    return !grid.reached().hull(panels).empty();
+  }
 
   Index row_size_;
   Range filled_;  // the rows of keys_ that are filled

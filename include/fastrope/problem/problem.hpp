@@ -42,18 +42,20 @@ struct Problem {
   Kernel kernel;
   double softcap = 0;
   std::vector<double> sinks;  ///< [heads] or empty
-  TensorView<const float> dense_bias;
+  DenseBias dense_bias;
   TensorView<const bool> dense_mask;
   Executor executor;
 
   /// Throws Error, naming the values, for shapes and options that clash.
   Problem(const Shapes& shapes, const Options& options);
 
-  /// The same request for a sequence of other lengths and positions; dense bias and mask, where there are
-  /// any, are the caller's to replace. Throws Error, naming the values, for positions that clash and lags
-  /// that the bias or weights lack.
+  /// The same request for a sequence of other lengths, positions and key ranges; dense bias and mask, where
+  /// there are any, are the caller's to replace. Throws Error, naming the values, for positions and ranges that
+  /// clash and lags that the bias or weights lack.
   Problem with(Index n_q, Index n_k, std::span<const Position> query_positions,
-               std::span<const Position> key_positions) const;
+               std::span<const Position> key_positions, KeyRanges key_ranges = {}) const;
+  /// Replaces dense bias and mask. Throws Error, naming the values, where they clash with the rest.
+  void set_dense(const DenseBias& of_pairs, const TensorView<const bool>& mask);
 
   /// The key/value head that query head h reads.
   Index kv_head(Index h) const { return h / group(); }
@@ -64,6 +66,7 @@ struct Problem {
   bool rotates() const { return rotation.pairs() > 0; }
 
  private:
+  void require_dense() const;
   void require_positions() const;
   void require_lags() const;
   void require_no_exponent() const;
@@ -146,7 +149,8 @@ inline Rotation resolve_rotation(const Shapes& s, const Options& options) {
 
 inline Problem::Problem(const Shapes& s, const Options& options)
     : shapes(detail::require_sizes(s)),
-      grid(s.n_q, s.n_k, options.query_positions, options.key_positions, options.mask),
+      grid(s.n_q, s.n_k, options.query_positions, options.key_positions, options.mask, options.key_ranges,
+           s.heads),
       rotation(detail::resolve_rotation(s, options)),
       bias(options.bias),
       weights(options.weights),
@@ -173,7 +177,14 @@ inline Problem::Problem(const Shapes& s, const Options& options)
   for (double sink : sinks)
     if (std::isnan(sink) || sink == INFINITY)
       detail::fail("a sink's logit must be below infinity, got ", sink);
-  const auto require_dense = [&](const char* name, const auto& dense) {
+  require_dense();
+  if (!kernel.is_softmax()) require_no_exponent();
+  require_positions();
+  require_lags();
+}
+
+inline void Problem::require_dense() const {
+  const auto require = [&s = shapes](const char* name, const auto& dense) {
     if (dense.data == nullptr && dense.heads != 0 && dense.rows != 0 && dense.cols != 0)
       detail::fail(name, " is a null pointer with size [", dense.heads, ", ", dense.rows, ", ", dense.cols,
                    "]: without one, it has none");
@@ -181,11 +192,8 @@ inline Problem::Problem(const Shapes& s, const Options& options)
       detail::fail(name, " is [", dense.heads, ", ", dense.rows, ", ", dense.cols, "], the call is [",
                    s.heads, ", ", s.n_q, ", ", s.n_k, "] (repeat rows or heads by a stride of 0)");
   };
-  require_dense("dense_bias", dense_bias);
-  require_dense("dense_mask", dense_mask);
-  if (!kernel.is_softmax()) require_no_exponent();
-  require_positions();
-  require_lags();
+  require("dense_bias", dense_bias);
+  require("dense_mask", dense_mask);
 }
 
 inline void Problem::require_positions() const {
@@ -217,15 +225,22 @@ inline void Problem::require_no_exponent() const {
 }
 
 inline Problem Problem::with(Index n_q, Index n_k, std::span<const Position> query_positions,
-                             std::span<const Position> key_positions) const {
+                             std::span<const Position> key_positions, KeyRanges key_ranges) const {
   Problem other = *this;
   other.shapes.n_q = n_q;
   other.shapes.n_k = n_k;
   detail::require_sizes(other.shapes);
-  other.grid = LagGrid(n_q, n_k, query_positions, key_positions, grid.mask());
+  other.grid = LagGrid(n_q, n_k, query_positions, key_positions, grid.mask(), key_ranges, shapes.heads);
   other.require_positions();
   other.require_lags();
   return other;
+}
+
+inline void Problem::set_dense(const DenseBias& of_pairs, const TensorView<const bool>& mask) {
+  dense_bias = of_pairs;
+  dense_mask = mask;
+  require_dense();
+  if (!kernel.is_softmax()) require_no_exponent();
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET
