@@ -116,7 +116,8 @@ inline bool reference_in_ranges(const fastrope::KeyRanges& given, Index h, Index
   const Index m = given.per_row, rows = m == 0 ? 0 : static_cast<Index>(given.ranges.size()) / m;
   if (m == 0) return true;
   for (Index r = 0; r < m; ++r) {
-    const fastrope::Range range = given.ranges[static_cast<std::size_t>(((rows > n_q ? h * n_q : 0) + i) * m + r)];
+    const fastrope::Range range =
+        given.ranges[static_cast<std::size_t>(((rows > n_q ? h * n_q : 0) + i) * m + r)];
     if (range.begin <= j && j < range.end) return true;
   }
   return false;

@@ -51,9 +51,9 @@ class PairRows {
   /// The dense rows of the problem of these rows.
   void give(Problem& problem) const {
     const Shapes& s = problem.shapes;
-    problem.set_dense(bias_ ? contiguous<const float>(bias_.get(), s.heads, s.n_q, s.n_k) : DenseBias(),
-                      mask_ ? contiguous<const bool>(mask_.get(), s.heads, s.n_q, s.n_k)
-                            : TensorView<const bool>());
+    problem.set_dense(
+        bias_ ? contiguous<const float>(bias_.get(), s.heads, s.n_q, s.n_k) : DenseBias(),
+        mask_ ? contiguous<const bool>(mask_.get(), s.heads, s.n_q, s.n_k) : TensorView<const bool>());
   }
 
  private:
@@ -63,9 +63,8 @@ class PairRows {
     std::vector<std::vector<Range>> pieces;
     for (Index h = 0; h < heads_; ++h)
       for (const Index i : rows)
-        grid.keys_of(h, i).for_each({0, grid.n_k()}, [&, row = &pieces.emplace_back()](Range piece) {
-          row->push_back(piece);
-        });
+        grid.keys_of(h, i).for_each(
+            {0, grid.n_k()}, [&, row = &pieces.emplace_back()](Range piece) { row->push_back(piece); });
     per_row_ = 1;
     for (const auto& row : pieces) per_row_ = std::max(per_row_, std::ssize(row));
     for (auto& row : pieces) {

@@ -149,7 +149,7 @@ class QueryBlock {
                    kStride, scratch_);
     const auto factor = static_cast<Real>(Scores<Real>::template product_factor<T>(problem));
     const bool modified = Scores<Real>::modifies(problem);
-    if (modified || intersect(panels, reach.every) != panels)
+    if (modified || problem.is_dense() || intersect(panels, reach.every) != panels)
       scores.finish(problem, head_, rows, panels, keys, allowed_ + r, references_ + r, modified ? factor : 1,
                     scores_, kStride, scratch_);
     if (problem.kernel.is_softmax())

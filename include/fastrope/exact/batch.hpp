@@ -102,8 +102,7 @@ class BatchPlan {
       detail::in_sequence(s, [&] {
         require_same_heads(shapes[s], shared.shapes);
         const SequenceOptions of = own.empty() ? SequenceOptions{} : own[s];
-        problems_.push_back(
-            shared.with(shapes[s].n_q, shapes[s].n_k, of.queries, of.keys, of.key_ranges));
+        problems_.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, of.queries, of.keys, of.key_ranges));
         problems_.back().set_dense(of.dense_bias, of.dense_mask);
       });
     number_tasks();

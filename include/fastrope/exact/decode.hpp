@@ -113,8 +113,8 @@ class DecodeAttention {
   /// The smallest range that holds the keys which some query may attend to.
   static Range reach(const Problem& problem) { return problem.grid.reached().hull(); }
 
-  /// The keys of a block that some row of a key/value head may attend to, as the smallest range; empty too where
-  /// dense bias and mask leave nothing of it.
+  /// The keys of a block that some row of a key/value head may attend to, as the smallest range; empty too
+  /// where dense bias and mask leave nothing of it.
   Range seen_of(const Problem& problem, Index kv, Range block) const {
     Range seen = block;
     if (problem.grid.has_ranges()) {
@@ -161,8 +161,8 @@ class DecodeAttention {
     const SoftmaxRows<Real> states = states_.from((kv * splits_ + split) * rows_);
     states.clear(rows_);
     const Range keys = intersect({split * kSplit, (split + 1) * kSplit}, reach(problem));
-    // Blocks begin at multiples of kBlock whatever is seen of them, so that masks of any kind which say the same
-    // give the same bits.
+    // Blocks begin at multiples of kBlock whatever is seen of them, so that masks of any kind which say the
+    // same give the same bits.
     Range seen = next_seen(problem, kv, keys.begin, keys);
     if (seen.empty()) return;
     // The source rows of the block that holds `seen`; beside it, the rows of its first and last key again.
@@ -205,14 +205,13 @@ class DecodeAttention {
   /// Bytes of a row for a vector of columns.
   static Index step_of(const StoredRows& x) { return x.type->bytes_of(simd::kLanes<Real>); }
 
-  /// scores [rows, kBlock] of the block that holds the keys `seen`, up to the last of them, for whole groups of
-  /// four, while the values are fetched.
+  /// scores [rows, kBlock] of the block that holds the keys `seen`, up to the last of them, for whole groups
+  /// of four, while the values are fetched.
   void score_block(const Problem& problem, Index kv, const KeyRows<Real>& k, const std::byte* const* keys,
                    RowsAhead values, Range seen, const Buffers& b) const {
     const Index d = problem.shapes.d, first = round_down(seen.begin, kBlock), count = seen.end - first;
     const Real* queries = queries_ + kv * rows_ * key_stride_;
-    if (!problem.rotates())
-      return k.score(rows_, d, queries, key_stride_, keys, values, count, b.scores);
+    if (!problem.rotates()) return k.score(rows_, d, queries, key_stride_, keys, values, count, b.scores);
     std::array<const std::byte*, kBlock> rotated;
     for (Index m = 0; m < kBlock; ++m) {
       const Index j = std::clamp(first + m, seen.begin, seen.end - 1);

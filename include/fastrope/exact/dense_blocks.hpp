@@ -1,8 +1,9 @@
-// DenseBlocks: what a call's dense bias and mask say as a whole, found once for all heads that share them: the
-// blocks of rows and keys that are masked throughout, which then cost nothing, and the largest bias of a row.
+// DenseBlocks: what a call's dense bias and mask say as a whole, found once for all heads that share them:
+// the blocks of rows and keys that are masked throughout, which then cost nothing, and the largest bias of a
+// row.
 //
-// Cost: in the first stage of a call, one read of what the mask of lags and key ranges leave of bias and mask,
-// [heads or 1, n_q, n_k]. Workspace: a byte a block.
+// Cost: in the first stage of a call, one read of what the mask of lags and key ranges leave of bias and
+// mask, [heads or 1, n_q, n_k]. Workspace: a byte a block.
 #pragma once
 
 #include <algorithm>
@@ -30,7 +31,7 @@ class DenseBlocks {
  public:
   DenseBlocks(const Problem& problem, Workspace& workspace)
       : n_q_(problem.shapes.n_q),
-        heads_(!problem.is_dense()      ? 0
+        heads_(!problem.is_dense()     ? 0
                : shares_heads(problem) ? 1
                                        : problem.shapes.heads),
         row_blocks_(shares_rows(problem) ? 1 : ceil_div(n_q_, kRows)),
@@ -72,8 +73,8 @@ class DenseBlocks {
     return false;
   }
 
-  /// The largest finite dense bias among the keys that query i of head h attends to, 0 without one. Requires a
-  /// dense bias.
+  /// The largest finite dense bias among the keys that query i of head h attends to, 0 without one. Requires
+  /// a dense bias.
   double largest(Index h, Index i) const { return largest_[(heads_ == 1 ? 0 : h) * n_q_ + i]; }
 
  private:

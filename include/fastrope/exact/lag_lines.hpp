@@ -45,8 +45,8 @@ class LagLines {
     if (!allowed.empty()) values(lag - allowed.begin, allowed.size(), line + allowed.begin);
   }
 
-  /// Values of line f for row i and keys [keys.begin, keys.end); 0 at lags that no pair has. Either in place or
-  /// written to scratch [keys.size()].
+  /// Values of line f for row i and keys [keys.begin, keys.end); 0 at lags that no pair has. Either in place
+  /// or written to scratch [keys.size()].
   template <class Values>
   const Real* row(const LagGrid& grid, Index f, Index i, Range keys, Values&& values, Real* scratch) const {
     if (length_ != 0) return lines_ + f * length_ + (grid.n_q() - 1 - i) + keys.begin;

@@ -100,8 +100,8 @@ class Scores {
   /// What is taken out of a head's lag bias where there is no dense one.
   double lag_reference(Index h) const { return bias_.count() > 0 ? lag_references_[h] : 0; }
 
-  /// Whether a query in `rows` of head h may see a key in `keys`, for all that dense bias and mask say of whole
-  /// blocks.
+  /// Whether a query in `rows` of head h may see a key in `keys`, for all that dense bias and mask say of
+  /// whole blocks.
   bool dense_sees(Index h, Range rows, Range keys) const { return dense_.sees(h, rows, keys); }
 
   /// Raw products: scores [row_count, keys.size()], row stride `stride`, of packed queries and the key panels
@@ -123,9 +123,9 @@ class Scores {
     }
   }
 
-  /// Whether finish() does more than the mask.
+  /// Whether finish() does more than leave keys out.
   static bool modifies(const Problem& problem) {
-    return problem.softcap > 0 || !problem.bias.empty() || problem.is_dense();
+    return problem.softcap > 0 || !problem.bias.empty() || problem.dense_bias.data != nullptr;
   }
 
   /// Softcap, biases and mask on the scores of some queries of head h: those of query i are -infinity then

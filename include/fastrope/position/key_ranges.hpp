@@ -17,9 +17,9 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// Row i of every head sees the union of ranges[i m] .. ranges[(i + 1) m - 1], m = per_row: half-open ranges of
-/// rows of k, whatever their positions, which ascend and do not overlap; empty ones are padding. Of heads that
-/// differ: heads n_q m ranges, head after head. Views memory, which is read when a call is checked.
+/// Row i of every head sees the union of ranges[i m] .. ranges[(i + 1) m - 1], m = per_row: half-open ranges
+/// of rows of k, whatever their positions, which ascend and do not overlap; empty ones are padding. Of heads
+/// that differ: heads n_q m ranges, head after head. Views memory, which is read when a call is checked.
 struct KeyRanges {
   std::span<const Range> ranges = {};
   Index per_row = 0;  ///< 0: no ranges are given, every key may be seen
@@ -39,8 +39,8 @@ struct RowRanges {
   operator KeyRanges() const& { return {ranges, per_row}; }
   operator KeyRanges() const&& = delete;  // would dangle
 
-  /// Documents of these lengths one after the other, among queries and keys alike: each row sees its own. With
-  /// a causal mask, what comes before in its own. Throws Error for a negative length.
+  /// Documents of these lengths one after the other, among queries and keys alike: each row sees its own.
+  /// With a causal mask, what comes before in its own. Throws Error for a negative length.
   static RowRanges documents(std::span<const Index> lengths);
   /// n tokens in chunks of `length`, the last may be shorter: each row sees its own chunk. Throws Error where
   /// n < 0 or length < 1.
@@ -48,10 +48,10 @@ struct RowRanges {
   /// n tokens of which the first `prefix` are seen by every row, and the others by themselves and what comes
   /// after: a prefix language model, with a full mask. Throws Error unless 0 <= prefix <= n.
   static RowRanges prefix(Index n, Index prefix);
-  /// Drafted tokens over a cache: token t is key `cached` + t, and sees the `cached` keys before the tokens, its
-  /// ancestors and itself. parents[t] < t is its parent, -1 for none. With a full mask; a token's position, in
-  /// query_positions and key_positions, is `cached` plus its depth. Throws Error for a parent that does not come
-  /// before.
+  /// Drafted tokens over a cache: token t is key `cached` + t, and sees the `cached` keys before the tokens,
+  /// its ancestors and itself. parents[t] < t is its parent, -1 for none. With a full mask; a token's
+  /// position, in query_positions and key_positions, is `cached` plus its depth. Throws Error for a parent
+  /// that does not come before.
   ///
   ///     const std::vector<Index> parents = {-1, 0, 0, 1};  // 0 -> 1 -> 3, 0 -> 2
   ///     const auto rows = fastrope::RowRanges::tree(/*cached=*/900, parents);  // 4 queries, 904 keys

@@ -1,10 +1,10 @@
 // LagGrid: where the queries and keys of a call stand, and which pairs the mask and key ranges allow.
 //
 // Keys are seen in ascending order of position (softmax attention does not care in which order keys come), so
-// that the keys a mask lets a query attend to are always one range [begin, end). Ring caches and other shuffled
-// key orders are a permutation, `source(j)`, that is applied while keys are packed and nowhere else. Key ranges
-// are of keys as they are stored: with them nothing is permuted, and what a mask leaves of a range is one range
-// if positions ascend within it.
+// that the keys a mask lets a query attend to are always one range [begin, end). Ring caches and other
+// shuffled key orders are a permutation, `source(j)`, that is applied while keys are packed and nowhere else.
+// Key ranges are of keys as they are stored: with them nothing is permuted, and what a mask leaves of a range
+// is one range if positions ascend within it.
 #pragma once
 
 #include <algorithm>
@@ -21,8 +21,8 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// Positions p_i of n_q queries, t_j of n_k keys in ascending order (as stored where there are key ranges), the
-/// mask over the lags p_i - t_j, and the ranges.
+/// Positions p_i of n_q queries, t_j of n_k keys in ascending order (as stored where there are key ranges),
+/// the mask over the lags p_i - t_j, and the ranges.
 class LagGrid {
  public:
   /// Positions beyond this, and so more rows, are refused, so that lags and mask arithmetic cannot overflow.
@@ -122,8 +122,8 @@ class LagGrid {
   /// Queries stand in ascending order, so begin and end of keys_of(i) never decrease.
   bool ascending_queries() const { return std::is_sorted(queries_.begin(), queries_.end()); }
 
-  /// Pairs (i, j) that the mask allows, i in `rows`, on average over the heads. Cost: O(1) where consecutive()
-  /// without key ranges.
+  /// Pairs (i, j) that the mask allows, i in `rows`, on average over the heads. Cost: O(1) where
+  /// consecutive() without key ranges.
   double pairs_of(Range rows) const {
     double pairs = 0;
     if (has_ranges()) {
@@ -219,7 +219,8 @@ class LagGrid {
       detail::fail("key_ranges has ", size, " ranges of ", m, " a row, for n_q = ", n_q_,
                    " rows: n_q m of all heads together, or heads n_q m, heads = ", heads);
     const Index rows = size / m;
-    // How often positions have fallen up to each key: as often at both ends of a range within which they ascend.
+    // How often positions have fallen up to each key: as often at both ends of a range within which they
+    // ascend.
     std::vector<Index> falls(keys_.size());
     for (std::size_t j = 1; j < keys_.size(); ++j) falls[j] = falls[j - 1] + (keys_[j] < keys_[j - 1]);
     const bool masked = mask_ != Mask::full();
@@ -231,8 +232,8 @@ class LagGrid {
       const Index i = row % n_q_;
       const auto fail = [&](Range range, const auto&... what) {
         if (rows > n_q_)
-          detail::fail("key_ranges: head ", row / n_q_, ", row ", i, " has [", range.begin, ", ", range.end, ")",
-                       what...);
+          detail::fail("key_ranges: head ", row / n_q_, ", row ", i, " has [", range.begin, ", ", range.end,
+                       ")", what...);
         detail::fail("key_ranges: row ", i, " has [", range.begin, ", ", range.end, ")", what...);
       };
       const Position first = query_position(i) - mask_.last, last = query_position(i) - mask_.first;
@@ -240,20 +241,21 @@ class LagGrid {
       for (const Range range : given.ranges.subspan(row * m, m)) {
         if (range.empty()) continue;
         if (range.begin < 0 || range.end > n_k_) fail(range, ", beyond the n_k = ", n_k_, " keys");
-        if (range.begin < end) fail(range, ", before the end ", end, " of a range to its left: ranges ascend");
+        if (range.begin < end)
+          fail(range, ", before the end ", end, " of a range to its left: ranges ascend");
         end = range.end;
         const bool ascends = keys_.empty() || falls[range.begin] == falls[range.end - 1];
         if (masked && !ascends)
           fail(range, ", within which positions do not ascend, and a mask of the lags ", mask_.first, " to ",
                mask_.last, " would leave gaps: use ranges of ascending positions, or Mask::full()");
-        const Range piece =
-            masked ? Range{lower_bound(first, range), lower_bound(last + 1, range)} : range;
+        const Range piece = masked ? Range{lower_bound(first, range), lower_bound(last + 1, range)} : range;
         if (piece.empty()) continue;
         if (ascends)
           add_lags(i, piece, lags_);
         else
           for (const Position p : keys_)
-            lags_ = {std::min(lags_.first, query_position(i) - p), std::max(lags_.last, query_position(i) - p)};
+            lags_ = {std::min(lags_.first, query_position(i) - p),
+                     std::max(lags_.last, query_position(i) - p)};
         ++seen[piece.begin];
         --seen[piece.end];
         if (std::ssize(pieces_) > ends_.back() && pieces_.back().end == piece.begin)

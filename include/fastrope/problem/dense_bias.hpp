@@ -15,8 +15,8 @@ namespace fastrope::inline FASTROPE_TARGET {
 template <class T>
 concept DenseElement = std::same_as<T, float> || std::same_as<T, float16> || std::same_as<T, bfloat16>;
 
-/// [heads, n_q, n_k] of float, float16 or bfloat16, added to logits; -infinity leaves a key out. Strides may be
-/// 0. A TensorView of it, or an Eigen row-major object, converts; without data it is none.
+/// [heads, n_q, n_k] of float, float16 or bfloat16, added to logits; -infinity leaves a key out. Strides may
+/// be 0. A TensorView of it, or an Eigen row-major object, converts; without data it is none.
 struct DenseBias : StoredRows {
   DenseBias() : StoredRows(TensorView<const float>{}) {}
   DenseBias(const float* x, Index heads_, Index rows_, Index cols_, Index head_stride_, Index row_stride_)

@@ -45,8 +45,8 @@ inline std::ostream& operator<<(std::ostream& out, Path path) { return out << to
 ///     x = scale * q^T W(lag) k,  x = softcap * tanh(x / softcap) if softcap > 0,  x += bias(lag) +
 ///     dense_bias,
 /// where W comes from rope, weights or neither (the identity). A key is left out where mask, key_ranges,
-/// dense_mask or a bias of -infinity says so. A polynomial kernel takes the place of exp; softcap, sinks, bias and
-/// dense_bias, which change an exponent, do not go with it.
+/// dense_mask or a bias of -infinity says so. A polynomial kernel takes the place of exp; softcap, sinks,
+/// bias and dense_bias, which change an exponent, do not go with it.
 struct Options {
   std::optional<Rope> rope = {};
   bool rope_already_applied = false;  ///< q and k arrive turned: rope is only described, not applied

@@ -50,8 +50,8 @@ struct Problem {
   Problem(const Shapes& shapes, const Options& options);
 
   /// The same request for a sequence of other lengths, positions and key ranges; dense bias and mask, where
-  /// there are any, are the caller's to replace. Throws Error, naming the values, for positions and ranges that
-  /// clash and lags that the bias or weights lack.
+  /// there are any, are the caller's to replace. Throws Error, naming the values, for positions and ranges
+  /// that clash and lags that the bias or weights lack.
   Problem with(Index n_q, Index n_k, std::span<const Position> query_positions,
                std::span<const Position> key_positions, KeyRanges key_ranges = {}) const;
   /// Replaces dense bias and mask. Throws Error, naming the values, where they clash with the rest.
