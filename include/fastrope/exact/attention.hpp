@@ -84,7 +84,7 @@ class QueryBlock {
       bool touched = !problem.grid.has_ranges();
       for (Index r = 0; r < rows_.size(); r += kTileRows) {
         if (problem.grid.has_ranges()) touched |= !reach_of(r, intersect(run, keys), reach).some.empty();
-        attend_run(problem, packed, scores, r, reach[static_cast<std::size_t>(r / kTileRows)], run);
+        attend_run(problem, packed, scores, reach[static_cast<std::size_t>(r / kTileRows)], run);
       }
       const Index next = touched ? run.end : std::min(all.end, round_down(next_of(run.end), kKeys));
       if (next / kStretch != j / kStretch || next >= all.end) fold();
@@ -112,20 +112,29 @@ class QueryBlock {
   /// Of a row of scores: rows a power of two apart would compete for the same lines of the cache.
   static constexpr Index kStride = kKeys + simd::kLanes<Real>;
 
-  /// Keys that hold those which some row of a tile may attend to, and keys that every row may.
+  /// What a tile meets of some keys: those which hold all that some row may attend to, those that every row
+  /// may, and the rows of the block which hold all that see any, in whole row multiples of the tile kernel.
   struct Reach {
     Range some;
     Range every;
+    Range rows;
   };
 
   Range tile_rows(Index r) const { return intersect(rows_, {rows_.begin + r, rows_.begin + r + kTileRows}); }
 
   /// Of the tile that begins at row r of the block, and its place among those of all tiles.
   Reach& reach_of(Index r, Range keys, std::array<Reach, kRows / kTileRows>& all) const {
-    Reach reach{.some = {}, .every = keys};
-    for (Index i = r; i < r + tile_rows(r).size(); ++i) {
-      reach.some = hull(reach.some, allowed_[i].hull(keys));
-      reach.every = intersect(reach.every, allowed_[i].solid(keys));
+    constexpr Index kMultiple = kRowMultipleOf<T>;
+    Reach reach{.some = {}, .every = keys, .rows = {}};
+    for (Index i = r; i < r + tile_rows(r).size(); i += kMultiple) {
+      const Range rows = intersect({i, i + kMultiple}, {0, rows_.size()});
+      Range some, every = keys;
+      for (Index row = rows.begin; row < rows.end; ++row) {
+        some = hull(some, allowed_[row].hull(keys));
+        every = intersect(every, allowed_[row].solid(keys));
+      }
+      if (some.empty()) continue;
+      reach = {hull(reach.some, some), intersect(reach.every, every), hull(reach.rows, rows)};
     }
     return all[static_cast<std::size_t>(r / kTileRows)] = reach;
   }
@@ -138,18 +147,21 @@ class QueryBlock {
     return next;
   }
 
-  /// The tile that begins at row r of the block against those keys of a run that it can reach.
-  void attend_run(const Problem& problem, const PackedKeys<T>& packed, const Scores<Real>& scores, Index r,
+  /// The tile of some rows against those keys of a run that they can reach.
+  void attend_run(const Problem& problem, const PackedKeys<T>& packed, const Scores<Real>& scores,
                   const Reach& reach, Range run) const {
-    const Range keys = intersect(run, reach.some), rows = tile_rows(r);
+    const Range keys = intersect(run, reach.some);
+    const Index r = reach.rows.begin, tile = round_down(r, kTileRows);
+    const Range rows{rows_.begin + r, rows_.begin + reach.rows.end};
     if (keys.empty() || !scores.dense_sees(head_, rows, keys)) return;
     const Range panels{round_down(keys.begin, kWidth), round_up(keys.end, kWidth)};
     const Index kv = problem.kv_head(head_), row_count = round_up(rows.size(), kRowMultipleOf<T>);
-    scores.product(problem, packed, kv, queries_ + r * words_, kTileRows, rows, row_count, panels, scores_,
-                   kStride, scratch_);
+    scores.product(problem, packed, kv, packed.query(queries_ + tile * words_, r - tile), kTileRows, rows,
+                   row_count, panels, scores_, kStride, scratch_);
     const auto factor = static_cast<Real>(Scores<Real>::template product_factor<T>(problem));
     const bool modified = Scores<Real>::modifies(problem);
-    if (modified || problem.is_dense() || intersect(panels, reach.every) != panels)
+    if (modified || scores.dense_masks(problem, head_, rows, keys) ||
+        intersect(panels, reach.every) != panels)
       scores.finish(problem, head_, rows, panels, keys, allowed_ + r, references_ + r, modified ? factor : 1,
                     scores_, kStride, scratch_);
     if (problem.kernel.is_softmax())

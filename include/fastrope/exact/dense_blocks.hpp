@@ -36,7 +36,7 @@ class DenseBlocks {
                                        : problem.shapes.heads),
         row_blocks_(shares_rows(problem) ? 1 : ceil_div(n_q_, kRows)),
         key_blocks_(ceil_div(problem.shapes.n_k, kKeys)),
-        seen_(workspace.take<bool>(heads_ * row_blocks_ * key_blocks_).data()),
+        blocks_(workspace.take<Block>(heads_ * row_blocks_ * key_blocks_).data()),
         largest_(workspace.take<double>(problem.dense_bias.data == nullptr ? 0 : heads_ * n_q_).data()) {}
 
   /// The independent tasks that read bias and mask; none where there are neither.
@@ -45,16 +45,16 @@ class DenseBlocks {
   /// Call for every task, before anything is asked.
   void prepare(const Problem& problem, Index task) const {
     const Index h = task / ceil_div(n_q_, kRows), block = task % ceil_div(n_q_, kRows);
-    bool* seen = block < row_blocks_ ? seen_ + (h * row_blocks_ + block) * key_blocks_ : nullptr;
-    if (seen != nullptr) std::fill_n(seen, key_blocks_, false);
+    Block* blocks = block < row_blocks_ ? blocks_ + (h * row_blocks_ + block) * key_blocks_ : nullptr;
+    if (blocks != nullptr) std::fill_n(blocks, key_blocks_, Block{});
     // Rows that are alike are looked at once, whatever the mask of lags leaves of each.
-    if (seen != nullptr && shares_rows(problem)) {
-      read_row(problem, h, 0, Range{0, problem.shapes.n_k}, seen);
-      seen = nullptr;
+    if (blocks != nullptr && shares_rows(problem)) {
+      read_row(problem, h, 0, Range{0, problem.shapes.n_k}, blocks);
+      blocks = nullptr;
     }
-    if (seen == nullptr && problem.dense_bias.data == nullptr) return;
+    if (blocks == nullptr && problem.dense_bias.data == nullptr) return;
     for (Index i = block * kRows; i < std::min((block + 1) * kRows, n_q_); ++i) {
-      const double most = read_row(problem, h, i, problem.grid.keys_of(h, i), seen);
+      const double most = read_row(problem, h, i, problem.grid.keys_of(h, i), blocks);
       if (problem.dense_bias.data != nullptr) largest_[h * n_q_ + i] = std::isfinite(most) ? most : 0;
     }
   }
@@ -62,15 +62,11 @@ class DenseBlocks {
   /// Whether a query in `rows` of head h may see a key in `keys`, for all that bias and mask say of whole
   /// blocks.
   bool sees(Index h, Range rows, Range keys) const {
-    if (heads_ == 0) return true;
-    const Index first_row = row_blocks_ == 1 ? 0 : rows.begin / kRows;
-    const Index last_row = row_blocks_ == 1 ? 0 : (rows.end - 1) / kRows;
-    const Index end = std::min(ceil_div(keys.end, kKeys), key_blocks_);
-    for (Index r = first_row; r <= last_row; ++r) {
-      const bool* seen = seen_ + ((heads_ == 1 ? 0 : h) * row_blocks_ + r) * key_blocks_;
-      if (std::find(seen + keys.begin / kKeys, seen + end, true) != seen + end) return true;
-    }
-    return false;
+    return heads_ == 0 || any_block(h, rows, keys, [](Block block) { return block.seen; });
+  }
+  /// The same for a key that is masked.
+  bool masks(Index h, Range rows, Range keys) const {
+    return heads_ != 0 && any_block(h, rows, keys, [](Block block) { return block.masked; });
   }
 
   /// The largest finite dense bias among the keys that query i of head h attends to, 0 without one. Requires
@@ -82,6 +78,25 @@ class DenseBlocks {
   static constexpr Index kKeys = 64;
   static constexpr float kMasked = -std::numeric_limits<float>::infinity();
 
+  /// Whether some of a block's pairs are seen, and some masked, of those that the mask of lags and key ranges
+  /// allow.
+  struct Block {
+    bool seen = false;
+    bool masked = false;
+  };
+
+  /// Whether `of` a block that has such rows and keys. Requires rows and keys that are not empty.
+  template <class Of>
+  bool any_block(Index h, Range rows, Range keys, Of&& of) const {
+    const Index first_row = row_blocks_ == 1 ? 0 : rows.begin / kRows;
+    const Index last_row = row_blocks_ == 1 ? 0 : (rows.end - 1) / kRows;
+    for (Index r = first_row; r <= last_row; ++r) {
+      const Block* blocks = blocks_ + ((heads_ == 1 ? 0 : h) * row_blocks_ + r) * key_blocks_;
+      if (std::any_of(blocks + keys.begin / kKeys, blocks + ceil_div(keys.end, kKeys), of)) return true;
+    }
+    return false;
+  }
+
   static bool shares_heads(const Problem& problem) {
     return problem.grid.shares_ranges() &&
            (problem.dense_bias.data == nullptr || problem.dense_bias.head_stride == 0) &&
@@ -92,58 +107,54 @@ class DenseBlocks {
            (problem.dense_mask.data == nullptr || problem.dense_mask.row_stride == 0);
   }
 
-  /// Marks the blocks of `keys` that query i sees something of, where `seen` is not null. Returns the largest
-  /// bias of those keys, -infinity without one.
-  static double read_row(const Problem& problem, Index h, Index i, const KeySet& keys, bool* seen) {
+  /// Adds to `blocks`, where not null, what query i sees of `keys`. Returns the largest bias of those keys,
+  /// -infinity without one.
+  static double read_row(const Problem& problem, Index h, Index i, const KeySet& keys, Block* blocks) {
     const bool biased = problem.dense_bias.data != nullptr;
     float most = kMasked;
     keys.for_each({0, problem.shapes.n_k}, [&](Range piece) {
       for (Index j = piece.begin; j < piece.end; j = round_down(j, kKeys) + kKeys) {
-        const Range block = intersect({j, round_down(j, kKeys) + kKeys}, piece);
-        if (!biased && (seen == nullptr || seen[j / kKeys])) continue;
-        const auto [visible, largest] = read_block(problem, h, i, block);
-        if (seen != nullptr) seen[j / kKeys] |= visible;
+        Block* block = blocks == nullptr ? nullptr : blocks + j / kKeys;
+        const bool known = block == nullptr || (block->seen && block->masked);
+        if (known && !biased) continue;
+        const auto [count, seen, largest] =
+            read_keys(problem, h, i, intersect({j, round_down(j, kKeys) + kKeys}, piece));
         most = std::max(most, largest);
+        if (block != nullptr) *block = {block->seen || seen > 0, block->masked || seen < count};
       }
     });
     return static_cast<double>(most);
   }
 
-  struct Block {
-    bool visible;
+  struct Keys {
+    Index count;
+    Index seen;  // of them
     float largest;
   };
-  /// Of query i and at most kKeys keys.
-  static Block read_block(const Problem& problem, Index h, Index i, Range keys) {
+  /// What query i sees of at most kKeys keys.
+  static Keys read_keys(const Problem& problem, Index h, Index i, Range keys) {
+    const bool biased = problem.dense_bias.data != nullptr, in_order = problem.grid.in_order();
+    const Index count = keys.size();
     std::array<float, kKeys> bias = {};
-    const auto count = static_cast<std::size_t>(keys.size());
-    if (!problem.grid.in_order()) {
-      Block block{false, kMasked};
-      for (Index j = keys.begin; j < keys.end; ++j)
-        if (dense_allows(problem, h, i, j)) {
-          block.visible = true;
-          if (problem.dense_bias.data != nullptr)
-            block.largest = std::max(block.largest, problem.dense_bias(h, i, problem.grid.source(j)));
-        }
-      return block;
-    }
-    if (problem.dense_bias.data != nullptr) problem.dense_bias.read(h, i, keys, bias.data());
+    if (biased && in_order) problem.dense_bias.read(h, i, keys, bias.data());
+    if (biased && !in_order)
+      for (Index m = 0; m < count; ++m)
+        bias[static_cast<std::size_t>(m)] = problem.dense_bias(h, i, problem.grid.source(keys.begin + m));
     if (problem.dense_mask.data != nullptr) {
-      const bool* mask = problem.dense_mask.head(h).row(i) + keys.begin;
-      for (std::size_t m = 0; m < count; ++m) bias[m] = mask[m] ? bias[m] : kMasked;
+      const bool* mask = problem.dense_mask.head(h).row(i);
+      if (!biased && in_order) return {count, std::count(mask + keys.begin, mask + keys.end, true), kMasked};
+      for (Index m = 0; m < count; ++m)
+        if (!mask[problem.grid.source(keys.begin + m)]) bias[static_cast<std::size_t>(m)] = kMasked;
     }
-    const float largest = simd::largest(bias.data(), keys.size());
-    // NaN is no mask, and not always larger than one.
-    const bool visible = largest != kMasked || std::any_of(bias.begin(), bias.begin() + count,
-                                                           [](float x) { return x != kMasked; });
-    return {visible, largest};
+    return {count, count - std::count(bias.begin(), bias.begin() + count, kMasked),  // NaN is no mask
+            simd::largest(bias.data(), count)};
   }
 
   Index n_q_;
   Index heads_;       // whose bias or mask differ; 0 without any
   Index row_blocks_;  // that differ
   Index key_blocks_;
-  bool* seen_;       // [heads, row_blocks, key_blocks]
+  Block* blocks_;    // [heads, row_blocks, key_blocks]
   double* largest_;  // [heads, n_q] with a bias
 };
 

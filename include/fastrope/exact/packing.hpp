@@ -132,6 +132,11 @@ class PackedKeys {
     return {queries, words_, 1};
   }
 
+  /// Query i of packed ones, for query_operand of the same width.
+  const Real* query(const Real* queries, Index i) const {
+    return query_operand(queries, /*width=*/1).rows_from(i).data;
+  }
+
   /// [d]: what was taken from the keys of a head; null for nothing.
   const Real* key_shift(Index kv) const {
     const auto at = static_cast<std::size_t>(kv);

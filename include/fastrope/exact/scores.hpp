@@ -103,6 +103,10 @@ class Scores {
   /// Whether a query in `rows` of head h may see a key in `keys`, for all that dense bias and mask say of
   /// whole blocks.
   bool dense_sees(Index h, Range rows, Range keys) const { return dense_.sees(h, rows, keys); }
+  /// Whether dense bias and mask may change a score of these.
+  bool dense_masks(const Problem& problem, Index h, Range rows, Range keys) const {
+    return problem.dense_bias.data != nullptr || dense_.masks(h, rows, keys);
+  }
 
   /// Raw products: scores [row_count, keys.size()], row stride `stride`, of packed queries and the key panels
   /// of `keys`. Requires keys made of whole panels and row_count a multiple of kRowMultipleOf<T>. `rows` are
@@ -155,10 +159,10 @@ class Scores {
           store<Real>(add(load(x), load(bias)), x);
       }
     }
+    const bool dense = dense_masks(problem, h, rows, keys);
     for (Index r = 0; r < count; ++r) {
       Real* row = scores + r * stride;
-      if (problem.is_dense())
-        add_dense(problem, h, rows.begin + r, padded, keys, allowed[r], references[r], row, scratch);
+      if (dense) add_dense(problem, h, rows.begin + r, padded, keys, allowed[r], references[r], row, scratch);
       if (allowed[r].solid(keys).size() == size) continue;
       Index first = 0;  // of what is left out
       allowed[r].for_each(keys, [&](Range piece) {

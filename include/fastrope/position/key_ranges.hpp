@@ -115,6 +115,7 @@ class KeySet {
 
   /// The first piece that ends beyond key j.
   Piece first_beyond(Index j) const {
+    if (j < pieces_.front().end) return pieces_.begin();  // as most are: a prefix or a cache
     return std::partition_point(pieces_.begin(), pieces_.end(), [j](Range piece) { return piece.end <= j; });
   }
   /// The pieces that have keys in `keys`, [first, last).
