@@ -8,7 +8,10 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "fastrope/core/index.hpp"
@@ -126,6 +129,16 @@ class DenseBlocks {
     return static_cast<double>(most);
   }
 
+  static Index count_true(const bool* x, Index count) {
+    Index sum = 0, m = 0;
+    for (; m + 8 <= count; m += 8) {
+      std::uint64_t eight;
+      std::memcpy(&eight, x + m, sizeof(eight));
+      sum += std::popcount(eight);
+    }
+    return std::count(x + m, x + count, true) + sum;
+  }
+
   struct Keys {
     Index count;
     Index seen;  // of them
@@ -142,7 +155,7 @@ class DenseBlocks {
         bias[static_cast<std::size_t>(m)] = problem.dense_bias(h, i, problem.grid.source(keys.begin + m));
     if (problem.dense_mask.data != nullptr) {
       const bool* mask = problem.dense_mask.head(h).row(i);
-      if (!biased && in_order) return {count, std::count(mask + keys.begin, mask + keys.end, true), kMasked};
+      if (!biased && in_order) return {count, count_true(mask + keys.begin, count), kMasked};
       for (Index m = 0; m < count; ++m)
         if (!mask[problem.grid.source(keys.begin + m)]) bias[static_cast<std::size_t>(m)] = kMasked;
     }
