@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <fastrope/fastrope.hpp>
 #include <functional>
@@ -230,6 +231,83 @@ TYPED_TEST(Masks, KeysThatNoRowReachesAreNotRead) {
     EXPECT_EQ(std::memcmp(in.out.values.data(), spoilt.out.values.data(), in.out.values.size() * sizeof(T)),
               0);
   }
+}
+
+/// The exact path with ranges and every other option against the oracle, decoded and in tiles.
+TEST(KeyRanges, GoWithEveryOption) {
+  Inputs random(9);
+  for (const Index n_q : {3, 120})
+    for (const bool per_head : {false, true})
+      for (int option = 0; option < 9; ++option) {
+        AttentionCase c{.shapes = {4, 2, n_q, 400, 16, 12}};
+        RowRanges ranges = random_ranges(random, per_head ? 4 * n_q : n_q, 400, 3);
+        c.base.mask = option % 2 == 0 ? Mask::causal() : Mask::full();
+        if (option == 1 || option == 2) set_alibi(c, random);
+        if (option == 3 || option == 4) set_t5(c, random, option == 3);
+        if (option == 5) c.base.softcap = 3;
+        if (option == 6) set_sinks(c, random);
+        if (option == 7) c.base.weights = random_weights(random, 16, 5, 401);
+        if (option == 2 || option == 8) set_dense(c, random, true, true, 4);
+        if (option == 4 || option == 8) {
+          // Two sequences in one cache, whose positions begin anew: ranges lie within one.
+          for (Range& range : ranges.ranges)
+            if (range.begin < 150) range = intersect(range, {0, 150});
+          for (Position p = 0; p < 400; ++p) c.key_positions.push_back(p < 150 ? p : p - 150);
+          c.query_positions.assign(static_cast<std::size_t>(n_q), 200);
+          c.base.rope = Rope{};
+        }
+        c.base.key_ranges = ranges;
+        c.base.verify = 3;
+        AttentionInputs<double> in(c.shapes, 4);
+        const Report report = attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
+        EXPECT_LT(report.heads[3].observed_error, 1e-12);
+        ASSERT_LT(max_abs_difference(in.out.view(), in.reference(c).out.view()), 1e-12)
+            << c << ", option " << option;
+      }
+}
+
+/// Rows of a polynomial kernel are bounded over their own ranges.
+TEST(KeyRanges, BoundRowsOfPolynomialKernels) {
+  Inputs random(3);
+  for (const Index n_q : {2, 90}) {
+    AttentionCase c{.shapes = {2, 1, n_q, 300, 8, 8}};
+    const RowRanges ranges = random_ranges(random, n_q, 300, 2);
+    c.base.key_ranges = ranges;
+    c.base.kernel = Kernel::taylor(2);
+    AttentionInputs<float> in(c.shapes, 4);
+    const Report report = attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), c.options());
+    EXPECT_EQ(report.heads[0].path, Path::exact);
+    const Reference expected = in.reference(c);
+    for (Index h = 0; h < 2; ++h)
+      for (Index i = 0; i < n_q; ++i) {
+        const double bound = report.row_bounds[static_cast<std::size_t>(h * n_q + i)];
+        EXPECT_LT(bound, 1e-3);
+        for (Index m = 0; m < 8; ++m)
+          EXPECT_LE(std::abs(static_cast<double>(in.out(h, i, m)) - expected.out(h, i, m)), bound);
+      }
+  }
+}
+
+TEST(KeyRanges, ApproximationsRefuseAndSayWhy) {
+  const Shapes shapes{1, 1, 2048, 2048, 16, 16};
+  const RowRanges ranges = RowRanges::chunks(2048, 1024);
+  Options options{.key_ranges = ranges, .scale = 0.01, .tolerance = 1e-2};
+  AttentionInputs<float> in(shapes, 4);
+  const auto plan = [&] { return make_plan(in.q.view(), in.k.view(), in.v.view(), options); };
+  EXPECT_EQ(plan().report().heads[0].path, Path::exact);
+  EXPECT_THAT(plan().report().heads[0].reason, testing::HasSubstr("key_ranges are done by the exact path"));
+  options.path = Path::polynomial;
+  EXPECT_THAT(error_of(plan), testing::HasSubstr("key_ranges"));
+  options.path = Path::toeplitz;
+  EXPECT_THAT(error_of(plan), testing::HasSubstr("key_ranges are not a function of the lag"));
+
+  EXPECT_THAT(error_of([&] {
+                RecurrentAttention<float>(
+                    1, 1, 8, 8, {.mask = Mask::causal(), .key_ranges = ranges, .kernel = Kernel::taylor(2)});
+              }),
+              testing::HasSubstr("a recurrence sees all tokens before: options give 2048 key_ranges"));
+  EXPECT_THAT(error_of([&] { BatchPlan<float>(std::vector<Shapes>{shapes}, {.key_ranges = ranges}); }),
+              testing::HasSubstr("each sequence has its own"));
 }
 
 }  // namespace
