@@ -34,6 +34,7 @@ struct AttentionCase {
   Index dense_row_stride = 0;
   std::vector<Position> query_positions = {};
   std::vector<Position> key_positions = {};
+  fastrope::RowRanges ranges = {};
   std::string text = {};  ///< what distinguishes the case
 
   /// Valid while the case lives.
@@ -42,6 +43,7 @@ struct AttentionCase {
     options.sinks = sinks;
     options.query_positions = query_positions;
     options.key_positions = key_positions;
+    if (!ranges.ranges.empty()) options.key_ranges = ranges;
     if (!dense.empty())
       options.dense_bias = {dense.data(), shapes.heads,      shapes.n_q,
                             shapes.n_k,   dense_head_stride, dense_row_stride};
