@@ -338,7 +338,7 @@ TEST(BatchPlan, ErrorsNameTheSequenceAndTheValues) {
               HasSubstr("sequence 2: query_positions has 3 entries for 7 rows"));
   EXPECT_THAT(plan_error(shapes, {}, {{}, {{}, some}, {}}),
               HasSubstr("sequence 1: key_positions has 3 entries for 30 rows"));
-  EXPECT_THAT(plan_error(shapes, {}, {{}, {}}), HasSubstr("positions are given for 2 of 3 sequences"));
+  EXPECT_THAT(plan_error(shapes, {}, {{}, {}}), HasSubstr("options are given for 2 of 3 sequences"));
 
   Options table;
   table.bias = LagBias::table(std::vector<double>(60, 0.5), 1, -29);

@@ -224,7 +224,8 @@ Tensor<T> rows_from(Bytes& bytes, Index heads, Index rows, Index cols) {
        << ", sinks " << c.sinks.size() << ", dense " << c.dense.size() << ", positions "
        << c.query_positions.size() << " and " << c.key_positions.size() << ", of "
        << (o.rope ? o.rope->sections.size() : 0) << " sections " << c.query_section_positions.size()
-       << " and " << c.key_section_positions.size();
+       << " and " << c.key_section_positions.size() << ", ranges of " << c.ranges.per_row << " a row:";
+  for (const Range range : c.ranges.ranges) text << " [" << range.begin << ", " << range.end << ")";
   if (o.rope)
     for (const ReferenceFrequencies f = reference_frequencies(*o.rope, c.shapes.d);
          const double theta : f.theta)
@@ -299,6 +300,23 @@ double polynomial_rounding(const Kernel& kernel, double size, double rounding, d
   return moved < total / 4 ? 4 * moved / total : INFINITY;
 }
 
+/// Ranges of keys for each row, of all heads or of each, now and then not as they must be.
+void add_ranges(Bytes& bytes, AttentionCase& c) {
+  const Index rows = c.shapes.n_q * (bytes.one_in(3) ? c.shapes.heads : 1), n_k = c.shapes.n_k;
+  const Index m = bytes.integer(1, 3);
+  const bool any = bytes.one_in(8);
+  c.ranges.per_row = m;
+  for (Index row = 0; row < rows; ++row) {
+    Index begin = 0;
+    for (Index r = 0; r < m; ++r) {
+      begin = any ? bytes.integer(-1, n_k) : bytes.integer(begin, n_k);
+      const Index end = any ? bytes.integer(-1, n_k + 1) : bytes.integer(begin, n_k);
+      c.ranges.ranges.push_back({begin, end});
+      begin = std::max(begin, end);
+    }
+  }
+}
+
 template <class T>
 void check(Bytes& bytes) {
   using Real = ArithmeticOf<T>;
@@ -308,6 +326,7 @@ void check(Bytes& bytes) {
                   k = rows_from<T>(bytes, s.kv_heads, s.n_k, s.d),
                   v = rows_from<T>(bytes, s.kv_heads, s.n_k, s.d_v);
   extend_rope(bytes, c);
+  if (bytes.one_in(4)) add_ranges(bytes, c);
   Tensor<Real> out(s.heads, s.n_q, s.d_v);
   std::fill(out.values.begin(), out.values.end(), std::numeric_limits<Real>::quiet_NaN());
   Report report;
@@ -334,7 +353,7 @@ void check(Bytes& bytes) {
   if (c.query_positions.empty() && !c.key_positions.empty()) {
     // By default queries stand where the last keys stand, which the oracle does not know.
     c.query_positions = c.key_positions;
-    std::sort(c.query_positions.begin(), c.query_positions.end());
+    if (c.ranges.ranges.empty()) std::sort(c.query_positions.begin(), c.query_positions.end());
     c.query_positions.erase(c.query_positions.begin(), c.query_positions.end() - s.n_q);
   }
   const Reference reference = reference_attention(q.view(), k.view(), v.view(), c.options(), c.bias);

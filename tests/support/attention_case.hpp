@@ -36,7 +36,8 @@ struct AttentionCase {
   std::vector<Position> key_positions = {};
   std::vector<Position> query_section_positions = {};  ///< [sections, n_q]
   std::vector<Position> key_section_positions = {};    ///< [sections, n_k]
-  std::string text = {};                               ///< what distinguishes the case
+  fastrope::RowRanges ranges = {};
+  std::string text = {};  ///< what distinguishes the case
 
   /// Valid while the case lives.
   Options options() const {
@@ -52,6 +53,7 @@ struct AttentionCase {
       options.query_section_positions = sections(query_section_positions, shapes.n_q);
     if (!key_section_positions.empty())
       options.key_section_positions = sections(key_section_positions, shapes.n_k);
+    if (!ranges.ranges.empty()) options.key_ranges = ranges;
     if (!dense.empty())
       options.dense_bias = {dense.data(), shapes.heads,      shapes.n_q,
                             shapes.n_k,   dense_head_stride, dense_row_stride};

@@ -137,6 +137,18 @@ void reference_rotate(const fastrope::Rope& rope, PositionOf&& position_of, Tens
   }
 }
 
+/// Whether query i of head h sees key j, as KeyRanges has it.
+inline bool reference_in_ranges(const fastrope::KeyRanges& given, Index h, Index n_q, Index i, Index j) {
+  const Index m = given.per_row, rows = m == 0 ? 0 : static_cast<Index>(given.ranges.size()) / m;
+  if (m == 0) return true;
+  for (Index r = 0; r < m; ++r) {
+    const fastrope::Range range =
+        given.ranges[static_cast<std::size_t>(((rows > n_q ? h * n_q : 0) + i) * m + r)];
+    if (range.begin <= j && j < range.end) return true;
+  }
+  return false;
+}
+
 /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], of any element types. `bias` is
 /// options.bias written as a formula; `kernel` is used instead of options.kernel. tolerance, path and
 /// executor are not looked at. Throws where options.bias is set and `bias` is not. Cost heads n_q n_k (d +
@@ -185,9 +197,10 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
       double largest_dense = -kInfinity, largest_rest = -kInfinity;
       for (Index j = 0; j < n_k; ++j) {
         const Position lag = query_position(i) - key_position(j);
-        const double dense = options.dense_bias.data == nullptr ? 0 : options.dense_bias.head(h)(i, j);
+        const double dense = options.dense_bias.data == nullptr ? 0 : options.dense_bias(h, i, j);
         if (lag < options.mask.first || lag > options.mask.last || dense == -kInfinity) continue;
         if (options.dense_mask.data != nullptr && !options.dense_mask.head(h)(i, j)) continue;
+        if (!reference_in_ranges(options.key_ranges, h, n_q, i, j)) continue;
         double product = 0;
         if (options.weights) {
           Index s = 0;

@@ -32,18 +32,53 @@ inline double largest_value(const StoredHead& v, const Shapes& s) {
   return largest;
 }
 
-/// Some rows of a dense bias or mask, which then views `memory`; what has no data has none to lose.
-template <class T>
-void keep_rows(std::span<const Index> rows, TensorView<const T>& dense, std::unique_ptr<T[]>& memory) {
-  if (dense.data == nullptr) return;
-  const Index count = std::ssize(rows);
-  memory = std::make_unique<T[]>(static_cast<std::size_t>(dense.heads * count * dense.cols));
-  for (Index h = 0; h < dense.heads; ++h)
-    for (Index r = 0; r < count; ++r)
-      std::copy_n(dense.head(h).row(rows[static_cast<std::size_t>(r)]), dense.cols,
-                  memory.get() + (h * count + r) * dense.cols);
-  dense = contiguous(static_cast<const T*>(memory.get()), dense.heads, count, dense.cols);
-}
+/// Some rows of what a call says of every pair of a query and a key.
+class PairRows {
+ public:
+  PairRows(const Problem& problem, std::span<const Index> rows) : heads_(problem.shapes.heads) {
+    const Index n_k = problem.shapes.n_k, count = std::ssize(rows), all = heads_ * count;
+    if (problem.dense_bias.data != nullptr) bias_ = std::make_unique<float[]>(size(all * n_k));
+    if (problem.dense_mask.data != nullptr) mask_ = std::make_unique<bool[]>(size(all * n_k));
+    for (Index row = 0; row < all; ++row) {
+      const Index h = row / count, i = rows[size(row % count)];
+      if (bias_) problem.dense_bias.read(h, i, {0, n_k}, bias_.get() + row * n_k);
+      if (mask_) std::copy_n(problem.dense_mask.head(h).row(i), n_k, mask_.get() + row * n_k);
+    }
+    if (problem.grid.has_ranges()) keep_ranges(problem.grid, rows);
+  }
+
+  KeyRanges ranges() const { return {ranges_, per_row_}; }
+  /// The dense rows of the problem of these rows.
+  void give(Problem& problem) const {
+    const Shapes& s = problem.shapes;
+    problem.set_dense(
+        bias_ ? contiguous<const float>(bias_.get(), s.heads, s.n_q, s.n_k) : DenseBias(),
+        mask_ ? contiguous<const bool>(mask_.get(), s.heads, s.n_q, s.n_k) : TensorView<const bool>());
+  }
+
+ private:
+  static std::size_t size(Index n) { return static_cast<std::size_t>(n); }
+
+  void keep_ranges(const LagGrid& grid, std::span<const Index> rows) {
+    std::vector<std::vector<Range>> pieces;
+    for (Index h = 0; h < heads_; ++h)
+      for (const Index i : rows)
+        grid.keys_of(h, i).for_each(
+            {0, grid.n_k()}, [&, row = &pieces.emplace_back()](Range piece) { row->push_back(piece); });
+    per_row_ = 1;
+    for (const auto& row : pieces) per_row_ = std::max(per_row_, std::ssize(row));
+    for (auto& row : pieces) {
+      row.resize(size(per_row_));
+      ranges_.insert(ranges_.end(), row.begin(), row.end());
+    }
+  }
+
+  Index heads_;
+  std::unique_ptr<float[]> bias_ = {};
+  std::unique_ptr<bool[]> mask_ = {};
+  std::vector<Range> ranges_ = {};  // [heads, rows, per_row]
+  Index per_row_ = 0;
+};
 
 /// |a - b|; 0 where neither is a number, infinity where one is not.
 inline double difference(double a, double b) {
@@ -71,15 +106,15 @@ inline std::vector<double> observed_errors(const Problem& problem, const StoredR
   std::vector<Position> query_sections;  // [sections, rows]
   for (Index section = 0; section < problem.sections && !problem.query_sections.empty(); ++section)
     for (const Index i : sampled) query_sections.push_back(problem.query_sections(section, i));
-  Problem some = problem.with(rows, s.n_k,
-                              {query_positions,
-                               key_positions,
-                               {query_sections.data(), query_sections.empty() ? 0 : problem.sections, rows},
-                               problem.key_sections.view()});
-  std::unique_ptr<float[]> bias;
-  std::unique_ptr<bool[]> mask;
-  detail::keep_rows(sampled, some.dense_bias, bias);
-  detail::keep_rows(sampled, some.dense_mask, mask);
+  const detail::PairRows pairs(problem, sampled);
+  Problem some = problem.with(
+      rows, s.n_k,
+      {.queries = query_positions,
+       .keys = key_positions,
+       .query_sections = {query_sections.data(), query_sections.empty() ? 0 : problem.sections, rows},
+       .key_sections = problem.key_sections.view(),
+       .key_ranges = pairs.ranges()});
+  pairs.give(some);
 
   std::vector<double> queries(static_cast<std::size_t>(s.heads * rows * s.d)),
       exact(static_cast<std::size_t>(s.heads * rows * s.d_v));

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <optional>
 #include <span>
 #include <type_traits>
@@ -38,7 +39,7 @@ class QueryBlock {
   QueryBlock(const Problem& problem, Index value_stride, Workspace& workspace)
       : words_(words_of<T>(problem.shapes.d)),
         queries_(workspace.take<Real>(kRows * words_).data()),
-        allowed_(workspace.take<Range>(kRows).data()),
+        allowed_(workspace.take<KeySet>(kRows).data()),
         references_(workspace.take<BiasReference>(kRows).data()),
         scores_(workspace.take<Real>(kTileRows * kStride).data()),
         scratch_(workspace.take<Real>(std::max(kKeys, PackedKeys<T>::scratch_size(problem.shapes))).data()),
@@ -61,31 +62,33 @@ class QueryBlock {
       packed.pack_queries(problem, q.head(h), tile_rows(r), kTileRows,
                           Scores<Real>::template query_factor<T>(problem), queries_ + r * words_, scratch_);
     for (Index r = 0; r < rows.size(); ++r) {
-      allowed_[r] = problem.grid.keys_of(rows.begin + r);
+      allowed_[r] = problem.grid.keys_of(h, rows.begin + r);
       references_[r] = scores.reference(problem, h, rows.begin + r, allowed_[r]);
     }
     stretch_.clear(round_up(rows.size(), kTileRows));
     totals_.clear(round_up(rows.size(), kTileRows));
   }
 
-  /// Attends to those of `keys` that the mask allows.
+  /// Attends to those of `keys` that mask and key ranges allow.
   void attend(const Problem& problem, const PackedKeys<T>& packed, const Scores<Real>& scores,
               Range keys) const {
     std::optional<MatrixTiles> tiles;
     if constexpr (std::is_same_v<T, bfloat16>) tiles.emplace();
     std::array<Reach, kRows / kTileRows> reach;
     Range all;
-    for (Index r = 0; r < rows_.size(); r += kTileRows) {
-      reach[static_cast<std::size_t>(r / kTileRows)] = reach_of(r, keys);
-      all = hull(all, reach[static_cast<std::size_t>(r / kTileRows)].some);
-    }
+    for (Index r = 0; r < rows_.size(); r += kTileRows) all = hull(all, reach_of(r, keys, reach).some);
     // Runs begin at multiples of kKeys and stretches at multiples of kStretch whatever the block, so that a
     // row's result does not depend on its block.
-    for (Index j = round_down(all.begin, kKeys); j < all.end; j += kKeys) {
-      for (Index r = 0; r < rows_.size(); r += kTileRows)
-        attend_run(problem, packed, scores, r, reach[static_cast<std::size_t>(r / kTileRows)],
-                   {j, j + kKeys});
-      if ((j + kKeys) % kStretch == 0 || j + kKeys >= all.end) fold();
+    for (Index j = round_down(all.begin, kKeys); j < all.end;) {
+      const Range run{j, j + kKeys};
+      bool touched = !problem.grid.has_ranges();
+      for (Index r = 0; r < rows_.size(); r += kTileRows) {
+        if (problem.grid.has_ranges()) touched |= !reach_of(r, intersect(run, keys), reach).some.empty();
+        attend_run(problem, packed, scores, reach[static_cast<std::size_t>(r / kTileRows)], run);
+      }
+      const Index next = touched ? run.end : std::min(all.end, round_down(next_of(run.end), kKeys));
+      if (next / kStretch != j / kStretch || next >= all.end) fold();
+      j = next;
     }
   }
 
@@ -109,37 +112,57 @@ class QueryBlock {
   /// Of a row of scores: rows a power of two apart would compete for the same lines of the cache.
   static constexpr Index kStride = kKeys + simd::kLanes<Real>;
 
-  /// The keys that some row of a tile may attend to, and those that every row may.
+  /// What a tile meets of some keys: those which hold all that some row may attend to, those that every row
+  /// may, and the rows of the block which hold all that see any, in whole row multiples of the tile kernel.
   struct Reach {
     Range some;
     Range every;
+    Range rows;
   };
 
   Range tile_rows(Index r) const { return intersect(rows_, {rows_.begin + r, rows_.begin + r + kTileRows}); }
 
-  Reach reach_of(Index r, Range keys) const {
-    Reach reach{.some = {}, .every = keys};
-    for (Index i = r; i < r + tile_rows(r).size(); ++i) {
-      reach.some = hull(reach.some, intersect(allowed_[i], keys));
-      reach.every = intersect(reach.every, allowed_[i]);
+  /// Of the tile that begins at row r of the block, and its place among those of all tiles.
+  Reach& reach_of(Index r, Range keys, std::array<Reach, kRows / kTileRows>& all) const {
+    constexpr Index kMultiple = kRowMultipleOf<T>;
+    Reach reach{.some = {}, .every = keys, .rows = {}};
+    for (Index i = r; i < r + tile_rows(r).size(); i += kMultiple) {
+      const Range rows = intersect({i, i + kMultiple}, {0, rows_.size()});
+      Range some, every = keys;
+      for (Index row = rows.begin; row < rows.end; ++row) {
+        some = hull(some, allowed_[row].hull(keys));
+        every = intersect(every, allowed_[row].solid(keys));
+      }
+      if (some.empty()) continue;
+      reach = {hull(reach.some, some), intersect(reach.every, every), hull(reach.rows, rows)};
     }
-    return reach;
+    return all[static_cast<std::size_t>(r / kTileRows)] = reach;
   }
 
-  /// The tile that begins at row r of the block against those keys of a run that it can reach.
-  void attend_run(const Problem& problem, const PackedKeys<T>& packed, const Scores<Real>& scores, Index r,
+  /// The first key from j on that some row may attend to; one beyond all where there is none.
+  Index next_of(Index j) const {
+    Index next = std::numeric_limits<Index>::max();
+    for (Index r = 0; r < rows_.size(); ++r)
+      if (j < allowed_[r].hull().end) next = std::min(next, allowed_[r].next(j));
+    return next;
+  }
+
+  /// The tile of some rows against those keys of a run that they can reach.
+  void attend_run(const Problem& problem, const PackedKeys<T>& packed, const Scores<Real>& scores,
                   const Reach& reach, Range run) const {
     const Range keys = intersect(run, reach.some);
-    if (keys.empty()) return;
+    const Index r = reach.rows.begin, tile = round_down(r, kTileRows);
+    const Range rows{rows_.begin + r, rows_.begin + reach.rows.end};
+    if (keys.empty() || !scores.dense_sees(head_, rows, keys)) return;
     const Range panels{round_down(keys.begin, kWidth), round_up(keys.end, kWidth)};
-    const Range rows = tile_rows(r);
     const Index kv = problem.kv_head(head_), row_count = round_up(rows.size(), kRowMultipleOf<T>);
-    scores.product(problem, packed, kv, queries_ + r * words_, kTileRows, rows, row_count, panels, scores_,
-                   kStride, scratch_);
+    scores.product(problem, packed, kv, packed.query(queries_ + tile * words_, r - tile), kTileRows, rows,
+                   row_count, panels, scores_, kStride, scratch_);
     Scores<Real>::mark_infinite(problem, rows.size(), panels.size(), scores_, kStride);
     const auto factor = static_cast<Real>(Scores<Real>::template product_factor<T>(problem));
     const bool modified = Scores<Real>::modifies(problem);
-    if (modified || intersect(panels, reach.every) != panels)
+    if (modified || scores.dense_masks(problem, head_, rows, keys) ||
+        intersect(panels, reach.every) != panels)
       scores.finish(problem, head_, rows, panels, keys, allowed_ + r, references_ + r, modified ? factor : 1,
                     scores_, kStride, scratch_);
     if (problem.kernel.is_softmax())
@@ -162,17 +185,17 @@ class QueryBlock {
                           Range keys, Index first) const {
     constexpr Index kSize = kWordSize<T>;
     const Index kv = problem.kv_head(head_);
-    for (Index i = 0; i < rows.size(); ++i) {
-      const Range allowed = intersect(keys, allowed_[r + i]);
-      for (Index j = allowed.begin; j < allowed.end; ++j) {
-        if (!Scores<Real>::dense_allows(problem, head_, rows.begin + i, j)) continue;
-        const Index half = j % kSize;
-        const Real weight = element_of<T>(scores_[i * kStride + (j - first) / kSize], half);
-        const Real* values = packed.values(kv, j - half);
-        for (Index c = 0; c < stretch_.width; ++c)
-          stretch_.row(r + i)[c] += weight * element_of<T>(values[c], half);
-      }
-    }
+    for (Index i = 0; i < rows.size(); ++i)
+      allowed_[r + i].for_each(keys, [&](Range allowed) {
+        for (Index j = allowed.begin; j < allowed.end; ++j) {
+          if (!dense_allows(problem, head_, rows.begin + i, j)) continue;
+          const Index half = j % kSize;
+          const Real weight = element_of<T>(scores_[i * kStride + (j - first) / kSize], half);
+          const Real* values = packed.values(kv, j - half);
+          for (Index c = 0; c < stretch_.width; ++c)
+            stretch_.row(r + i)[c] += weight * element_of<T>(values[c], half);
+        }
+      });
   }
 
   /// Ends the stretch: its sums join those of the stretches before.
@@ -191,7 +214,7 @@ class QueryBlock {
   Range rows_ = {};
   Index words_;                // of a query
   Real* queries_;              // [tiles], as packed
-  Range* allowed_;             // [kRows], the keys that each row may attend to
+  KeySet* allowed_;            // [kRows], the keys that each row may attend to
   BiasReference* references_;  // [kRows]
   Real* scores_;               // [kTileRows, kStride], then the weights' words
   Real* scratch_;              // a row of a lag function, or what packing wants

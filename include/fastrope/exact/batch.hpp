@@ -76,22 +76,23 @@ void require_separate_outs(std::span<Views> views) {
 template <class Real = float>
 class BatchPlan {
  public:
-  /// shapes: of each sequence; n_q and n_k differ, the rest is the same for all. positions: of each sequence,
-  /// or empty. Masks, biases and the like are those of `options` for every sequence; its tolerance is met by
+  /// shapes: of each sequence; n_q and n_k differ, the rest is the same for all. own: of each sequence, or
+  /// empty. Masks, biases and the like are those of `options` for every sequence; its tolerance is met by
   /// all, since all are exact. Throws Error for options and shapes that clash, naming the sequence and the
-  /// values, and for what belongs to a single call: a path other than exact, dense bias and mask, positions.
+  /// values, and for what belongs to a single call: a path other than exact, and what SequenceOptions has.
   BatchPlan(std::span<const Shapes> shapes, const Options& options,
-            std::span<const SequencePositions> positions = {}) {
+            std::span<const SequenceOptions> own = {}) {
     require_shared(options);
-    if (!positions.empty() && positions.size() != shapes.size())
-      detail::fail("positions are given for ", positions.size(), " of ", shapes.size(), " sequences");
+    if (!own.empty() && own.size() != shapes.size())
+      detail::fail("options are given for ", own.size(), " of ", shapes.size(), " sequences");
     if (shapes.empty()) return;
     const Problem shared(with_lengths(shapes.front(), 0, 0), options);
     for (std::size_t s = 0; s < shapes.size(); ++s)
       detail::in_sequence(s, [&] {
         require_same_heads(shapes[s], shared.shapes);
-        const SequencePositions at = positions.empty() ? SequencePositions{} : positions[s];
-        problems_.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, at));
+        const SequenceOptions of = own.empty() ? SequenceOptions{} : own[s];
+        problems_.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, of));
+        problems_.back().set_dense(of.dense_bias, of.dense_mask);
       });
     number_tasks();
     workspace_bytes_ = most_of_operands<Real>([&](auto operand) {
@@ -148,7 +149,10 @@ class BatchPlan {
     if (options.path != Path::automatic && options.path != Path::exact)
       detail::fail("path ", options.path, " does not serve batches: their sequences are exact");
     if (options.dense_bias.data != nullptr || options.dense_mask.data != nullptr)
-      detail::fail("dense_bias and dense_mask have the shape of one call: a batch cannot share them");
+      detail::fail("dense_bias and dense_mask have the shape of one call: a batch cannot share them, each ",
+                   "sequence has its own in SequenceOptions");
+    if (options.key_ranges.given())
+      detail::fail("options.key_ranges are those of one call: each sequence has its own in SequenceOptions");
     if (!options.query_positions.empty() || !options.key_positions.empty() ||
         options.query_section_positions.data != nullptr || options.key_section_positions.data != nullptr)
       detail::fail(
@@ -226,7 +230,7 @@ class BatchPlan {
 /// workspace; engines that must not use BatchPlan. Throws Error as BatchPlan does, before any work.
 template <std::ranges::contiguous_range Sequences>
 void attend_batch(const Sequences& sequences, const Options& options,
-                  std::span<const SequencePositions> positions = {}) {
+                  std::span<const SequenceOptions> own = {}) {
   const std::span views(sequences);
   using Real = ArithmeticOf<ElementOf<decltype(views.front().q)>>;
   std::vector<Shapes> shapes;
@@ -236,7 +240,7 @@ void attend_batch(const Sequences& sequences, const Options& options,
       require_output(shapes.back(), views[s].out);
     });
   detail::require_separate_outs(views);
-  const BatchPlan<Real> plan(shapes, options, positions);
+  const BatchPlan<Real> plan(shapes, options, own);
   std::vector<std::byte> workspace(plan.workspace_bytes());
   if (plan.run(views, workspace) != RunStatus::ok) detail::fail("the executor failed while attending");
 }

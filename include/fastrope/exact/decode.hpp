@@ -59,6 +59,7 @@ class DecodeAttention {
         splits_(ceil_div(reach(problem).end, kSplit) - first_split_),
         queries_(workspace.take<Real>(groups(problem) * std::max(rows_, lanes_) * key_stride_).data()),
         references_(workspace.take<BiasReference>(problem.shapes.kv_heads * all_rows_).data()),
+        allowed_(workspace.take<KeySet>(problem.shapes.kv_heads * all_rows_).data()),
         states_(groups(problem) * splits_ * padded_rows_, width_, workspace),
         scratch_(scratch) {}
 
@@ -126,8 +127,8 @@ class DecodeAttention {
             .output = w.take<Real>(many ? kPaddedBlock * lanes_ : rows_ * width_).data()};
   }
 
-  /// The keys that some query may attend to.
-  static Range reach(const Problem& problem) { return problem.grid.keys_of(Range{0, problem.shapes.n_q}); }
+  /// The smallest range that holds the keys which some query may attend to.
+  static Range reach(const Problem& problem) { return problem.grid.reached().hull(); }
 
   Index groups(const Problem& problem) const { return problem.shapes.kv_heads * parts_; }
   Index kv_head_of(Index g) const { return g / parts_; }
@@ -141,9 +142,9 @@ class DecodeAttention {
   }
   /// The queries of a group: [rows, key_stride], or where they are many, side by side, [d, lanes].
   Real* queries_of(Index g) const { return queries_ + g * std::max(rows_, lanes_) * key_stride_; }
-  BiasReference& reference(Index g, Index r) const {
-    return references_[kv_head_of(g) * all_rows_ + g % parts_ * rows_ + r];
-  }
+  Index index_of(Index g, Index r) const { return kv_head_of(g) * all_rows_ + g % parts_ * rows_ + r; }
+  BiasReference& reference(Index g, Index r) const { return references_[index_of(g, r)]; }
+  KeySet& allowed(Index g, Index r) const { return allowed_[index_of(g, r)]; }
   /// Row t of all key/value heads.
   struct Row {
     Index group;
@@ -151,6 +152,28 @@ class DecodeAttention {
   };
   Row row_of(Index t) const {
     return {t / all_rows_ * parts_ + t % all_rows_ / rows_, t % all_rows_ % rows_};
+  }
+
+  /// The keys of a block that some row of a group may attend to, as the smallest range; empty too where dense
+  /// bias and mask leave nothing of it.
+  Range seen_of(const Problem& problem, Index g, Range block) const {
+    Range seen = block;
+    if (problem.grid.has_ranges()) {
+      seen = {};
+      for (Index r = 0; r < rows_of(g); ++r) seen = hull(seen, allowed(g, r).hull(block));
+    }
+    if (seen.empty() || !problem.is_dense()) return seen;
+    for (Index h = head_of(problem, g, 0); h <= head_of(problem, g, rows_of(g) - 1); ++h)
+      if (scores_.dense_sees(h, {0, problem.shapes.n_q}, block)) return seen;
+    return {};
+  }
+  /// seen_of the first of a split's blocks, from key j on, of which something is seen; empty where none is.
+  Range next_seen(const Problem& problem, Index g, Index j, Range keys) const {
+    for (; j < keys.end; j = round_down(j, kBlock) + kBlock)
+      if (const Range seen = seen_of(problem, g, intersect({j, round_down(j, kBlock) + kBlock}, keys));
+          !seen.empty())
+        return seen;
+    return {};
   }
 
   void load_query(const Problem& problem, const StoredRows& q, Index task, Index worker) {
@@ -164,7 +187,8 @@ class DecodeAttention {
     for (Index c = 0; c < d; ++c) x[c] *= factor;
     std::fill(x + d, x + key_stride_, Real{0});
     for (Index c = 0; c < d && lanes_ > 0; ++c) queries_of(g)[c * lanes_ + r] = x[c];
-    reference(g, r) = scores_.reference(problem, h, i, problem.grid.keys_of(i));
+    allowed(g, r) = problem.grid.keys_of(h, i);
+    reference(g, r) = scores_.reference(problem, h, i, allowed(g, r));
   }
 
   /// The partial states of a split's keys for the rows of a group.
@@ -178,39 +202,44 @@ class DecodeAttention {
     std::fill(b.scores + rows * kBlock, b.scores + padded_rows_ * kBlock, Real{0});
     const Index key = (first_split_ + split) * kSplit;
     const Range keys = intersect({key, key + kSplit}, reach(problem));
-    if (keys.empty()) return;
-    // The source rows of a block of keys, past the last key its row again.
-    const auto block_rows = [&](const StoredHead& source, Index first) {
+    // Blocks begin at multiples of kBlock whatever is seen of them, so that masks of any kind which say the
+    // same give the same bits.
+    Range seen = next_seen(problem, g, keys.begin, keys);
+    if (seen.empty()) return;
+    // The source rows of the block that holds `seen`; beside it, the rows of its first and last key again.
+    const auto block_rows = [&](const StoredHead& source, Range some) {
       std::array<const std::byte*, kBlock> at;
-      if (first + kBlock <= keys.end && problem.grid.in_order() && !source.is_paged) {
+      const Index first = round_down(some.begin, kBlock);
+      if (some.size() == kBlock && problem.grid.in_order() && !source.is_paged) {
         const std::byte* row = source.row(first);
         for (Index m = 0; m < kBlock; ++m) at[static_cast<std::size_t>(m)] = row + m * source.row_stride;
         return at;
       }
       for (Index m = 0; m < kBlock; ++m)
-        at[static_cast<std::size_t>(m)] = source.row(problem.grid.source(std::min(first + m, keys.end - 1)));
+        at[static_cast<std::size_t>(m)] =
+            source.row(problem.grid.source(std::clamp(first + m, some.begin, some.end - 1)));
       return at;
     };
     const StoredHead k_head = k.head(kv_head_of(g)), v_head = v.head(kv_head_of(g));
-    auto key_rows = block_rows(k_head, keys.begin);
-    for (Index j = keys.begin; j < keys.end; j += kBlock) {
-      const Range block{j, std::min(j + kBlock, keys.end)};
-      const auto value_rows = block_rows(v_head, j);
-      const Index padded = round_up(block.size(), simd::kLanes<Real>);
-      score_block(problem, g, k, key_rows.data(), {value_rows.data(), step_of(v)}, block, b);
+    auto key_rows = block_rows(k_head, seen);
+    while (!seen.empty()) {
+      const Index j = round_down(seen.begin, kBlock), padded = round_up(seen.end - j, simd::kLanes<Real>);
+      const Range block{j, seen.end};
+      const auto value_rows = block_rows(v_head, seen);
+      score_block(problem, g, k, key_rows.data(), {value_rows.data(), step_of(v)}, seen, b);
       Scores<Real>::mark_infinite(problem, rows, padded, b.scores, kBlock);
       for (Index r = 0; r < rows; ++r) {
+        if (!Scores<Real>::modifies(problem) && allowed(g, r).solid(block).size() == padded) continue;
         const Index i = query_of(problem, g, r);
-        const Range allowed = problem.grid.keys_of(i);
-        if (!Scores<Real>::modifies(problem) && intersect(allowed, block).size() == padded) continue;
-        scores_.finish(problem, head_of(problem, g, r), {i, i + 1}, {j, j + padded}, block, &allowed,
+        scores_.finish(problem, head_of(problem, g, r), {i, i + 1}, {j, j + padded}, seen, &allowed(g, r),
                        &reference(g, r), 1, b.scores + r * kBlock, kBlock, b.line);
       }
       if (problem.kernel.is_softmax())
         states.weigh(rows, b.scores, kBlock, padded);
       else
         states.weigh_polynomial(problem.kernel.coefficients(), rows, b.scores, kBlock, padded);
-      if (block.end < keys.end) key_rows = block_rows(k_head, block.end);
+      seen = next_seen(problem, g, j + kBlock, keys);
+      if (!seen.empty()) key_rows = block_rows(k_head, seen);
       add_values(problem, g, v, value_rows.data(), {key_rows.data(), step_of(k)}, block, states, b);
     }
   }
@@ -218,35 +247,38 @@ class DecodeAttention {
   /// Bytes of a row for a vector of columns.
   static Index step_of(const StoredRows& x) { return x.type->bytes_of(simd::kLanes<Real>); }
 
-  /// scores [rows, block], for whole groups of four keys, while the values are fetched.
+  /// scores [rows, kBlock] of the block that holds the keys `seen`, up to the last of them, for whole groups
+  /// of four, while the values are fetched.
   void score_block(const Problem& problem, Index g, const KeyRows<Real>& k, const std::byte* const* keys,
-                   RowsAhead values, Range block, const Buffers& b) const {
-    const Index d = problem.shapes.d;
+                   RowsAhead values, Range seen, const Buffers& b) const {
+    const Index d = problem.shapes.d, first = round_down(seen.begin, kBlock), count = seen.end - first;
     const Real* queries = queries_of(g);
     const Index rows = rows_of(g);
     if (lanes_ == 0 && !problem.rotates())
-      return k.score(rows, d, queries, key_stride_, keys, values, block.size(), b.scores);
+      return k.score(rows, d, queries, key_stride_, keys, values, count, b.scores);
     std::array<const std::byte*, kBlock> turned;
     for (Index m = 0; m < kBlock; ++m) {
-      Real* x = b.keys + std::min(m, block.size() - 1) * key_stride_;
-      if (m < block.size()) {
+      const Index j = std::clamp(first + m, seen.begin, seen.end - 1);
+      Real* x = b.keys + (j - first) * key_stride_;
+      if (j == first + m) {
         k.type->convert(keys[m], d, x);
-        tables_.turn_key(problem, block.begin + m, x);
+        tables_.turn_key(problem, j, x);
       }
       turned[static_cast<std::size_t>(m)] = reinterpret_cast<const std::byte*>(x);
     }
     if (lanes_ == 0)
-      return detail::score_rows<Real, Real>(rows, d, queries, key_stride_, turned.data(), values,
-                                            block.size(), b.scores);
-    std::fill(b.keys + block.size() * key_stride_, b.keys + kPaddedBlock * key_stride_, Real{0});
+      return detail::score_rows<Real, Real>(rows, d, queries, key_stride_, turned.data(), values, count,
+                                            b.scores);
+    std::fill(b.keys, b.keys + (seen.begin - first) * key_stride_, Real{0});
+    std::fill(b.keys + count * key_stride_, b.keys + kPaddedBlock * key_stride_, Real{0});
     constexpr Index kSome = kRowMultiple;
-    for (Index m = 0; m < block.size(); m += kSome) {
+    for (Index m = 0; m < count; m += kSome) {
       fetch(values, problem.shapes.d_v, {m, std::min(m + kSome, kBlock)});
       multiply<false, Real>(kSome, lanes_, d,
                             BroadcastOperand<Real>{b.keys + m * key_stride_, key_stride_, 1}, queries, lanes_,
                             b.output + m * lanes_, lanes_);
     }
-    for (Index m = 0; m < kBlock; m += simd::kBlockRows<Real>)
+    for (Index m = 0; m < count; m += simd::kBlockRows<Real>)
       simd::transpose_strip(b.output + m * lanes_, lanes_, rows, b.scores + m, kBlock);
   }
 
@@ -275,8 +307,7 @@ class DecodeAttention {
       if (simd::reduce_add<Real>(zeros) == 0)
         for (Index c = 0; c < width_; ++c) states.row(r)[c] += sum[c];
       else
-        add_allowed_values(problem, head_of(problem, g, r), query_of(problem, g, r), *v.type, values, block,
-                           b.scores + r * kBlock, states.row(r));
+        add_allowed_values(problem, g, r, *v.type, values, block, b.scores + r * kBlock, states.row(r));
     }
   }
 
@@ -296,8 +327,7 @@ class DecodeAttention {
     }
     if (simd::reduce_add<Real>(zeros) != 0) {
       for (Index r = 0; r < rows; ++r)
-        add_allowed_values(problem, head_of(problem, g, r), query_of(problem, g, r), *v.type, values, block,
-                           b.scores + r * kBlock, states.row(r));
+        add_allowed_values(problem, g, r, *v.type, values, block, b.scores + r * kBlock, states.row(r));
       return;
     }
     constexpr Index kSome = kRowMultiple;
@@ -305,23 +335,25 @@ class DecodeAttention {
     for (Index part = 0; part < parts; ++part) {
       fetch(next_keys, problem.shapes.d, {kBlock * part / parts, kBlock * (part + 1) / parts});
       const Index r = part * kSome;
+      if (r >= rows) continue;  // the last group of a head may have fewer
       multiply<true, Real>(std::min(kSome, rows - r), width_, block.size(),
                            BroadcastOperand<Real>{b.scores + r * kBlock, kBlock, 1}, b.values, width_,
                            states.row(r), width_);
     }
   }
 
-  static void add_allowed_values(const Problem& problem, Index head, Index i, const StoredType& type,
-                                 const std::byte* const* values, Range block, const Real* weights,
-                                 Real* output) {
-    const Range allowed = intersect(block, problem.grid.keys_of(i));
-    for (Index j = allowed.begin; j < allowed.end; ++j)
-      if (Scores<Real>::dense_allows(problem, head, i, j))
-        type.for_each_piece<Real>(values[j - block.begin], problem.shapes.d_v,
-                                  [&](Index first, const Real* x, Index count) {
-                                    for (Index c = 0; c < count; ++c)
-                                      output[first + c] += weights[j - block.begin] * x[c];
-                                  });
+  void add_allowed_values(const Problem& problem, Index g, Index r, const StoredType& type,
+                          const std::byte* const* values, Range block, const Real* weights,
+                          Real* output) const {
+    allowed(g, r).for_each(block, [&](Range some) {
+      for (Index j = some.begin; j < some.end; ++j)
+        if (dense_allows(problem, head_of(problem, g, r), query_of(problem, g, r), j))
+          type.for_each_piece<Real>(values[j - block.begin], problem.shapes.d_v,
+                                    [&](Index first, const Real* x, Index count) {
+                                      for (Index c = 0; c < count; ++c)
+                                        output[first + c] += weights[j - block.begin] * x[c];
+                                    });
+    });
   }
 
   /// Merges the splits of one query row in the order of the keys and writes it.
@@ -354,6 +386,7 @@ class DecodeAttention {
   Index splits_;
   Real* queries_;              // of each group: queries_of
   BiasReference* references_;  // [kv_heads, all_rows]
+  KeySet* allowed_;            // [kv_heads, all_rows]
   SoftmaxRows<Real> states_;   // [groups, splits, padded_rows]
   WorkerScratch scratch_;
 };

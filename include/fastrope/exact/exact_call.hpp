@@ -27,7 +27,7 @@ class TiledAttention {
 
   /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.
   TiledAttention(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
-      : packed_(problem, problem.grid.keys_of(Range{0, problem.shapes.n_q}), scratch, workspace),
+      : packed_(problem, problem.grid.reached().hull(), scratch, workspace),
         attention_(problem, scratch, workspace) {}
 
   std::size_t worker_bytes(const Problem& problem) const {

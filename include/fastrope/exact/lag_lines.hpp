@@ -24,11 +24,11 @@ class LagLines {
   /// rows.
   static constexpr Index kMargin = kTileCols<Real> + 64;
 
-  LagLines(const LagGrid& grid, Index count, Workspace& workspace) : count_(count) {
-    const LagGrid::Lags lags = grid.consecutive() && count > 0 ? grid.allowed_lags() : LagGrid::Lags{};
-    if (lags.first <= lags.last) {
-      first_lag_ = lags.last + kMargin;
-      length_ = lags.last - lags.first + 1 + 2 * kMargin;
+  LagLines(const LagGrid& grid, Index count, Workspace& workspace)
+      : count_(count), lags_(count > 0 ? grid.allowed_lags() : LagGrid::Lags{}) {
+    if (count > 0 && grid.consecutive() && lags_.first <= lags_.last) {
+      first_lag_ = lags_.last + kMargin;
+      length_ = lags_.last - lags_.first + 1 + 2 * kMargin;
     }
     lines_ = workspace.take<Real>(count_ * length_).data();
   }
@@ -53,19 +53,20 @@ class LagLines {
            grid.lag(rows.begin, keys.end - 1) > first_lag_ - length_;
   }
 
-  /// Values of line f for row i and keys [keys.begin, keys.end), which may go beyond the last; 0 where the
-  /// mask forbids the key. Either in place or written to scratch [keys.size()].
+  /// Values of line f for row i and keys [keys.begin, keys.end), which may go beyond the last; 0 at lags that
+  /// no pair has. Either in place or written to scratch [keys.size()].
   template <class Values>
   const Real* row(const LagGrid& grid, Index f, Index i, Range keys, Values&& values, Real* scratch) const {
     if (holds(grid, {i, i + 1}, keys)) return lines_ + f * length_ + first_lag_ - grid.lag(i, keys.begin);
-    const Range allowed = intersect(keys, grid.keys_of(i));
     std::fill_n(scratch, keys.size(), Real{0});
-    for (Index j = allowed.begin; j < allowed.end; ++j) values(grid.lag(i, j), 1, scratch + (j - keys.begin));
+    for (Index j = keys.begin; j < std::min(keys.end, grid.n_k()); ++j)
+      if (const Position lag = grid.lag(i, j); lags_.contain(lag)) values(lag, 1, scratch + (j - keys.begin));
     return scratch;
   }
 
  private:
   Index count_;
+  LagGrid::Lags lags_;      // that are allowed
   Index length_ = 0;        // 0: nothing is laid out
   Position first_lag_ = 0;  // of the lines' first values
   Real* lines_;             // [count, length]

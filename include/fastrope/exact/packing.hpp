@@ -89,9 +89,10 @@ class PackedKeys {
   void pack_task(const Problem& problem, const StoredRows& k, const StoredRows& v, Index task, Index worker) {
     const Index kv = task / packed_.size(), p = packed_.begin + task % packed_.size();
     const Index at = place(kv, p);
+    const Range keys{p * kWidth, (p + 1) * kWidth};
+    if (problem.grid.has_ranges() && problem.grid.reached().hull(keys).empty()) return;
     Workspace share = scratch_.of(worker);
     Real* scratch = share.take<Real>(scratch_size(problem.shapes)).data();
-    const Range keys{p * kWidth, (p + 1) * kWidth};
     pack_panel(problem, k.head(kv), key_shift(kv), keys, panels_ + at * kWidth * words_, scratch);
     finite_[at] = pack_values(problem, v.head(kv), keys, values_ + at * kValueRows * value_stride_, scratch);
   }
@@ -128,6 +129,11 @@ class PackedKeys {
   BroadcastOperand<Real> query_operand(const Real* queries, Index width) const {
     if (kColumns) return {queries, 1, width};
     return {queries, words_, 1};
+  }
+
+  /// Query i of packed ones, for query_operand of the same width.
+  const Real* query(const Real* queries, Index i) const {
+    return query_operand(queries, /*width=*/1).rows_from(i).data;
   }
 
   /// [d]: what was taken from the keys of a head; null for nothing.

@@ -4,6 +4,7 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
+#include "fastrope/exact/tile_kernel.hpp"
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
@@ -40,6 +41,7 @@ class RotationTables {
     if (task < key_tasks()) {
       const Index first = keys_.begin + task * kBlock;
       const Range rows = intersect({first, first + kBlock}, keys_);
+      if (!turns_some(problem.grid, rows)) return;
       problem.rotation.fill(
           rows, [&](Index j, Index section) { return problem.key_turn(j, section); }, key_row(rows.begin));
     } else {
@@ -66,6 +68,14 @@ class RotationTables {
 
   Index key_tasks() const { return ceil_div(keys_.size(), kBlock); }
   Real* key_row(Index j) const { return key_rows_ + (j - keys_.begin) * row_size_; }
+
+  /// Whether a key in `rows` may be turned, as part of a panel, or a query that stands there.
+  bool turns_some(const LagGrid& grid, Range rows) const {
+    if (!grid.has_ranges()) return true;
+    if (shared_ && !intersect(rows, {grid.offset(), grid.offset() + grid.n_q()}).empty()) return true;
+    const Range panels{round_down(rows.begin, kTileCols<Real>), round_up(rows.end, kTileCols<Real>)};
+    return !grid.reached().hull(panels).empty();
+  }
 
   Index row_size_;
   Range keys_;           // that have rows

@@ -16,6 +16,7 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
+#include "fastrope/exact/dense_blocks.hpp"
 #include "fastrope/exact/exp2.hpp"
 #include "fastrope/exact/lag_lines.hpp"
 #include "fastrope/exact/packing.hpp"
@@ -43,13 +44,16 @@ class Scores {
         bias_(problem.grid, problem.bias.empty() ? 0 : problem.shapes.heads, workspace),
         weights_(problem.grid, problem.weights ? static_cast<Index>(problem.weights->support().size()) : 0,
                  workspace),
-        lag_references_(workspace.take<double>(bias_.count()).data()) {}
+        lag_references_(workspace.take<double>(bias_.count()).data()),
+        dense_(problem, workspace) {}
 
-  /// The independent tasks that lay out the lag functions.
-  Index tasks() const { return bias_.count() + weights_.count(); }
+  /// The independent tasks that lay out the lag functions and read dense bias and mask.
+  Index tasks() const { return dense_.tasks() + bias_.count() + weights_.count(); }
 
   /// Call for every task, before any block.
   void prepare(const Problem& problem, Index task) {
+    if (task < dense_.tasks()) return dense_.prepare(problem, task);
+    task -= dense_.tasks();
     if (task < bias_.count()) {
       if (lags_.first <= lags_.last)
         lag_references_[task] = problem.bias.largest(task, lags_.first, lags_.last);
@@ -80,27 +84,29 @@ class Scores {
   }
 
   /// What is taken out of the biases of query i of head h, over its keys `allowed`.
-  BiasReference reference(const Problem& problem, Index h, Index i, Range allowed) const {
+  BiasReference reference(const Problem& problem, Index h, Index i, const KeySet& allowed) const {
     if (problem.dense_bias.data == nullptr) return {0, lag_reference(h)};
-    constexpr double kNone = -std::numeric_limits<double>::infinity();
-    const float* row = problem.dense_bias.head(h).row(i);
-    const auto largest = [&](auto&& value) {
-      double most = kNone;
-      for (Index j = allowed.begin; j < allowed.end; ++j)
-        if (dense_allows(problem, h, i, j)) most = std::max(most, value(j));
-      return std::isfinite(most) ? most : 0;
-    };
-    const auto dense = [&](Index j) { return static_cast<double>(row[problem.grid.source(j)]); };
-    if (problem.bias.empty()) {
-      if (problem.dense_mask.data != nullptr || !problem.grid.in_order()) return {largest(dense), 0};
-      const double most = simd::largest(row + allowed.begin, allowed.size());
-      return {std::isfinite(most) ? most : 0, 0};
-    }
-    const double of_dense = largest(dense);
-    return {of_dense, largest([&](Index j) { return dense(j) - of_dense + lag_bias(problem, h, i, j); })};
+    const double of_dense = dense_.largest(h, i);
+    if (problem.bias.empty()) return {of_dense, 0};
+    double rest = -std::numeric_limits<double>::infinity();
+    allowed.for_each({0, problem.shapes.n_k}, [&](Range keys) {
+      for (Index j = keys.begin; j < keys.end; ++j)
+        if (dense_allows(problem, h, i, j))
+          rest = std::max(rest, static_cast<double>(problem.dense_bias(h, i, problem.grid.source(j))) -
+                                    of_dense + lag_bias(problem, h, i, j));
+    });
+    return {of_dense, std::isfinite(rest) ? rest : 0};
   }
   /// What is taken out of a head's lag bias where there is no dense one.
   double lag_reference(Index h) const { return bias_.count() > 0 ? lag_references_[h] : 0; }
+
+  /// Whether a query in `rows` of head h may see a key in `keys`, for all that dense bias and mask say of
+  /// whole blocks.
+  bool dense_sees(Index h, Range rows, Range keys) const { return dense_.sees(h, rows, keys); }
+  /// Whether dense bias and mask may change a score of these.
+  bool dense_masks(const Problem& problem, Index h, Range rows, Range keys) const {
+    return problem.dense_bias.data != nullptr || dense_.masks(h, rows, keys);
+  }
 
   /// Raw products: scores [row_count, keys.size()], row stride `stride`, of packed queries and the key panels
   /// of `keys`. Requires keys made of whole panels and row_count a multiple of kRowMultipleOf<T>. `rows` are
@@ -132,16 +138,16 @@ class Scores {
         store<Real>(fma(load(x), zero<Real>(), load(x)), x);
   }
 
-  /// Whether finish() does more than the mask.
+  /// Whether finish() does more than leave keys out.
   static bool modifies(const Problem& problem) {
-    return problem.softcap > 0 || !problem.bias.empty() || problem.is_dense();
+    return problem.softcap > 0 || !problem.bias.empty() || problem.dense_bias.data != nullptr;
   }
 
   /// Softcap, biases and mask on the scores of some queries of head h: those of query i are -infinity then
   /// but for the keys that are both in `keys` and in allowed[i - rows.begin]. scores: [rows.size(),
   /// padded.size()], row stride `stride`, of `padded` keys, whole vectors of them, to be multiplied by
   /// `factor`; references: of the rows; scratch: [padded.size()].
-  void finish(const Problem& problem, Index h, Range rows, Range padded, Range keys, const Range* allowed,
+  void finish(const Problem& problem, Index h, Range rows, Range padded, Range keys, const KeySet* allowed,
               const BiasReference* references, Real factor, Real* scores, Index stride, Real* scratch) const {
     using namespace simd;
     constexpr Index kStep = kLanes<Real>;
@@ -164,25 +170,18 @@ class Scores {
           store<Real>(add(load(x), load(bias)), x);
       }
     }
+    const bool dense = dense_masks(problem, h, rows, keys);
     for (Index r = 0; r < count; ++r) {
-      const Range some = intersect(allowed[r], keys);
       Real* row = scores + r * stride;
-      if (problem.is_dense())
-        add_dense(problem, h, rows.begin + r, padded, some, references[r], row, scratch);
-      if (some.size() == size) continue;
-      const Index first = some.empty() ? size : some.begin - padded.begin;
-      const Index last = some.empty() ? size : some.end - padded.begin;
-      std::fill(row, row + first, kMasked);
-      std::fill(row + last, row + size, kMasked);
+      if (dense) add_dense(problem, h, rows.begin + r, padded, keys, allowed[r], references[r], row, scratch);
+      if (allowed[r].solid(keys).size() == size) continue;
+      Index first = 0;  // of what is left out
+      allowed[r].for_each(keys, [&](Range piece) {
+        std::fill(row + first, row + (piece.begin - padded.begin), kMasked);
+        first = piece.end - padded.begin;
+      });
+      std::fill(row + first, row + size, kMasked);
     }
-  }
-
-  /// Whether dense mask and bias let query i of head h attend to key j.
-  static bool dense_allows(const Problem& problem, Index h, Index i, Index j) {
-    const Index column = problem.grid.source(j);
-    if (problem.dense_mask.data != nullptr && !problem.dense_mask.head(h)(i, column)) return false;
-    return problem.dense_bias.data == nullptr ||
-           problem.dense_bias.head(h)(i, column) != -std::numeric_limits<float>::infinity();
   }
 
  private:
@@ -204,35 +203,45 @@ class Scores {
     };
   }
 
-  /// Dense bias, with the lag's if there are both, and mask on the scores of the allowed keys; those at the
-  /// others may become anything.
-  static void add_dense(const Problem& problem, Index h, Index i, Range keys, Range allowed,
-                        const BiasReference& reference, Real* scores, Real* scratch) {
+  /// Dense bias, with the lag's if there are both, and mask on the scores of the `padded` keys that are in
+  /// `keys` and allowed; those at the others may become anything.
+  static void add_dense(const Problem& problem, Index h, Index i, Range padded, Range keys,
+                        const KeySet& allowed, const BiasReference& reference, Real* scores, Real* scratch) {
     using namespace simd;
-    std::fill_n(scratch, keys.size(), Real{0});
-    if (problem.dense_bias.data != nullptr) {
-      const float* row = problem.dense_bias.head(h).row(i);
-      Real* bias = scratch + (allowed.begin - keys.begin);
-      if (problem.bias.empty() && problem.grid.in_order()) {
-        convert(row + allowed.begin, allowed.size(), bias);
-        const auto largest = static_cast<Real>(reference.dense);  // one of them
-        for (Index m = 0; m < allowed.size(); ++m) bias[m] -= largest;
-      } else {
-        for (Index j = allowed.begin; j < allowed.end; ++j)
-          *bias++ = static_cast<Real>(static_cast<double>(row[problem.grid.source(j)]) - reference.dense +
-                                      lag_bias(problem, h, i, j) - reference.rest);
-      }
-    }
-    if (problem.dense_mask.data != nullptr) {
-      const bool* row = problem.dense_mask.head(h).row(i);
-      for (Index j = allowed.begin; j < allowed.end; ++j)
-        if (!row[problem.grid.source(j)]) scratch[j - keys.begin] = kMasked;
-    }
+    std::fill_n(scratch, padded.size(), Real{0});
+    allowed.for_each(keys, [&](Range piece) {
+      dense_values(problem, h, i, piece, reference, scratch + (piece.begin - padded.begin));
+    });
     // A masked score is -infinity even if it was NaN.
-    for (Index j = 0; j < keys.size(); j += kLanes<Real>) {
+    for (Index j = 0; j < padded.size(); j += kLanes<Real>) {
       const Vec<Real> bias = load(scratch + j), masked = set(kMasked);
       const Vec<Real> sum = fma(bias, set(static_cast<Real>(kLog2E)), load(scores + j));
       store<Real>(if_equal(bias, masked, masked, sum), scores + j);
+    }
+  }
+
+  /// bias [keys.size()] = what dense bias, with the lag's, and mask add to the scores of keys in one range.
+  static void dense_values(const Problem& problem, Index h, Index i, Range keys,
+                           const BiasReference& reference, Real* bias) {
+    if (problem.dense_bias.data != nullptr) {
+      if (problem.grid.in_order())
+        problem.dense_bias.read(h, i, keys, bias);
+      else
+        for (Index j = keys.begin; j < keys.end; ++j)
+          bias[j - keys.begin] = static_cast<Real>(problem.dense_bias(h, i, problem.grid.source(j)));
+      const auto largest = static_cast<Real>(reference.dense);  // one of them
+      if (problem.bias.empty())
+        for (Index m = 0; m < keys.size(); ++m) bias[m] -= largest;
+      else
+        for (Index j = keys.begin; j < keys.end; ++j)
+          bias[j - keys.begin] =
+              static_cast<Real>(static_cast<double>(bias[j - keys.begin]) - reference.dense +
+                                lag_bias(problem, h, i, j) - reference.rest);
+    }
+    if (problem.dense_mask.data != nullptr) {
+      const bool* row = problem.dense_mask.head(h).row(i);
+      for (Index j = keys.begin; j < keys.end; ++j)
+        if (!row[problem.grid.source(j)]) bias[j - keys.begin] = kMasked;
     }
   }
 
@@ -287,6 +296,7 @@ class Scores {
   LagLines<Real> bias_;     // a line per head, base-2, without the head's reference
   LagLines<Real> weights_;  // a line per support entry
   double* lag_references_;  // [heads] where there is a lag bias
+  DenseBlocks dense_;
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -54,6 +54,21 @@ inline double lowest_row_bias(const Problem& problem, Index head) {
     const double range = most - problem.bias.smallest(head, lags.first, lags.last);
     if (range <= kNarrow) return range;
   }
+  if (grid.has_ranges()) {
+    // Of a lag between those of a piece's ends some key is known to be there only where they are consecutive.
+    for (Index i = 0; i < grid.n_q(); ++i) {
+      const KeySet keys = grid.keys_of(head, i);
+      double largest = -std::numeric_limits<double>::infinity();
+      keys.for_each(keys.hull(), [&](Range piece) {
+        const Position first = grid.lag(i, piece.end - 1), last = grid.lag(i, piece.begin);
+        largest = std::max(largest, grid.consecutive()
+                                        ? problem.bias.largest(head, first, last)
+                                        : std::max(problem.bias(head, first), problem.bias(head, last)));
+      });
+      if (!keys.empty()) least = std::min(least, largest);
+    }
+    return most - least;
+  }
   if (!problem.bias.is_table() || !grid.consecutive()) {
     for (Index i = 0; i < grid.n_q(); ++i) {
       const Range keys = grid.keys_of(i);

@@ -73,6 +73,7 @@ inline std::string polynomial_refusal(const Problem& problem) {
   if (problem.softcap > 0) return "softcap is not a polynomial of the dot product";
   if (!problem.sinks.empty()) return "attention sinks are done by the exact path";
   if (problem.is_dense()) return "a dense bias or mask is done by the exact path";
+  if (problem.grid.has_ranges()) return "key_ranges are done by the exact path";
   if (!problem.grid.ascending_queries()) return "query positions do not ascend";
   const Index last = problem.shapes.n_q - 1;
   if (last >= 0 && problem.grid.keys_of(last).begin > 0)

@@ -90,20 +90,21 @@ class KernelBounds {
   /// D~, largest: max_c |out~_c|. out: how it is stored.
   double row(const Problem& problem, Index h, Index i, double query_size, Range near, double far_error,
              double sum, double largest, const StoredType& out) const {
-    const Range allowed = problem.grid.keys_of(i);
+    const KeySet allowed = problem.grid.keys_of(h, i);
     if (sum == 0 && !has_keys(problem, h, i, allowed)) return 0;
-    const Range keys = intersect(near, allowed);
     const Index kv = problem.kv_head(h);
     const double largest_value = largest_values_[kv];
     double error = far_error;
-    if (!keys.empty()) {
+    if (!allowed.hull(near).empty()) {
       // Prefix sums over all keys, of which those before are taken off again.
-      const double* begin = sizes_ + (kv * rows_ + keys.begin) * degrees_;
-      const double* end = sizes_ + (kv * rows_ + keys.end) * degrees_;
-      const double loss = 0x1p-52 * static_cast<double>(keys.begin == 0 ? 1 : rows_);
-      std::array<double, Kernel::kMaxDegree + 1> sizes;
-      for (Index p = 0; p < degrees_; ++p)
-        sizes[static_cast<std::size_t>(p)] = end[p] - (keys.begin == 0 ? 0 : begin[p]) + loss * end[p];
+      std::array<double, Kernel::kMaxDegree + 1> sizes = {};
+      allowed.for_each(near, [&](Range keys) {
+        const double* begin = sizes_ + (kv * rows_ + keys.begin) * degrees_;
+        const double* end = sizes_ + (kv * rows_ + keys.end) * degrees_;
+        const double loss = 0x1p-52 * static_cast<double>(keys.begin == 0 ? 1 : rows_);
+        for (Index p = 0; p < degrees_; ++p)
+          sizes[static_cast<std::size_t>(p)] += end[p] - (keys.begin == 0 ? 0 : begin[p]) + loss * end[p];
+      });
       error += rounding_.error(query_size, sizes.data(), largest_value, far_error, sum);
     }
     return row_bound<Real>(error, sum, largest, largest_value, out);
@@ -156,10 +157,12 @@ class KernelBounds {
     return std::sqrt(longest);
   }
 
-  static bool has_keys(const Problem& problem, Index h, Index i, Range allowed) {
-    for (Index j = allowed.begin; j < allowed.end; ++j)
-      if (Scores<Real>::dense_allows(problem, h, i, j)) return true;
-    return false;
+  static bool has_keys(const Problem& problem, Index h, Index i, const KeySet& allowed) {
+    bool some = false;
+    allowed.for_each({0, problem.shapes.n_k}, [&](Range keys) {
+      for (Index j = keys.begin; j < keys.end && !some; ++j) some = dense_allows(problem, h, i, j);
+    });
+    return some;
   }
 
   KernelRounding rounding_;

@@ -113,6 +113,8 @@ class RecurrentAttention {
   Index value_stride() const { return round_up(d_v_, simd::kLanes<Real>); }
   std::size_t at(Index kv, Index size) const { return static_cast<std::size_t>(kv * size); }
 
+  static const Options& without_ranges(const Options& options);
+
   /// One worker's scratch of a step.
   struct StepScratch {
     Real* row;        // [d]
@@ -204,7 +206,7 @@ RecurrentAttention<Real>::RecurrentAttention(Index heads, Index kv_heads, Index 
       kv_heads_(kv_heads),
       d_(d),
       d_v_(d_v),
-      problem_(Shapes{heads, kv_heads, 1, 1, d, d_v}, options),
+      problem_(Shapes{heads, kv_heads, 1, 1, d, d_v}, without_ranges(options)),
       rounding_(step_rounding()) {
   if (problem_.kernel.is_softmax())
     detail::fail("a recurrence needs a polynomial options.kernel: softmax has no state of fixed size");
@@ -265,6 +267,15 @@ CarriedState<Real> RecurrentAttention<Real>::carried(Index kv) {
           .rounded = rounded_.data() + kv * rounded_stride(),
           .errors = errors_.data() + kv * 3 * degrees(),
           .largest_value = largest_value_.data() + kv};
+}
+
+/// The options themselves, which give no key ranges.
+template <class Real>
+const Options& RecurrentAttention<Real>::without_ranges(const Options& options) {
+  if (options.key_ranges.given())
+    detail::fail("a recurrence sees all tokens before: options give ", options.key_ranges.ranges.size(),
+                 " key_ranges");
+  return options;
 }
 
 /// Logits, weights and sums are of double; what is left is the rounding of rows.

@@ -1,8 +1,10 @@
-// LagGrid: where the queries and keys of a call stand, and which pairs the mask allows.
+// LagGrid: where the queries and keys of a call stand, and which pairs the mask and key ranges allow.
 //
 // Keys are seen in ascending order of position (softmax attention does not care in which order keys come), so
-// that the keys a query may attend to are always one range [begin, end). Ring caches and other shuffled key
-// orders are a permutation, `source(j)`, that is applied while keys are packed and nowhere else.
+// that the keys a mask lets a query attend to are always one range [begin, end). Ring caches and other
+// shuffled key orders are a permutation, `source(j)`, that is applied while keys are packed and nowhere else.
+// Key ranges are of keys as they are stored: with them nothing is permuted, and what a mask leaves of a range
+// is one range if positions ascend within it.
 #pragma once
 
 #include <algorithm>
@@ -14,11 +16,13 @@
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
+#include "fastrope/position/key_ranges.hpp"
 #include "fastrope/position/mask.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// Positions p_i of n_q queries, t_j of n_k keys in ascending order, and the mask over the lags p_i - t_j.
+/// Positions p_i of n_q queries, t_j of n_k keys in ascending order (as stored where there are key ranges),
+/// the mask over the lags p_i - t_j, and the ranges.
 class LagGrid {
  public:
   /// Positions beyond this, and so more rows, are refused, so that lags and mask arithmetic cannot overflow.
@@ -26,10 +30,11 @@ class LagGrid {
 
   /// Empty spans mean the defaults: keys at 0..n_k-1, queries where the last n_q keys stand (n_k-n_q..n_k-1
   /// for default keys, whatever their number). Throws Error if a span has another length, a position is
-  /// beyond kMaxPosition, n_q > n_k queries have no positions beside keys that have, or the mask's first lag
-  /// is above its last.
+  /// beyond kMaxPosition, n_q > n_k queries have no positions beside keys that have, the mask's first lag
+  /// is above its last, ranges of n_q rows, or of those of every head, are not as KeyRanges has them, or
+  /// positions do not ascend within a range of which the mask leaves a part.
   LagGrid(Index n_q, Index n_k, std::span<const Position> query_positions,
-          std::span<const Position> key_positions, Mask mask)
+          std::span<const Position> key_positions, Mask mask, KeyRanges ranges = {}, Index heads = 1)
       : n_q_(n_q),
         n_k_(n_k),
         mask_(Mask::lags(mask.first, mask.last)),
@@ -38,7 +43,7 @@ class LagGrid {
       detail::fail("n_q = ", n_q, " and n_k = ", n_k, " must not be negative or beyond 2^40");
     check("query_positions", query_positions, n_q);
     check("key_positions", key_positions, n_k);
-    set_keys(key_positions);
+    set_keys(key_positions, /*as_stored=*/ranges.given());
     if (query_positions.empty() && !key_positions.empty()) {
       if (n_q > n_k)
         detail::fail("key_positions are given for ", n_k, " keys: ", n_q,
@@ -50,6 +55,7 @@ class LagGrid {
       first_query_ = queries_.front();
       queries_.clear();
     }
+    if (ranges.given()) set_ranges(ranges, heads);
   }
 
   Index n_q() const { return n_q_; }
@@ -57,7 +63,7 @@ class LagGrid {
   const Mask& mask() const { return mask_; }
 
   Position query_position(Index i) const { return queries_.empty() ? first_query_ + i : queries_[i]; }
-  /// Position of the j-th key in ascending order.
+  /// Position of the j-th key in ascending order, as stored where there are key ranges.
   Position key_position(Index j) const { return keys_.empty() ? first_key_ + j : keys_[j]; }
   Position lag(Index i, Index j) const { return query_position(i) - key_position(j); }
 
@@ -68,12 +74,14 @@ class LagGrid {
     for (Position p : queries_) see(p);
     if (queries_.empty() && n_q_ > 0) see(query_position(0)), see(query_position(n_q_ - 1));
     if (n_k_ > 0) see(key_position(0)), see(key_position(n_k_ - 1));
+    if (has_ranges())
+      for (Position p : keys_) see(p);
     return farthest;
   }
 
   /// Whether source(j) = j.
   bool in_order() const { return order_.empty(); }
-  /// The row of k and v that holds the j-th key in ascending order.
+  /// The row of k and v that holds the j-th key.
   Index source(Index j) const { return order_.empty() ? j : order_[j]; }
 
   /// lag(i, j) = i - j + offset(): what depends on the lag is a Toeplitz matrix.
@@ -81,10 +89,25 @@ class LagGrid {
   /// Requires consecutive().
   Position offset() const { return first_query_ - first_key_; }
 
-  /// The keys that query i may attend to.
+  /// Whether rows see key ranges, which may be several for a row.
+  bool has_ranges() const { return !ends_.empty(); }
+  /// Whether these are the same in every head.
+  bool shares_ranges() const { return std::ssize(ends_) <= n_q_ + 1; }
+
+  /// The keys that query i may attend to; with key ranges, the smallest range that holds those of any head.
   Range keys_of(Index i) const {
+    if (has_ranges()) {
+      Range all;
+      for (Index row = i; row + 1 < std::ssize(ends_); row += n_q_) all = hull(all, pieces_of(row).hull());
+      return all;
+    }
     const Position p = query_position(i);
-    return {lower_bound(p - mask_.last), lower_bound(p - mask_.first + 1)};
+    return {lower_bound(p - mask_.last, {0, n_k_}), lower_bound(p - mask_.first + 1, {0, n_k_})};
+  }
+  /// The keys that query i of head h may attend to. Views the grid.
+  KeySet keys_of(Index h, Index i) const {
+    if (!has_ranges()) return keys_of(i);
+    return pieces_of(shares_ranges() ? i : h * n_q_ + i);
   }
 
   /// The smallest range that holds the keys of every query in `rows`.
@@ -93,14 +116,22 @@ class LagGrid {
     for (Index i = rows.begin; i < rows.end; ++i) all = hull(all, keys_of(i));
     return all;
   }
+  /// The keys that some query of some head may attend to. Views the grid. Cost: O(n_q) without key ranges.
+  KeySet reached() const { return has_ranges() ? KeySet(reached_) : keys_of(Range{0, n_q_}); }
 
   /// Queries stand in ascending order, so begin and end of keys_of(i) never decrease.
   bool ascending_queries() const { return std::is_sorted(queries_.begin(), queries_.end()); }
 
-  /// Pairs (i, j) that the mask allows, i in `rows`. Cost: O(1) where consecutive().
+  /// Pairs (i, j) that the mask allows, i in `rows`, on average over the heads. Cost: O(1) where
+  /// consecutive() without key ranges.
   double pairs_of(Range rows) const {
     double pairs = 0;
-    if (!consecutive()) {
+    if (has_ranges()) {
+      const Index heads = std::max<Index>(1, (std::ssize(ends_) - 1) / std::max<Index>(1, n_q_));
+      for (Index h = 0; h < heads; ++h)
+        for (Index i = rows.begin; i < rows.end; ++i)
+          pairs += static_cast<double>(keys_of(h, i).size()) / static_cast<double>(heads);
+    } else if (!consecutive()) {
       for (Index i = rows.begin; i < rows.end; ++i) pairs += static_cast<double>(keys_of(i).size());
     } else {
       pairs = sum_of_bounds(rows, offset() - mask_.first + 1) - sum_of_bounds(rows, offset() - mask_.last);
@@ -109,18 +140,18 @@ class LagGrid {
   }
   double allowed_pairs() const { return pairs_of({0, n_q_}); }
 
-  /// The least and greatest lag among allowed pairs; first > last when there are none.
+  /// The least and greatest lag among allowed pairs; first > last when there are none. Where positions do not
+  /// ascend within a key range, of pairs with any key.
   struct Lags {
     Position first = 0;
     Position last = -1;
+
+    bool contain(Position lag) const { return first <= lag && lag <= last; }
   };
   Lags allowed_lags() const {
-    Lags lags{2 * Mask::kUnlimited, -2 * Mask::kUnlimited};
-    for (Index i = 0; i < n_q_; ++i) {
-      const Range keys = keys_of(i);
-      if (keys.empty()) continue;
-      lags = {std::min(lags.first, lag(i, keys.end - 1)), std::max(lags.last, lag(i, keys.begin))};
-    }
+    if (has_ranges()) return lags_;
+    Lags lags = no_lags();
+    for (Index i = 0; i < n_q_; ++i) add_lags(i, keys_of(i), lags);
     return lags;
   }
 
@@ -132,12 +163,13 @@ class LagGrid {
       if (p > kMaxPosition || p < -kMaxPosition) detail::fail(name, ": ", p, " is beyond +-2^40");
   }
 
-  void set_keys(std::span<const Position> positions) {
+  void set_keys(std::span<const Position> positions, bool as_stored) {
     if (positions.empty()) return;
     order_.resize(positions.size());
     std::iota(order_.begin(), order_.end(), Index{0});
-    std::stable_sort(order_.begin(), order_.end(),
-                     [&](Index a, Index b) { return positions[a] < positions[b]; });
+    if (!as_stored)
+      std::stable_sort(order_.begin(), order_.end(),
+                       [&](Index a, Index b) { return positions[a] < positions[b]; });
     for (Index j : order_) keys_.push_back(positions[j]);
     if (std::is_sorted(order_.begin(), order_.end())) order_.clear();
     if (is_consecutive(keys_)) {
@@ -159,10 +191,88 @@ class LagGrid {
     return real(high - low) * (real(low + high - 1) / 2 + real(shift)) + real(rows.end - high) * real(n_k_);
   }
 
-  /// The number of keys at positions below t.
-  Index lower_bound(Position t) const {
-    if (keys_.empty()) return std::clamp<Position>(t - first_key_, 0, n_k_);
-    return std::lower_bound(keys_.begin(), keys_.end(), t) - keys_.begin();
+  /// The first of the keys in `range`, whose positions ascend, at position t or beyond.
+  Index lower_bound(Position t, Range range) const {
+    if (keys_.empty()) return std::clamp<Position>(t - first_key_, range.begin, range.end);
+    const auto first = keys_.begin();
+    return std::lower_bound(first + range.begin, first + range.end, t) - first;
+  }
+
+  static Lags no_lags() { return {2 * Mask::kUnlimited, -2 * Mask::kUnlimited}; }
+  /// Of query i and keys whose positions ascend.
+  void add_lags(Index i, Range keys, Lags& lags) const {
+    if (keys.empty()) return;
+    lags = {std::min(lags.first, lag(i, keys.end - 1)), std::max(lags.last, lag(i, keys.begin))};
+  }
+
+  /// Row `row` of [heads, n_q], or of [n_q].
+  KeySet pieces_of(Index row) const {
+    const auto *begin = pieces_.data() + ends_[row], *end = pieces_.data() + ends_[row + 1];
+    return KeySet(std::span<const Range>(begin, end));
+  }
+
+  /// Finds pieces_, ends_, reached_ and lags_.
+  void set_ranges(KeyRanges given, Index heads) {
+    const Index m = given.per_row, size = std::ssize(given.ranges);
+    if (m < 1 || (size != saturating_product(n_q_, m) &&
+                  size != saturating_product(heads, saturating_product(n_q_, m))))
+      detail::fail("key_ranges has ", size, " ranges of ", m, " a row, for n_q = ", n_q_,
+                   " rows: n_q m of all heads together, or heads n_q m, heads = ", heads);
+    const Index rows = size / m;
+    // How often positions have fallen up to each key: as often at both ends of a range within which they
+    // ascend.
+    std::vector<Index> falls(keys_.size());
+    for (std::size_t j = 1; j < keys_.size(); ++j) falls[j] = falls[j - 1] + (keys_[j] < keys_[j - 1]);
+    const bool masked = mask_ != Mask::full();
+    std::vector<Index> seen(static_cast<std::size_t>(n_k_) + 1);  // rows that begin minus those that end
+    lags_ = no_lags();
+    ends_.assign(1, 0);
+    ends_.reserve(static_cast<std::size_t>(rows) + 1);
+    for (Index row = 0; row < rows; ++row) {
+      const Index i = row % n_q_;
+      const auto fail = [&](Range range, const auto&... what) {
+        if (rows > n_q_)
+          detail::fail("key_ranges: head ", row / n_q_, ", row ", i, " has [", range.begin, ", ", range.end,
+                       ")", what...);
+        detail::fail("key_ranges: row ", i, " has [", range.begin, ", ", range.end, ")", what...);
+      };
+      const Position first = query_position(i) - mask_.last, last = query_position(i) - mask_.first;
+      Index end = 0;  // of the ranges before
+      for (const Range range : given.ranges.subspan(row * m, m)) {
+        if (range.empty()) continue;
+        if (range.begin < 0 || range.end > n_k_) fail(range, ", beyond the n_k = ", n_k_, " keys");
+        if (range.begin < end)
+          fail(range, ", before the end ", end, " of a range to its left: ranges ascend");
+        end = range.end;
+        const bool ascends = keys_.empty() || falls[range.begin] == falls[range.end - 1];
+        if (masked && !ascends)
+          fail(range, ", within which positions do not ascend, and a mask of the lags ", mask_.first, " to ",
+               mask_.last, " would leave gaps: use ranges of ascending positions, or Mask::full()");
+        const Range piece = masked ? Range{lower_bound(first, range), lower_bound(last + 1, range)} : range;
+        if (piece.empty()) continue;
+        if (ascends)
+          add_lags(i, piece, lags_);
+        else
+          for (const Position p : keys_)
+            lags_ = {std::min(lags_.first, query_position(i) - p),
+                     std::max(lags_.last, query_position(i) - p)};
+        ++seen[piece.begin];
+        --seen[piece.end];
+        if (std::ssize(pieces_) > ends_.back() && pieces_.back().end == piece.begin)
+          pieces_.back().end = piece.end;
+        else
+          pieces_.push_back(piece);
+      }
+      ends_.push_back(std::ssize(pieces_));
+    }
+    for (Index j = 0, rows_here = 0; j < n_k_; ++j) {
+      rows_here += seen[j];
+      if (rows_here == 0) continue;
+      if (!reached_.empty() && reached_.back().end == j)
+        ++reached_.back().end;
+      else
+        reached_.push_back({j, j + 1});
+    }
   }
 
   Index n_q_;
@@ -171,8 +281,13 @@ class LagGrid {
   Position first_query_ = 0;       // where queries_ is empty
   Position first_key_ = 0;         // where keys_ is empty
   std::vector<Position> queries_;  // empty when consecutive
-  std::vector<Position> keys_;     // ascending; empty when consecutive
-  std::vector<Index> order_;       // empty when keys already ascend
+  std::vector<Position> keys_;     // ascending unless there are key ranges; empty when consecutive
+  std::vector<Index> order_;       // empty when keys already ascend, or need not
+  // What the mask leaves of key ranges; empty without them.
+  std::vector<Range> pieces_ = {};   // of all rows of the first head, or of all heads, one after the other
+  std::vector<Index> ends_ = {};     // [rows + 1] in pieces_
+  std::vector<Range> reached_ = {};  // of all rows together
+  Lags lags_ = {};
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

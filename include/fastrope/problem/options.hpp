@@ -12,10 +12,12 @@
 #include "fastrope/core/numbers.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
+#include "fastrope/position/key_ranges.hpp"
 #include "fastrope/position/lag_bias.hpp"
 #include "fastrope/position/mask.hpp"
 #include "fastrope/position/relative_weights.hpp"
 #include "fastrope/position/rope.hpp"
+#include "fastrope/problem/dense_bias.hpp"
 #include "fastrope/problem/kernel.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
@@ -42,13 +44,15 @@ inline std::ostream& operator<<(std::ostream& out, Path path) { return out << to
 /// One attention call. A logit is
 ///     x = scale * q^T W(lag) k,  x = softcap * tanh(x / softcap) if softcap > 0,  x += bias(lag) +
 ///     dense_bias,
-/// where W comes from rope, weights or neither (the identity). A key is left out where mask, dense_mask or a
-/// bias of -infinity says so. A polynomial kernel takes the place of exp; softcap, sinks, bias and
-/// dense_bias, which change an exponent, do not go with it.
+/// where W comes from rope, weights or neither (the identity). A key is left out where mask, key_ranges,
+/// dense_mask or a bias of -infinity says so. A polynomial kernel takes the place of exp; softcap, sinks,
+/// bias and dense_bias, which change an exponent, do not go with it.
 struct Options {
   std::optional<Rope> rope = {};
   bool rope_already_applied = false;  ///< q and k arrive turned: rope is only described, not applied
   Mask mask = Mask::full();
+  KeyRanges key_ranges = {};  ///< a few ranges of keys for each row, of which the mask may leave a part;
+                              ///< read, like positions, when a call is checked or planned
   LagBias bias = LagBias::none();
   std::optional<RelativeWeights> weights = {};  ///< general W(lag); excludes rope
   std::optional<double> scale = {};             ///< default 1/sqrt(d)
@@ -60,7 +64,7 @@ struct Options {
   Index verify = 0;                                ///< rows that attend() recomputes for its report
   double softcap = 0;                              ///< 0: none
   std::span<const float> sinks = {};               ///< one logit per query head that joins the denominator
-  TensorView<const float> dense_bias = {};         ///< [heads, n_q, n_k], -inf masks; strides may be 0
+  DenseBias dense_bias = {};                       ///< [heads, n_q, n_k], -inf masks; strides may be 0
   TensorView<const bool> dense_mask = {};          ///< [heads, n_q, n_k], true: may attend; strides may be 0
   std::span<const Position> query_positions = {};  ///< empty: where the last n_q keys stand
   std::span<const Position> key_positions = {};    ///< empty: 0..n_k-1

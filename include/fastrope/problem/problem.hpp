@@ -32,13 +32,17 @@ struct Shapes {
   friend bool operator==(const Shapes&, const Shapes&) = default;
 };
 
-/// Where one call's, or one sequence's, tokens stand, as in Options; empty: the defaults that it has.
-struct SequencePositions {
+/// What one sequence has of its own, as Options has it of one call; empty: the defaults that it has there.
+struct SequenceOptions {
   std::span<const Position> queries = {};
   std::span<const Position> keys = {};
   MatrixView<const Position> query_sections = {};  ///< [rope.sections, n_q]
   MatrixView<const Position> key_sections = {};    ///< [rope.sections, n_k]
+  KeyRanges key_ranges = {};
+  DenseBias dense_bias = {};
+  TensorView<const bool> dense_mask = {};
 };
+using SequencePositions = SequenceOptions;
 
 /// A valid request with every default filled in.
 struct Problem {
@@ -53,17 +57,19 @@ struct Problem {
   Kernel kernel;
   double softcap = 0;
   std::vector<double> sinks;  ///< [heads] or empty
-  TensorView<const float> dense_bias;
+  DenseBias dense_bias;
   TensorView<const bool> dense_mask;
   Executor executor;
 
   /// Throws Error, naming the values, for shapes and options that clash.
   Problem(const Shapes& shapes, const Options& options);
 
-  /// The same request for a sequence of other lengths and positions; dense bias and mask, where there are
-  /// any, are the caller's to replace. Throws Error, naming the values, for positions that clash and lags
-  /// that the bias or weights lack.
-  Problem with(Index n_q, Index n_k, const SequencePositions& positions) const;
+  /// The same request for a sequence of other lengths, positions and key ranges; dense bias and mask, where
+  /// there are any, are the caller's to replace. Throws Error, naming the values, for positions and ranges
+  /// that clash and lags that the bias or weights lack.
+  Problem with(Index n_q, Index n_k, const SequenceOptions& own) const;
+  /// Replaces dense bias and mask. Throws Error, naming the values, where they clash with the rest.
+  void set_dense(const DenseBias& of_pairs, const TensorView<const bool>& mask);
 
   /// The key/value head that query head h reads.
   Index kv_head(Index h) const { return h / group(); }
@@ -86,6 +92,7 @@ struct Problem {
   Position farthest_turn() const;
 
  private:
+  void require_dense() const;
   void require_positions() const;
   void require_lags() const;
   void require_no_exponent() const;
@@ -168,7 +175,8 @@ inline Rotation resolve_rotation(const Shapes& s, const Options& options) {
 
 inline Problem::Problem(const Shapes& s, const Options& options)
     : shapes(detail::require_sizes(s)),
-      grid(s.n_q, s.n_k, options.query_positions, options.key_positions, options.mask),
+      grid(s.n_q, s.n_k, options.query_positions, options.key_positions, options.mask, options.key_ranges,
+           s.heads),
       rotation(detail::resolve_rotation(s, options)),
       sections(options.rope ? std::ssize(options.rope->sections) : 0),
       query_sections("query_section_positions", options.query_section_positions, sections, s.n_q),
@@ -198,7 +206,14 @@ inline Problem::Problem(const Shapes& s, const Options& options)
   for (double sink : sinks)
     if (std::isnan(sink) || sink == INFINITY)
       detail::fail("a sink's logit must be below infinity, got ", sink);
-  const auto require_dense = [&](const char* name, const auto& dense) {
+  require_dense();
+  if (!kernel.is_softmax()) require_no_exponent();
+  require_positions();
+  require_lags();
+}
+
+inline void Problem::require_dense() const {
+  const auto require = [&s = shapes](const char* name, const auto& dense) {
     if (dense.data == nullptr && dense.heads != 0 && dense.rows != 0 && dense.cols != 0)
       detail::fail(name, " is a null pointer with size [", dense.heads, ", ", dense.rows, ", ", dense.cols,
                    "]: without one, it has none");
@@ -206,11 +221,8 @@ inline Problem::Problem(const Shapes& s, const Options& options)
       detail::fail(name, " is [", dense.heads, ", ", dense.rows, ", ", dense.cols, "], the call is [",
                    s.heads, ", ", s.n_q, ", ", s.n_k, "] (repeat rows or heads by a stride of 0)");
   };
-  require_dense("dense_bias", dense_bias);
-  require_dense("dense_mask", dense_mask);
-  if (!kernel.is_softmax()) require_no_exponent();
-  require_positions();
-  require_lags();
+  require("dense_bias", dense_bias);
+  require("dense_mask", dense_mask);
 }
 
 inline Position Problem::farthest_turn() const {
@@ -249,17 +261,24 @@ inline void Problem::require_no_exponent() const {
          dense_bias.cols, "]");
 }
 
-inline Problem Problem::with(Index n_q, Index n_k, const SequencePositions& positions) const {
+inline Problem Problem::with(Index n_q, Index n_k, const SequenceOptions& own) const {
   Problem other = *this;
   other.shapes.n_q = n_q;
   other.shapes.n_k = n_k;
   detail::require_sizes(other.shapes);
-  other.grid = LagGrid(n_q, n_k, positions.queries, positions.keys, grid.mask());
-  other.query_sections = {"query_sections", positions.query_sections, sections, n_q};
-  other.key_sections = {"key_sections", positions.key_sections, sections, n_k};
+  other.grid = LagGrid(n_q, n_k, own.queries, own.keys, grid.mask(), own.key_ranges, shapes.heads);
+  other.query_sections = {"query_sections", own.query_sections, sections, n_q};
+  other.key_sections = {"key_sections", own.key_sections, sections, n_k};
   other.require_positions();
   other.require_lags();
   return other;
+}
+
+inline void Problem::set_dense(const DenseBias& of_pairs, const TensorView<const bool>& mask) {
+  dense_bias = of_pairs;
+  dense_mask = mask;
+  require_dense();
+  if (!kernel.is_softmax()) require_no_exponent();
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

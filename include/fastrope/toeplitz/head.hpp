@@ -149,6 +149,7 @@ inline LagSupport allowed_support(const Problem& problem) {
 
 /// Why the Toeplitz path cannot compute this problem at any tolerance; empty when it can.
 inline std::string toeplitz_refusal(const Problem& problem) {
+  if (problem.grid.has_ranges()) return "key_ranges are not a function of the lag";
   if (!problem.grid.consecutive())
     return "positions are not consecutive, so lags do not make a Toeplitz matrix";
   if (problem.softcap > 0) return "softcap is not a polynomial of the dot product";
