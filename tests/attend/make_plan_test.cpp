@@ -710,7 +710,7 @@ TEST(Planner, SharesFeaturesWithinAKeyHeadWhereThatIsCheaper) {
       for (Index m = 0; m < 4; ++m) in.q(5, i, m) *= 4;
     const Problem problem(c.shapes, c.options());
     const CostModel cost;
-    const Planner planner(problem, 1e-2, forced, cost, Arithmetic::float32);
+    const Planner planner(problem, 1e-2, forced, cost, Arithmetic::float32, factorisations());
     GroupLook look =
         group_look<float>(problem, kv, TensorView<const float>(in.q.view()),
                           TensorView<const float>(in.k.view()), TensorView<const float>(in.v.view()));

@@ -45,7 +45,7 @@ TEST(PrincipalAxes, AreOrthogonalWithTheLargestMomentsFirst) {
   Inputs inputs(1);
   for (const Index d : {1, 3, 8}) {
     const Matrix q = moments(inputs, d, d), k = moments(inputs, d, 2);
-    const fastrope::Axes axes = fastrope::principal_axes(q, k);
+    const fastrope::Axes axes = fastrope::principal_axes(q, k, fastrope::factorisations());
     EXPECT_EQ(axes.queries.values, axes.keys.values);
     EXPECT_LE(apart(product(axes.keys, transposed(axes.keys)), identity(d)), 1e-13);
     const Matrix both = sum_of(sum_of(Matrix(d, d), 1 / trace(q), q), 1 / trace(k), k);
@@ -60,7 +60,7 @@ TEST(BalancedAxes, MakeBothMomentsTheSameDiagonal) {
   for (const Index d : {1, 3, 8}) {
     const Matrix ridge = identity(d);
     Matrix q = sum_of(moments(inputs, d, d), 1, ridge), k = sum_of(moments(inputs, d, d), 1, ridge);
-    const fastrope::Axes axes = fastrope::balanced_axes(q, k);
+    const fastrope::Axes axes = fastrope::balanced_axes(q, k, fastrope::factorisations());
     EXPECT_LE(apart(product(transposed(axes.queries), axes.keys), ridge), 1e-12);
     q = sum_of(q, 1e-3 * trace(q) / static_cast<double>(d), ridge);
     k = sum_of(k, 1e-3 * trace(k) / static_cast<double>(d), ridge);
@@ -73,10 +73,12 @@ TEST(BalancedAxes, MakeBothMomentsTheSameDiagonal) {
 
 TEST(Axes, ExistForSingularMoments) {
   Inputs inputs(3);
+  const fastrope::Factorisations by = fastrope::factorisations();
   const Matrix zero(4, 4), low = moments(inputs, 4, 1), full = moments(inputs, 4, 4);
   for (const Matrix& q : {zero, low, full})
     for (const Matrix& k : {zero, low, full})
-      for (const fastrope::Axes& axes : {fastrope::principal_axes(q, k), fastrope::balanced_axes(q, k)})
+      for (const fastrope::Axes& axes :
+           {fastrope::principal_axes(q, k, by), fastrope::balanced_axes(q, k, by)})
         EXPECT_LE(apart(product(transposed(axes.queries), axes.keys), identity(4)), 1e-10);
 }
 

@@ -38,7 +38,7 @@ Matrix composed(const SymmetricEigen& e) {
 
 /// The eigenvalues and vectors of m keep their promises.
 SymmetricEigen expect_eigen(const Matrix& m) {
-  SymmetricEigen e = symmetric_eigen(m);
+  SymmetricEigen e = factorisations().symmetric_eigen(m);
   EXPECT_EQ(static_cast<Index>(e.values.size()), m.rows);
   EXPECT_EQ(e.vectors.rows, m.rows);
   EXPECT_EQ(e.vectors.cols, m.rows);
@@ -81,7 +81,7 @@ TEST(SymmetricEigen, FindsTheValuesThatAMatrixIsMadeOf) {
   for (const Index n : {2, 3, 17, 64})
     for (const double decay : {0.9, 0.5, 0.1}) {
       SCOPED_TRACE(testing::Message() << "n " << n << ", decay " << decay);
-      SymmetricEigen made = symmetric_eigen(random_symmetric(inputs, n));
+      SymmetricEigen made = factorisations().symmetric_eigen(random_symmetric(inputs, n));
       for (Index l = 0; l < n; ++l)
         made.values[static_cast<std::size_t>(l)] =
             std::pow(decay, static_cast<double>(l / 2)) * (l % 3 == 2 ? -1 : 1);
@@ -167,7 +167,7 @@ TEST(SymmetricEigen, OfWhatIsNotFiniteEnds) {
     for (const Index n : {1, 3, 17}) {
       Matrix m = identity(n);
       m(0, n - 1) = m(n - 1, 0) = bad;
-      EXPECT_EQ(static_cast<Index>(symmetric_eigen(m).values.size()), n);
+      EXPECT_EQ(static_cast<Index>(factorisations().symmetric_eigen(m).values.size()), n);
     }
 }
 
@@ -179,7 +179,7 @@ TEST(Cholesky, FactorsAreLowerTriangularAndMultiplyToTheMatrix) {
       const Matrix x = matrix_of(gaussian_rows<double>(inputs, n, n));
       Matrix m = product(x, transposed(x));
       for (Index i = 0; i < n; ++i) m(i, i) += ridge * trace(m);
-      const Matrix l = cholesky(m);
+      const Matrix l = factorisations().cholesky(m);
       ASSERT_EQ(l.rows, n);
       ASSERT_EQ(l.cols, n);
       for (Index i = 0; i < n; ++i) {
@@ -196,7 +196,7 @@ TEST(Cholesky, ByHand) {
                factor[3][3] = {{2, 0, 0}, {6, 1, 0}, {-8, 5, 3}};
   for (Index i = 0; i < 3; ++i)
     for (Index j = 0; j < 3; ++j) m(i, j) = numbers[i][j];
-  const Matrix l = cholesky(m);
+  const Matrix l = factorisations().cholesky(m);
   for (Index i = 0; i < 3; ++i)
     for (Index j = 0; j < 3; ++j) EXPECT_NEAR(l(i, j), factor[i][j], 1e-13) << i << ", " << j;
 }

@@ -215,6 +215,7 @@ LowRankRequest request_of(double scale, bool may_weigh_keys = true) {
           .tolerance = 0.05,
           .d_v = 3,
           .may_weigh_keys = may_weigh_keys,
+          .factorisations = factorisations(),
           .arithmetic = kArithmeticOf<Real>};
 }
 

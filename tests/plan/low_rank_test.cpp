@@ -27,7 +27,8 @@ struct Case {
   std::vector<RowMatrix<Real>> queries;
   RowMatrix<Real> keys;
   std::vector<FarPairs> far;
-  LowRankRequest request{.tolerance = 1e-2, .arithmetic = kArithmeticOf<Real>};
+  LowRankRequest request{
+      .tolerance = 1e-2, .factorisations = factorisations(), .arithmetic = kArithmeticOf<Real>};
 
   std::optional<ProjectionChoice> choose() { return Sides(*this).choose(request, reason); }
   std::optional<LowRankFit> fit(LowRankSteps steps = {}) {
@@ -201,7 +202,7 @@ TYPED_TEST(LowRankTest, DecayingSpectraHaveSmallRanks) {
   Inputs inputs(2);
   Case<Real> c;
   const RowMatrix<double> mix = gaussian_rows<double>(inputs, 16, 16);
-  const Matrix vectors = symmetric_eigen(second_moments(points_of(mix))).vectors;
+  const Matrix vectors = factorisations().symmetric_eigen(second_moments(points_of(mix))).vectors;
   RowMatrix<Real> turn(16, 16);  // orthogonal
   for (Index i = 0; i < 16; ++i)
     for (Index l = 0; l < 16; ++l) turn(i, l) = static_cast<Real>(vectors(i, l));

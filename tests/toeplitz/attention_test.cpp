@@ -305,6 +305,7 @@ TEST(ToeplitzAttention, FewerMonomialsInOtherAxesEqualDenseEvaluation) {
                                      .tolerance = 0.05,
                                      .d_v = 3,
                                      .may_weigh_keys = may_weigh_keys,
+                                     .factorisations = factorisations(),
                                      .arithmetic = Arithmetic::float64};
         std::string reason;
         const auto fit = look.fit({h % 2, h % 2 + 1}, all, request, reason);

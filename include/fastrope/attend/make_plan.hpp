@@ -19,6 +19,7 @@
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/plan/arithmetic.hpp"
 #include "fastrope/plan/cost_model.hpp"
+#include "fastrope/plan/factorisations.hpp"
 #include "fastrope/plan/look.hpp"
 #include "fastrope/plan/path_work.hpp"
 #include "fastrope/plan/planner.hpp"
@@ -68,7 +69,7 @@ template <class Real>
 Plan<Real> exact_plan(const Shapes& shapes, const Options& options, const char* reason) {
   const Problem problem(shapes, options);
   const CostModel cost;
-  const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>);
+  const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>, {});
   return plan_groups<Real>(problem, options.tolerance, {}, Executor::serial(),
                            [&](Index kv) { return planner.plan_exact(kv, reason, nullptr); });
 }
@@ -85,7 +86,7 @@ Plan<Real> make_plan(const Shapes& shapes, const Options& options, const CostMod
   if (options.path == Path::exact) return detail::exact_plan<Real>(shapes, options, "forced");
   if (!options.kernel.is_softmax()) {
     const Problem problem(shapes, options);
-    const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>);
+    const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>, {});
     return detail::plan_groups<Real>(problem, options.tolerance, {}, Executor::serial(),
                                      [&](Index kv) { return planner.plan_kernel(kv); });
   }
@@ -145,7 +146,8 @@ Plan<Real> plan_tensors(const StoredRows& q, const StoredRows& k, const StoredRo
   require_tolerance(options);
   if (options.tolerance == 0 || !options.kernel.is_softmax()) return make_plan<Real>(shapes, options, cost);
   const Problem problem(shapes, options);
-  const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>);
+  const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>,
+                        factorisations());
   const std::string exact = exact_reason<Real>(problem, options, cost, look);
   const bool lengths = !shapes.empty() && (look || lengths_pay<Real>(problem, cost));
   const auto plan = [&](std::vector<KeyMemory>& heads) {

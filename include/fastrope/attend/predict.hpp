@@ -58,7 +58,8 @@ Report predict(const Shapes& shapes, const Options& options, double radius, cons
       for (const bool weigh : {false, true})
         memory.measured.insert({{first, last, weigh}, {in_place, RowBounds(), shapes.n_k}});
 
-  const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>);
+  const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>,
+                        factorisations());
   Report report{.shapes = shapes, .tolerance = options.tolerance};
   for (Index kv = 0; kv < shapes.kv_heads; ++kv) {
     std::vector<std::unique_ptr<Side>> queries;

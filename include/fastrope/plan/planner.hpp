@@ -43,9 +43,10 @@ struct HeadPlan {
 class Planner {
  public:
   /// The problem and the rates must outlive it.
-  Planner(const Problem& problem, double tolerance, Path forced, const CostModel& cost, Arithmetic arithmetic)
+  Planner(const Problem& problem, double tolerance, Path forced, const CostModel& cost, Arithmetic arithmetic,
+          const Factorisations& by)
       : problem_(problem),
-        planning_(problem, tolerance, forced, cost, arithmetic),
+        planning_(problem, tolerance, forced, cost, arithmetic, by),
         polynomial_(planning_),
         toeplitz_(planning_) {}
   ~Planner() = default;

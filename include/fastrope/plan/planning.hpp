@@ -48,8 +48,9 @@ class MonomialSets {
 /// What is asked of the plan of a problem, and its costs. Members may be called by several threads at once.
 class Planning {
  public:
-  Planning(const Problem& p, double allowed, Path path, const CostModel& rates, Arithmetic arithmetic)
-      : problem(p), tolerance(allowed), forced(path), costs(p, rates, arithmetic) {}
+  Planning(const Problem& p, double allowed, Path path, const CostModel& rates, Arithmetic arithmetic,
+           const Factorisations& by)
+      : problem(p), tolerance(allowed), forced(path), costs(p, rates, arithmetic), factorisations_(by) {}
 
   const Problem& problem;
   const double tolerance;
@@ -81,7 +82,7 @@ class Planning {
   }
 
   /// Features of query heads of the group, with what is known of them in the candidate. request: scale, d_v,
-  /// rounding of exact keys and arithmetic are found here.
+  /// rounding of exact keys, arithmetic and factorisations are found here.
   std::optional<LowRankFit> low_rank(GroupLook& look, Index head, Range queries,
                                      std::span<const FarPairs> far, LowRankRequest request,
                                      Candidate& c) const {
@@ -89,6 +90,7 @@ class Planning {
     request.d_v = problem.shapes.d_v;
     request.exact = rounding(head);
     request.arithmetic = costs.arithmetic();
+    request.factorisations = factorisations_;
     auto fit = look.fit(queries, far, std::move(request), c.reason);
     if (!fit) return fit;
     c.feasible = true;
@@ -129,6 +131,7 @@ class Planning {
   }
 
  private:
+  Factorisations factorisations_;
   MonomialSets sets_ = {};
 };
 

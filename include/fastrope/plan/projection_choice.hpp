@@ -48,6 +48,7 @@ struct LowRankRequest {
   double factor_error = 0;        ///< relative, of factors of the lag beside the entries
   ExactRoundingModel exact = {};  ///< what rounding does to keys that are computed exactly, beside features
   LowRankSteps steps = {};
+  Factorisations factorisations = {};                          ///< needed where steps.axes
   double most_rank = std::numeric_limits<double>::infinity();  ///< features of more cost more than they save
   Arithmetic arithmetic = Arithmetic::float32;                 ///< of the features
 };
@@ -260,8 +261,8 @@ class ProjectionSearch {
     const Matrix query_moments = second_moments(x), key_moments = second_moments(y);
     if (fills_space(query_moments) && fills_space(key_moments)) return;
     double least = kWorthwhileRank * rank;
-    for (const Axes& axes :
-         {principal_axes(query_moments, key_moments), balanced_axes(query_moments, key_moments)}) {
+    for (const Axes& axes : {principal_axes(query_moments, key_moments, request_.factorisations),
+                             balanced_axes(query_moments, key_moments, request_.factorisations)}) {
       std::vector<double> couplings = longest_tails(x, axes.queries);
       const std::vector<double> of_keys = longest_tails(y, axes.keys);
       for (std::size_t l = 0; l < couplings.size(); ++l) couplings[l] *= scale_ * of_keys[l];
