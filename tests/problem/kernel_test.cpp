@@ -201,7 +201,7 @@ TEST(KernelOptions, WhatChangesAnExponentIsRefused) {
   plain.kernel = Kernel::taylor(2);
   const fastrope::Problem problem(shapes, plain);
   EXPECT_THAT(problem.kernel.coefficients(), ElementsAre(1, 1, 0.5));
-  EXPECT_EQ(problem.with(7, 9, {}, {}).kernel.degree(), 2);
+  EXPECT_EQ(problem.with(7, 9, {}).kernel.degree(), 2);
 
   const auto expect_refused = [&](auto&& set, const char* text) {
     fastrope::Options options = plain;

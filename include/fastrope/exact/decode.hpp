@@ -229,10 +229,12 @@ class DecodeAttention {
       score_block(problem, g, k, key_rows.data(), {value_rows.data(), step_of(v)}, seen, b);
       Scores<Real>::mark_infinite(problem, rows, padded, b.scores, kBlock);
       for (Index r = 0; r < rows; ++r) {
-        if (!Scores<Real>::modifies(problem) && allowed(g, r).solid(block).size() == padded) continue;
-        const Index i = query_of(problem, g, r);
-        scores_.finish(problem, head_of(problem, g, r), {i, i + 1}, {j, j + padded}, seen, &allowed(g, r),
-                       &reference(g, r), 1, b.scores + r * kBlock, kBlock, b.line);
+        const Index h = head_of(problem, g, r), i = query_of(problem, g, r);
+        if (!Scores<Real>::modifies(problem) && !scores_.dense_masks(problem, h, {i, i + 1}, seen) &&
+            allowed(g, r).solid(seen).size() == padded)
+          continue;
+        scores_.finish(problem, h, {i, i + 1}, {j, j + padded}, seen, &allowed(g, r), &reference(g, r), 1,
+                       b.scores + r * kBlock, kBlock, b.line);
       }
       if (problem.kernel.is_softmax())
         states.weigh(rows, b.scores, kBlock, padded);

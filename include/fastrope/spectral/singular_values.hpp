@@ -92,8 +92,16 @@ struct Eigenpairs {
   Eigen::MatrixXd vectors;
 };
 
-/// The `count` algebraically largest as one search finds them.
+/// The `count` algebraically largest, descending, as one search finds them; of a matrix no larger than the
+/// search space, which leaves nothing to search for, from its entries.
 inline Eigenpairs one_search(const char* name, SpectraOperator& op, Index count, double tolerance) {
+  if (const Index n = op.rows(); n == search_space(count, n)) {
+    Eigen::MatrixXd entries(n, n);
+    for (Index c = 0; c < n; ++c) entries.col(c) = op(Eigen::VectorXd::Unit(n, c));
+    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver((entries + entries.transpose()) / 2);
+    return {solver.eigenvalues().tail(count).reverse(),
+            solver.eigenvectors().rightCols(count).rowwise().reverse()};
+  }
   Spectra::SymEigsSolver solver(op, count, search_space(count, op.rows()));
   solver.init();
   const Index converged = solver.compute(Spectra::SortRule::LargestAlge, 1000, tolerance);
