@@ -57,6 +57,33 @@ void run_decode(benchmark::State& state, const fastrope::Shapes& s, Index thread
   state.counters["error"] = bench::sampled_error(a, in, /*count=*/8);
 }
 
+/// Steps of a cache that grows from 1 to n_k keys, with rope: one plan with capacity, or one plan a step.
+void run_growth(benchmark::State& state, const fastrope::Shapes& s, bool one_plan) {
+  bench::AttentionCase a{.shapes = s};
+  a.base.mask = Mask::causal();
+  a.base.rope = fastrope::Rope{};
+  bench::AttentionInputs<float> in(s, 1);
+  const auto plan = fastrope::make_plan<float>(s, a.options());
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  const auto rows = [](const fastrope_test::Tensor<float>& x, Index n) {
+    return fastrope::TensorView<const float>{x.values.data(), x.heads,       n,
+                                             x.cols,          x.head_stride, x.row_stride};
+  };
+  for (auto _ : state) {
+    const double start = bench::now();
+    for (Index n = 1; n <= s.n_k; ++n) {
+      fastrope::Shapes now = s;
+      now.n_k = n;
+      if (one_plan)
+        plan.run(in.q.view(), rows(in.k, n), rows(in.v, n), in.out.view(), workspace);
+      else
+        fastrope::make_plan<float>(now, a.options())
+            .run(in.q.view(), rows(in.k, n), rows(in.v, n), in.out.view(), workspace);
+    }
+    state.SetIterationTime((bench::now() - start) / static_cast<double>(s.n_k));
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -97,6 +124,15 @@ int main(int argc, char** argv) {
   }
   for (const Index heads : {8, 16, 32, 64, 128})
     add("latent", "fp32", {heads, 1, 1, 8192, 576, 512}, 1, fp32);
+  for (const bool one_plan : {true, false})
+    benchmark::RegisterBenchmark(one_plan ? "step of a growing cache/one plan/n256 d128"
+                                          : "step of a growing cache/a plan each/n256 d128",
+                                 [one_plan](benchmark::State& state) {
+                                   run_growth(state, {8, 8, 1, 256, 128, 128}, one_plan);
+                                 })
+        ->Unit(benchmark::kMicrosecond)
+        ->Iterations(9)
+        ->UseManualTime();
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();
 }

@@ -102,6 +102,31 @@ TEST(Allocation, RunHasNoneWithEveryModifierAndNonFiniteValues) {
   EXPECT_EQ(allocations - before, 0);
 }
 
+/// A cache that grows by a token a step, with everything that a problem may own.
+TEST(Allocation, TenThousandStepsOfAGrowingCacheHaveNone) {
+  Inputs random(7);
+  AttentionCase c{.shapes = {4, 2, 1, 10'000, 6, 5}};
+  c.base.mask = Mask::sliding_window(100);
+  c.base.rope = Rope{};
+  set_t5(c, random, true);
+  set_sinks(c, random);
+  c.base.executor = Executor(1, [pool = std::vector<int>(3)](Index count, TaskRef task) {
+    for (Index i = 0; i < count; ++i) task(i, static_cast<Index>(pool[0]));
+  });
+  AttentionInputs<float> in(c.shapes, 8);
+  const auto plan = make_plan<float>(c.shapes, c.options());
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  const auto rows = [](const Tensor<float>& x, Index n) {
+    return TensorView<const float>{x.values.data(), x.heads, n, x.cols, x.head_stride, x.row_stride};
+  };
+  const long before = allocations;
+  bool ok = true;
+  for (Index n = 1; n <= 10'000; ++n)
+    ok = ok && plan.run(in.q.view(), rows(in.k, n), rows(in.v, n), in.out.view(), workspace) == RunStatus::ok;
+  EXPECT_EQ(allocations - before, 0);
+  EXPECT_TRUE(ok);
+}
+
 TEST(Allocation, RunOfABatchHasNone) {
   Inputs random(5);
   AttentionCase c{.shapes = {4, 2, 100, 150, 6, 5}};

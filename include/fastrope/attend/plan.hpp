@@ -45,6 +45,11 @@ constexpr Storage storage_of() {
 
 /// A planned attention call with arithmetic in Real. Copies are independent; one plan may be run by several
 /// threads at once, each with its own workspace.
+///
+/// A plan of softmax with tolerance 0 whose positions are the defaults, without key ranges, dense bias and
+/// dense mask, has capacity: its n_q and n_k are the most that run takes, and a run of fewer is, bit for bit,
+/// that of a plan for them. So one plan serves a cache that grows: prompts in chunks, drafted tokens, single
+/// steps.
 template <class Real>
 class Plan {
  public:
@@ -56,6 +61,11 @@ class Plan {
   /// Scratch memory that run needs.
   std::size_t workspace_bytes() const { return report_.workspace_bytes; }
   const Shapes& shapes() const { return problem_.shapes; }
+  /// Whether run takes fewer queries and keys than shapes() has.
+  bool has_capacity() const {
+    return report_.tolerance == 0 && all_exact() && problem_.kernel.is_softmax() &&
+           problem_.takes_any_sizes();
+  }
 
   /// Computes out [heads, n_q, d_v] from q [heads, n_q, d], k [kv_heads, n_k, d] and v [kv_heads, n_k, d_v],
   /// each a view or an Eigen row-major object, k and v also paged. Allocates nothing and throws nothing. out
@@ -64,6 +74,15 @@ class Plan {
   RunStatus run(const Q& q, const K& k, const V& v, Out&& out,
                 std::span<std::byte> workspace) const noexcept {
     return run_tensors<OperandOf<Real, Q, K, V>>({as_tensor(q), k, v, as_tensor(out)}, workspace,
+                                                 RunDetails{});
+  }
+  /// The same with the natural log of each row's sum of exponentials, as merge() wants it: lse [heads, n_q],
+  /// -infinity where nothing was attended to; of a polynomial kernel, the sum itself. Where every head is
+  /// exact; else RunStatus::lse_unavailable.
+  template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
+  RunStatus run(const Q& q, const K& k, const V& v, Out&& out, MatrixView<Real> lse,
+                std::span<std::byte> workspace) const noexcept {
+    return run_tensors<OperandOf<Real, Q, K, V>>({as_tensor(q), k, v, as_tensor(out), lse}, workspace,
                                                  RunDetails{});
   }
   /// The same, with details of rows.
@@ -151,6 +170,14 @@ class Plan {
   template <class Operand>
   RunStatus run_tensors(const ExactTensors<Real>& x, std::span<std::byte> memory,
                         const RunDetails& details) const noexcept;
+  /// The shapes of a run with these tensors, if the plan takes them, else its own.
+  Shapes shapes_of_run(const ExactTensors<Real>& x) const {
+    Shapes s = problem_.shapes;
+    if (!has_capacity()) return s;
+    s.n_q = std::clamp<Index>(x.q.rows, 0, s.n_q);
+    s.n_k = std::clamp<Index>(x.k.rows, 0, s.n_k);
+    return s;
+  }
   Report verify_rows(const StoredRows& q, const KeyRows<double>& k, const ValueRows<double>& v,
                      const StoredRows& out, Index rows) const;
 
@@ -223,7 +250,8 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
   if (!toeplitz_heads_.empty())
     segments_.emplace(problem_.shapes.n_q, problem_.shapes.n_k, allowed_support(problem_));
   if (all_exact() && problem_.kernel.is_softmax())
-    report_.workspace_bytes = exact_workspace_bytes<Real>(problem_);
+    report_.workspace_bytes =
+        has_capacity() ? exact_capacity_bytes<Real>(problem_) : exact_workspace_bytes<Real>(problem_);
   else if (all_exact())
     report_.workspace_bytes = Workspace::bytes_of([&](Workspace& w) { BoundedExact(problem_, w); });
   else
@@ -235,25 +263,31 @@ template <class Operand>
 RunStatus Plan<Real>::run_tensors(const ExactTensors<Real>& x, std::span<std::byte> memory,
                                   const RunDetails& details) const noexcept {
   const auto& [repaired_rows, row_bounds] = details;
-  const Index heads = problem_.shapes.heads, n_q = problem_.shapes.n_q;
-  if (!fits(problem_.shapes, x.q, x.k, x.v, x.out) ||
+  const Shapes shapes = shapes_of_run(x);
+  const Index heads = shapes.heads, n_q = shapes.n_q;
+  if (!fits(shapes, x.q, x.k, x.v, x.out) ||
+      (x.lse.data != nullptr && (x.lse.rows != heads || x.lse.cols != n_q || x.lse.row_stride < n_q)) ||
       (!repaired_rows.empty() && std::ssize(repaired_rows) != heads) ||
       (!row_bounds.empty() && std::ssize(row_bounds) != heads * n_q))
     return RunStatus::shape_mismatch;
+  if (x.lse.data != nullptr && !all_exact()) return RunStatus::lse_unavailable;
   if (memory.size() < workspace_bytes()) return RunStatus::workspace_too_small;
   std::fill(repaired_rows.begin(), repaired_rows.end(), Index{0});
   for (Index h = 0; h < heads && !row_bounds.empty(); ++h)
     std::fill_n(row_bounds.data() + h * n_q, n_q,
                 problem_.kernel.is_softmax() ? report_.heads[static_cast<std::size_t>(h)].error_bound : 0);
-  if (problem_.shapes.empty()) return RunStatus::ok;
+  if (shapes.empty() && x.lse.data == nullptr) return RunStatus::ok;
   try {
     Workspace workspace(memory);
+    std::optional<Problem> sized;
+    const Problem& problem =
+        shapes == problem_.shapes ? problem_ : sized.emplace(problem_.sized(shapes.n_q, shapes.n_k));
     if (!all_exact())
       Mixture(*this, workspace).template run<Operand>(*this, x, details);
     else if (!row_bounds.empty() && !problem_.kernel.is_softmax())
-      BoundedExact(problem_, workspace).run(problem_, x, row_bounds.data());
+      BoundedExact(problem, workspace).run(problem, x, row_bounds.data());
     else
-      run_exact<Operand>(problem_, x, memory, allow_pairs_);
+      run_exact<Operand>(problem, x, memory, allow_pairs_);
   } catch (...) {
     return RunStatus::executor_failed;
   }

@@ -92,10 +92,12 @@ class Executor {
   /// are done; worker numbers are below `workers`. Throws Error for a number of workers that is not in [1,
   /// kMaxWorkers] and for an empty std::function or null pointer.
   template <std::invocable<Index, TaskRef> Pool>
-  Executor(Index workers, Pool pool) : workers_(workers), run_(std::move(pool)) {
+  Executor(Index workers, Pool pool)
+      : workers_(workers),
+        run_(std::make_shared<const std::function<void(Index, TaskRef)>>(std::move(pool))) {
     if (workers < 1 || workers > kMaxWorkers)
       detail::fail("an executor needs at least 1 worker and at most ", kMaxWorkers, ", got ", workers);
-    if (!run_) detail::fail("an executor of ", workers, " workers was given an empty function to run tasks");
+    if (!*run_) detail::fail("an executor of ", workers, " workers was given an empty function to run tasks");
   }
 
   /// The calling thread alone.
@@ -126,13 +128,13 @@ class Executor {
   void parallel_for(Index count, TaskRef task) const {
     if (count <= 0) return;
     detail::CheckedTask checked(task, count, workers_);
-    run_(count, checked);
+    (*run_)(count, checked);
     checked.require_done();
   }
 
  private:
   Index workers_;
-  std::function<void(Index, TaskRef)> run_;
+  std::shared_ptr<const std::function<void(Index, TaskRef)>> run_;
 };
 
 /// While one lives, what asks for OpenMP's threads without saying how many, as Eigen's products do, gets the

@@ -39,9 +39,13 @@ class DecodeAttention {
   /// rows, or many more keys than queries. And many queries of one head fill the tiles of packed keys.
   static bool suits(const Problem& problem) {
     const Index n_q = problem.shapes.n_q, rows = n_q * problem.group();
-    if (problem.weights) return false;
-    if (rows <= kFewRows / 2 || n_q == 1) return true;
-    return (rows <= kMaxRows || n_q <= kRowMultiple) && 8 * n_q <= reach(problem).size();
+    if (!may_suit(problem)) return false;
+    return rows <= kFewRows / 2 || n_q == 1 || 8 * n_q <= reach(problem).size();
+  }
+  /// Whether it could for some number of keys.
+  static bool may_suit(const Problem& problem) {
+    const Index n_q = problem.shapes.n_q;
+    return !problem.weights && (n_q * problem.group() <= kMaxRows || n_q <= kRowMultiple);
   }
 
   /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.

@@ -160,6 +160,45 @@ std::size_t exact_workspace_bytes(const Problem& problem) {
   });
 }
 
+namespace detail {
+
+/// Workspace for a call in one of the two ways.
+template <class Way>
+std::size_t bytes_of_way(const Problem& problem) {
+  Workspace counting;
+  const std::size_t worker_bytes = Way(problem, WorkerScratch{}, counting).worker_bytes(problem);
+  return Workspace::bytes_of(
+      [&](Workspace& w) { Way(problem, WorkerScratch(problem.executor.workers(), worker_bytes, w), w); });
+}
+
+}  // namespace detail
+
+/// Workspace for an exact call of any numbers of queries and keys up to the problem's. Requires
+/// problem.takes_any_sizes().
+///
+/// Either way takes more for more keys, but for where the keys of a window begin in the panels and splits
+/// that hold them: they fill the most where the first key is the last of one. And more for more queries, but
+/// for how decoding divides its rows into groups, so that each number that it may be given is asked.
+template <class Real>
+std::size_t exact_capacity_bytes(const Problem& problem) {
+  using Decode = DecodeAttention<Real>;
+  const auto [n_q, n_k] = std::pair(problem.shapes.n_q, problem.shapes.n_k);
+  std::size_t most = 0;
+  const auto see = [&](Index queries) {
+    const Index begin = problem.sized(queries, n_k).grid.keys_of(Range{0, queries}).begin;
+    for (const Index unit : {Index{1}, kTileCols<Real>, kStretch}) {
+      const Problem sized = problem.sized(queries, n_k - std::min(begin, (begin + 1) % unit));
+      most = std::max(most, most_of_operands<Real>([&](auto operand) {
+                        return detail::bytes_of_way<TiledAttention<typename decltype(operand)::type>>(sized);
+                      }));
+      if (Decode::may_suit(sized)) most = std::max(most, detail::bytes_of_way<Decode>(sized));
+    }
+  };
+  see(n_q);
+  for (Index queries = std::min(n_q, Decode::kMaxRows); queries > 0; --queries) see(queries);
+  return most;
+}
+
 /// Attends with exact_workspace_bytes of memory. Operand: of the tensors, as OperandOf has it.
 template <class Operand>
 void run_exact(const Problem& problem, const ExactTensors<ArithmeticOf<Operand>>& x,

@@ -16,6 +16,7 @@
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/numbers.hpp"
+#include "fastrope/core/shared_array.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/position/mask.hpp"
 
@@ -75,13 +76,14 @@ class LagBias {
     bias.last_ = max_distance;
     bias.clamped_ = true;
     const Index lags = bias.last_ - bias.first_ + 1;
-    bias.values_.resize(heads * lags);
+    std::vector<double> values(static_cast<std::size_t>(heads * lags));
     for (Position lag = bias.first_; lag <= bias.last_; ++lag) {
       const Index bucket =
           t5_bucket(std::abs(lag), one_way, max_distance) + (bidirectional && lag < 0 ? one_way : 0);
       for (Index h = 0; h < heads; ++h)
-        bias.values_[h * lags + lag - bias.first_] = table.values[bucket * heads + h];
+        values[h * lags + lag - bias.first_] = table.values[bucket * heads + h];
     }
+    bias.values_ = std::move(values);
     bias.require_finite("LagBias::t5");
     return bias;
   }
@@ -112,8 +114,9 @@ class LagBias {
     bias.first_ = -last_;
     bias.last_ = -first_;
     const auto lags = static_cast<std::ptrdiff_t>(last_ - first_ + 1);
-    for (auto row = bias.values_.begin(); row != bias.values_.end(); row += lags)
-      std::reverse(row, row + lags);
+    std::vector<double> values(values_.begin(), values_.end());
+    for (auto row = values.begin(); row != values.end(); row += lags) std::reverse(row, row + lags);
+    bias.values_ = std::move(values);
     return bias;
   }
 
@@ -191,11 +194,11 @@ class LagBias {
   }
 
   Index heads_ = 0;
-  std::vector<double> slopes_ = {};  // [heads] or empty
+  SharedArray<double> slopes_ = {};  // [heads] or empty
   Position first_ = 0;               // table's lags
   Position last_ = -1;
   bool clamped_ = false;             // constant beyond the table's ends, else undefined there
-  std::vector<double> values_ = {};  // [heads, last - first + 1] or empty
+  SharedArray<double> values_ = {};  // [heads, last - first + 1] or empty
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

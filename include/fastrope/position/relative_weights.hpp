@@ -12,6 +12,7 @@
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/numbers.hpp"
+#include "fastrope/core/shared_array.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/position/mask.hpp"
 #include "fastrope/position/rope.hpp"
@@ -74,7 +75,7 @@ class RelativeWeights {
             }};
   }
 
-  std::span<const Entry> support() const { return support_; }
+  std::span<const Entry> support() const { return {support_.data(), support_.size()}; }
   Position first_lag() const { return first_; }
   Position last_lag() const { return first_ + lags_ - 1; }
 
@@ -88,7 +89,7 @@ class RelativeWeights {
   };
   Equal first_equal(Index s) const {
     const auto row = [&](Index r) {
-      return std::span(values_).subspan(static_cast<std::size_t>(r * lags_), static_cast<std::size_t>(lags_));
+      return std::span(values_.data() + r * lags_, static_cast<std::size_t>(lags_));
     };
     for (Index r = 0; r < s; ++r) {
       if (std::ranges::equal(row(r), row(s))) return {r, 1};
@@ -124,10 +125,10 @@ class RelativeWeights {
     return values;
   }
 
-  std::vector<Entry> support_;
+  SharedArray<Entry> support_;
   Position first_ = 0;
   Index lags_ = 0;
-  std::vector<double> values_;  // [|S|, lags]
+  SharedArray<double> values_;  // [|S|, lags]
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -18,6 +18,7 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/numbers.hpp"
+#include "fastrope/core/shared_array.hpp"
 #include "fastrope/core/target.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
@@ -55,7 +56,7 @@ class Kernel {
 
   bool is_softmax() const { return coefficients_.empty(); }
   /// c_p of x^p, p = 0 .. degree(); none for softmax.
-  std::span<const double> coefficients() const& { return coefficients_; }
+  std::span<const double> coefficients() const& { return {coefficients_.data(), coefficients_.size()}; }
   std::span<const double> coefficients() const&& = delete;  // would dangle
   /// Of the polynomial, the last coefficient not being 0; -1 for softmax.
   int degree() const { return static_cast<int>(coefficients_.size()) - 1; }
@@ -74,7 +75,7 @@ class Kernel {
   Kernel(std::vector<double> coefficients, bool nonnegative)
       : coefficients_(std::move(coefficients)), nonnegative_(nonnegative) {}
 
-  std::vector<double> coefficients_;  // none: softmax
+  SharedArray<double> coefficients_;  // none: softmax
   bool nonnegative_;
 };
 

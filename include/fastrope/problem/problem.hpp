@@ -10,6 +10,7 @@
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/row_overlap.hpp"
+#include "fastrope/core/shared_array.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/position/lag_grid.hpp"
@@ -56,7 +57,7 @@ struct Problem {
   double scale = 1;
   Kernel kernel;
   double softcap = 0;
-  std::vector<double> sinks;  ///< [heads] or empty
+  SharedArray<double> sinks;  ///< [heads] or empty
   DenseBias dense_bias;
   TensorView<const bool> dense_mask;
   Executor executor;
@@ -68,6 +69,12 @@ struct Problem {
   /// there are any, are the caller's to replace. Throws Error, naming the values, for positions and ranges
   /// that clash and lags that the bias or weights lack.
   Problem with(Index n_q, Index n_k, const SequenceOptions& own) const;
+  /// Whether sized() may be asked for: nothing was given for each query, key or pair.
+  bool takes_any_sizes() const { return any_sizes_; }
+  /// The same request for fewer queries and keys, at their default positions. Allocates nothing. Requires
+  /// takes_any_sizes(), 0 <= n_q <= shapes.n_q and 0 <= n_k <= shapes.n_k, whose positions and lags are among
+  /// those that were checked.
+  Problem sized(Index n_q, Index n_k) const;
   /// Replaces dense bias and mask. Throws Error, naming the values, where they clash with the rest.
   void set_dense(const DenseBias& of_pairs, const TensorView<const bool>& mask);
 
@@ -92,6 +99,8 @@ struct Problem {
   Position farthest_turn() const;
 
  private:
+  bool any_sizes_ = false;
+
   void require_dense() const;
   void require_positions() const;
   void require_lags() const;
@@ -186,7 +195,7 @@ inline Problem::Problem(const Shapes& s, const Options& options)
       scale(options.scale.value_or(s.d > 0 ? 1 / std::sqrt(static_cast<double>(s.d)) : 1)),
       kernel(options.kernel),
       softcap(options.softcap),
-      sinks(options.sinks.begin(), options.sinks.end()),
+      sinks(std::vector<double>(options.sinks.begin(), options.sinks.end())),
       dense_bias(options.dense_bias),
       dense_mask(options.dense_mask),
       executor(options.executor) {
@@ -210,6 +219,8 @@ inline Problem::Problem(const Shapes& s, const Options& options)
   if (!kernel.is_softmax()) require_no_exponent();
   require_positions();
   require_lags();
+  any_sizes_ = options.query_positions.empty() && options.key_positions.empty() && turns_by_lag() &&
+               !options.key_ranges.given() && !is_dense();
 }
 
 inline void Problem::require_dense() const {
@@ -261,6 +272,14 @@ inline void Problem::require_no_exponent() const {
          dense_bias.cols, "]");
 }
 
+inline Problem Problem::sized(Index n_q, Index n_k) const {
+  Problem other = *this;
+  other.shapes.n_q = n_q;
+  other.shapes.n_k = n_k;
+  other.grid = LagGrid(n_q, n_k, {}, {}, grid.mask());
+  return other;
+}
+
 inline Problem Problem::with(Index n_q, Index n_k, const SequenceOptions& own) const {
   Problem other = *this;
   other.shapes.n_q = n_q;
@@ -271,6 +290,7 @@ inline Problem Problem::with(Index n_q, Index n_k, const SequenceOptions& own) c
   other.key_sections = {"key_sections", own.key_sections, sections, n_k};
   other.require_positions();
   other.require_lags();
+  other.any_sizes_ = false;
   return other;
 }
 

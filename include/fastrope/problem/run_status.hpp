@@ -11,9 +11,10 @@ namespace fastrope::inline FASTROPE_TARGET {
 
 enum class RunStatus {
   ok,
-  shape_mismatch,         ///< tensors are not of the plan's shapes, or null; nothing was written
+  shape_mismatch,         ///< tensors are not of shapes that the plan takes, or null; nothing was written
   workspace_too_small,    ///< fewer than workspace_bytes(); nothing was written
   executor_failed,        ///< the caller's executor threw or broke its contract; out has no meaning
+  lse_unavailable,        ///< lse was asked for, and a head is approximated; nothing was written
   position_out_of_range,  ///< a recurrence is as long as rope's phases are held; nothing was written
 };
 

@@ -1,0 +1,169 @@
+// Plans with capacity: a run of fewer queries and keys is that of a plan for them, bit for bit, in no more
+// workspace, and gives the log of each row's sum.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <fastrope/fastrope.hpp>
+#include <vector>
+
+#include "support/attention_case.hpp"
+
+namespace fastrope_test {
+namespace {
+
+using fastrope::Index;
+using fastrope::LagBias;
+using fastrope::Mask;
+using fastrope::MatrixView;
+using fastrope::Options;
+using fastrope::Plan;
+using fastrope::Rope;
+using fastrope::RunStatus;
+using fastrope::Shapes;
+using fastrope::TensorView;
+
+struct Result {
+  std::vector<float> out, lse;
+  friend bool operator==(const Result&, const Result&) = default;
+};
+
+/// A run of the plan's tensors cut to n_q and n_k rows, in memory that begins as NaN.
+Result run_of(const Plan<float>& plan, const AttentionInputs<float>& in, Index n_q, Index n_k) {
+  const Shapes& s = plan.shapes();
+  std::vector<std::byte> workspace(plan.workspace_bytes(), std::byte{0xff});
+  Result r{std::vector<float>(static_cast<std::size_t>(s.heads * n_q * s.d_v)),
+           std::vector<float>(static_cast<std::size_t>(s.heads * n_q))};
+  const auto cut = [](const Tensor<float>& x, Index rows) {
+    return TensorView<const float>{x.values.data(), x.heads, rows, x.cols, x.head_stride, x.row_stride};
+  };
+  const RunStatus status = plan.run(cut(in.q, n_q), cut(in.k, n_k), cut(in.v, n_k),
+                                    fastrope::contiguous(r.out.data(), s.heads, n_q, s.d_v),
+                                    MatrixView<float>{r.lse.data(), s.heads, n_q, n_q}, workspace);
+  EXPECT_EQ(status, RunStatus::ok);
+  return r;
+}
+
+/// What plans with capacity are asked for.
+std::vector<Options> option_sets() {
+  std::vector<Options> sets;
+  for (const Mask mask : {Mask::causal(), Mask::full(), Mask::sliding_window(90), Mask::lags(-5, 40)}) {
+    Options options;
+    options.mask = mask;
+    sets.push_back(options);
+    options.rope = Rope{};
+    options.bias = LagBias::alibi(std::vector<double>{0.3});
+    options.softcap = 20;
+    sets.push_back(options);
+  }
+  return sets;
+}
+
+TEST(PlanCapacity, ARunOfFewerRowsIsThatOfAPlanForThem) {
+  for (const Options& options : option_sets())
+    for (const auto& [heads, kv_heads] : {std::pair{2, 2}, {8, 1}, {40, 1}}) {
+      const Shapes most{heads, kv_heads, 60, 700, 8, 9};
+      const AttentionInputs<float> in(most, 1);
+      const auto plan = fastrope::make_plan<float>(most, options);
+      ASSERT_TRUE(plan.has_capacity());
+      for (const auto& [n_q, n_k] : {std::pair{60, 700},
+                                     {60, 60},
+                                     {1, 1},
+                                     {1, 2},
+                                     {1, 63},
+                                     {1, 64},
+                                     {1, 65},
+                                     {1, 699},
+                                     {3, 400},
+                                     {20, 300},
+                                     {59, 470},
+                                     {59, 472},
+                                     {60, 5},
+                                     {0, 100},
+                                     {7, 0}}) {
+        Shapes fewer = most;
+        fewer.n_q = n_q;
+        fewer.n_k = n_k;
+        const auto own = fastrope::make_plan<float>(fewer, options);
+        EXPECT_EQ(run_of(plan, in, n_q, n_k), run_of(own, in, n_q, n_k))
+            << heads << " heads, n_q " << n_q << ", n_k " << n_k;
+      }
+    }
+}
+
+TEST(PlanCapacity, ItsWorkspaceIsThatOfTheLargestRun) {
+  fastrope_test::Inputs random(5);
+  for (int i = 0; i < 60; ++i) {
+    Options options;
+    const Index window = random.integer(1, 3000);
+    options.mask = random.integer(0, 2) == 0 ? Mask::causal() : Mask::sliding_window(window);
+    if (random.integer(0, 1) == 0) options.rope = Rope{};
+    if (random.integer(0, 2) == 0) options.bias = LagBias::alibi(std::vector<double>{0.1});
+    const Index kv_heads = random.integer(1, 2), group = random.integer(0, 2) == 0 ? 40 : 2;
+    const Shapes most{kv_heads * group, kv_heads, random.integer(1, 300), random.integer(1, 6000), 16, 16};
+    const auto plan = fastrope::make_plan<float>(most, options);
+    for (int j = 0; j < 40; ++j) {
+      Shapes fewer = most;
+      fewer.n_q = random.integer(0, most.n_q);
+      fewer.n_k = random.integer(0, most.n_k);
+      const fastrope::Problem problem(fewer, options);
+      EXPECT_LE(fastrope::exact_workspace_bytes<float>(problem), plan.workspace_bytes())
+          << "window " << window << ", n_q " << fewer.n_q << " of " << most.n_q << ", n_k " << fewer.n_k
+          << " of " << most.n_k << ", group " << group;
+    }
+  }
+}
+
+TEST(PlanCapacity, LogSumsAreThoseOfPartialStates) {
+  for (const auto& [n_q, n_k] : {std::pair{1, 300}, {40, 200}, {3, 0}}) {
+    const Shapes s{4, 2, n_q, n_k, 8, 5};
+    AttentionInputs<float> in(s, 2);
+    Options options;
+    options.mask = Mask::causal();
+    const Result of_plan = run_of(fastrope::make_plan<float>(s, options), in, n_q, n_k);
+    std::vector<float> lse(of_plan.lse.size());
+    fastrope::attend_partial(in.q.view(), in.k.view(), in.v.view(), in.out.view(),
+                             MatrixView<float>{lse.data(), 4, n_q, n_q}, options);
+    EXPECT_EQ(of_plan.lse, lse);
+  }
+}
+
+TEST(PlanCapacity, WhatDoesNotFitIsRefused) {
+  const Shapes most{2, 1, 4, 50, 8, 8};
+  AttentionInputs<float> in(most, 3);
+  AttentionInputs<float> longer({2, 1, 4, 51, 8, 8}, 3), wider({2, 1, 5, 50, 8, 8}, 3);
+  std::vector<float> sums(100);
+  std::vector<std::byte> workspace(1 << 20);
+  const auto status = [&](const Plan<float>& plan, AttentionInputs<float>& x, MatrixView<float> lse) {
+    return plan.run(x.q.view(), x.k.view(), x.v.view(), x.out.view(), lse, workspace);
+  };
+  const auto plan = fastrope::make_plan<float>(most, Options{});
+  EXPECT_EQ(status(plan, in, {sums.data(), 2, 4, 4}), RunStatus::ok);
+  EXPECT_EQ(status(plan, longer, {}), RunStatus::shape_mismatch);
+  EXPECT_EQ(status(plan, wider, {}), RunStatus::shape_mismatch);
+  EXPECT_EQ(status(plan, in, {sums.data(), 2, 3, 3}), RunStatus::shape_mismatch);
+  EXPECT_EQ(status(plan, in, {sums.data(), 2, 4, 3}), RunStatus::shape_mismatch);
+
+  // What has a row for each key belongs to one size.
+  const std::vector<fastrope::Position> positions(50, 7);
+  Options of_keys;
+  of_keys.key_positions = positions;
+  const auto fixed = fastrope::make_plan<float>(most, of_keys);
+  EXPECT_FALSE(fixed.has_capacity());
+  AttentionInputs<float> shorter({2, 1, 4, 49, 8, 8}, 3);
+  EXPECT_EQ(status(fixed, shorter, {}), RunStatus::shape_mismatch);
+  EXPECT_EQ(status(plan, shorter, {}), RunStatus::ok);
+
+  // Sums of an approximation are not kept.
+  Options rough;
+  rough.tolerance = 1e-2;
+  rough.path = fastrope::Path::polynomial;
+  rough.scale = 0.01;
+  const auto approximate = fastrope::make_plan(in.q.view(), in.k.view(), in.v.view(), rough);
+  workspace.resize(approximate.workspace_bytes());
+  EXPECT_EQ(status(approximate, in, {sums.data(), 2, 4, 4}), RunStatus::lse_unavailable);
+  EXPECT_EQ(status(approximate, in, {}), RunStatus::ok);
+}
+
+}  // namespace
+}  // namespace fastrope_test
