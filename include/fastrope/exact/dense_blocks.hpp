@@ -30,6 +30,7 @@ inline bool dense_allows(const Problem& problem, Index h, Index i, Index j) {
          problem.dense_bias(h, i, column) != -std::numeric_limits<float>::infinity();
 }
 
+/// Shared by all workers; asked only after every task of prepare.
 class DenseBlocks {
  public:
   DenseBlocks(const Problem& problem, Workspace& workspace)
