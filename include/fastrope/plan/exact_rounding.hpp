@@ -54,7 +54,7 @@ inline double lowest_row_bias(const Problem& problem, Index head) {
     const double range = most - problem.bias.smallest(head, lags.first, lags.last);
     if (range <= kNarrow) return range;
   }
-  if (grid.has_ranges()) {
+  if (grid.has_ranges() || !problem.bias.is_table() || !grid.consecutive()) {
     // Of a lag between those of a piece's ends some key is known to be there only where they are consecutive.
     for (Index i = 0; i < grid.n_q(); ++i) {
       const KeySet keys = grid.keys_of(head, i);
@@ -66,15 +66,6 @@ inline double lowest_row_bias(const Problem& problem, Index head) {
                                         : std::max(problem.bias(head, first), problem.bias(head, last)));
       });
       if (!keys.empty()) least = std::min(least, largest);
-    }
-    return most - least;
-  }
-  if (!problem.bias.is_table() || !grid.consecutive()) {
-    for (Index i = 0; i < grid.n_q(); ++i) {
-      const Range keys = grid.keys_of(i);
-      if (!keys.empty())
-        least =
-            std::min(least, problem.bias.largest(head, grid.lag(i, keys.end - 1), grid.lag(i, keys.begin)));
     }
     return most - least;
   }
