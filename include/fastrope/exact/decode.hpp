@@ -38,9 +38,12 @@ class DecodeAttention {
   /// Every row meets all the keys that some row may attend to: that wastes little only where there are few
   /// rows, or many more keys than queries. And many queries of one head fill the tiles of packed keys.
   static bool suits(const Problem& problem) {
-    const Index n_q = problem.shapes.n_q, rows = n_q * problem.group();
-    if (!may_suit(problem)) return false;
-    return rows <= kFewRows / 2 || n_q == 1 || 8 * n_q <= reach(problem).size();
+    return must_suit(problem) || (may_suit(problem) && 8 * problem.shapes.n_q <= reach(problem).size());
+  }
+  /// Whether it does for any number of keys.
+  static bool must_suit(const Problem& problem) {
+    const Index n_q = problem.shapes.n_q;
+    return !problem.weights && (n_q == 1 || n_q * problem.group() <= kFewRows / 2);
   }
   /// Whether it could for some number of keys.
   static bool may_suit(const Problem& problem) {

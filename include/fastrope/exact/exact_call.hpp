@@ -188,9 +188,11 @@ std::size_t exact_capacity_bytes(const Problem& problem) {
     const Index begin = problem.sized(queries, n_k).grid.keys_of(Range{0, queries}).begin;
     for (const Index unit : {Index{1}, kTileCols<Real>, kStretch}) {
       const Problem sized = problem.sized(queries, n_k - std::min(begin, (begin + 1) % unit));
-      most = std::max(most, most_of_operands<Real>([&](auto operand) {
-                        return detail::bytes_of_way<TiledAttention<typename decltype(operand)::type>>(sized);
-                      }));
+      if (!Decode::must_suit(sized))
+        most =
+            std::max(most, most_of_operands<Real>([&](auto operand) {
+                       return detail::bytes_of_way<TiledAttention<typename decltype(operand)::type>>(sized);
+                     }));
       if (Decode::may_suit(sized)) most = std::max(most, detail::bytes_of_way<Decode>(sized));
     }
   };
