@@ -182,7 +182,7 @@ std::size_t bytes_of_way(const Problem& problem) {
 template <class Real>
 std::size_t exact_capacity_bytes(const Problem& problem) {
   using Decode = DecodeAttention<Real>;
-  const auto [n_q, n_k] = std::pair(problem.shapes.n_q, problem.shapes.n_k);
+  const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
   std::size_t most = 0;
   const auto see = [&](Index queries) {
     const Index begin = problem.sized(queries, n_k).grid.keys_of(Range{0, queries}).begin;
