@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <fastrope/fastrope.hpp>
 #include <vector>
@@ -125,6 +126,44 @@ TEST(PlanCapacity, LogSumsAreThoseOfPartialStates) {
     fastrope::attend_partial(in.q.view(), in.k.view(), in.v.view(), in.out.view(),
                              MatrixView<float>{lse.data(), 4, n_q, n_q}, options);
     EXPECT_EQ(of_plan.lse, lse);
+  }
+}
+
+TEST(PlanCapacity, OfAPolynomialKernelTheSumItself) {
+  for (const Index n_q : {1, 60}) {
+    const Shapes s{2, 1, n_q, 300, 8, 5};
+    const AttentionInputs<float> in(s, 4);
+    Options options;
+    options.kernel = fastrope::Kernel::power(2);
+    options.path = fastrope::Path::exact;
+    const auto plan = fastrope::make_plan<float>(s, options);
+    EXPECT_FALSE(plan.has_capacity());
+    const Result r = run_of(plan, in, n_q, 300);
+    for (Index h = 0; h < 2; ++h)
+      for (Index i = 0; i < n_q; ++i) {
+        double sum = 0;
+        for (Index j = 0; j < 300; ++j) {
+          double x = 0;
+          for (Index c = 0; c < 8; ++c)
+            x += static_cast<double>(in.q(h, i, c)) * static_cast<double>(in.k(0, j, c)) / std::sqrt(8.0);
+          sum += x * x;
+        }
+        EXPECT_NEAR(r.lse[static_cast<std::size_t>(h * n_q + i)], sum, 1e-4 * sum);
+      }
+  }
+}
+
+TEST(PlanCapacity, SumsWithoutValues) {
+  for (const Index n_q : {1, 60}) {
+    const Shapes s{2, 1, n_q, 70, 8, 3};
+    Shapes none = s;
+    none.d_v = 0;
+    AttentionInputs<float> in(s, 5), without(none, 5);
+    without.q = in.q;
+    without.k = in.k;
+    const Options options;
+    EXPECT_EQ(run_of(fastrope::make_plan<float>(none, options), without, n_q, 70).lse,
+              run_of(fastrope::make_plan<float>(s, options), in, n_q, 70).lse);
   }
 }
 

@@ -82,7 +82,7 @@ class CheckedTask {
 
 }  // namespace detail
 
-/// Runs independent tasks on the caller's threads.
+/// Runs independent tasks on the caller's threads. Copies share the pool.
 class Executor {
  public:
   /// More than any machine has; scratch memory is counted for each.

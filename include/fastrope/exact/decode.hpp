@@ -17,6 +17,7 @@
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/online_softmax.hpp"
 #include "fastrope/exact/rotation_tables.hpp"
+#include "fastrope/exact/row_groups.hpp"
 #include "fastrope/exact/row_kernels.hpp"
 #include "fastrope/exact/scores.hpp"
 #include "fastrope/exact/stage.hpp"
@@ -55,19 +56,17 @@ class DecodeAttention {
   DecodeAttention(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
       : tables_(problem, reach(problem), workspace),
         scores_(problem, workspace),
-        all_rows_(problem.shapes.n_q * problem.group()),
-        parts_(std::max<Index>(1, ceil_div(all_rows_, kMaxRows))),
-        rows_(ceil_div(all_rows_, parts_)),
-        lanes_(rows_ > kFewRows ? round_up(rows_, simd::kLanes<Real>) : 0),
-        padded_rows_(rows_ > kFewRows ? round_up(rows_, kRowMultiple) : rows_),
+        groups_(problem, kMaxRows),
+        lanes_(groups_.rows() > kFewRows ? round_up(groups_.rows(), simd::kLanes<Real>) : 0),
+        padded_rows_(lanes_ > 0 ? round_up(groups_.rows(), kRowMultiple) : groups_.rows()),
         key_stride_(round_up(problem.shapes.d, simd::kLanes<Real>)),
         width_(round_up(problem.shapes.d_v, simd::kLanes<Real>)),
         first_split_(reach(problem).begin / kSplit),
         splits_(ceil_div(reach(problem).end, kSplit) - first_split_),
-        queries_(workspace.take<Real>(groups(problem) * std::max(rows_, lanes_) * key_stride_).data()),
-        references_(workspace.take<BiasReference>(problem.shapes.kv_heads * all_rows_).data()),
-        allowed_(workspace.take<KeySet>(problem.shapes.kv_heads * all_rows_).data()),
-        states_(groups(problem) * splits_ * padded_rows_, width_, workspace),
+        queries_(workspace.take<Real>(groups_.count() * query_rows() * key_stride_).data()),
+        references_(workspace.take<BiasReference>(groups_.all_rows()).data()),
+        allowed_(workspace.take<KeySet>(groups_.all_rows()).data()),
+        states_(groups_.count() * splits_ * padded_rows_, width_, workspace),
         scratch_(scratch) {}
 
   std::size_t worker_bytes(const Problem& problem) const {
@@ -82,10 +81,10 @@ class DecodeAttention {
       case Stage::prepare:
         return tables_.tasks(problem) + scores_.tasks();
       case Stage::attend:
-        return splits_ * groups(problem);
+        return splits_ * groups_.count();
       case Stage::load:
       case Stage::finish:
-        return problem.shapes.kv_heads * all_rows_;
+        return groups_.all_rows();
     }
     return 0;
   }
@@ -101,7 +100,7 @@ class DecodeAttention {
         return load_query(problem, x.q, task, worker);
       case Stage::attend: {
         // Heads within a split, so that they share the rotation table's rows in the cache.
-        const Index group = task % groups(problem), split = task / groups(problem);
+        const Index group = task % groups_.count(), split = task / groups_.count();
         Workspace share = scratch_.of(worker);
         return attend_split(problem, group, split, x.k, x.v, buffers(problem, share));
       }
@@ -131,35 +130,18 @@ class DecodeAttention {
             .line = w.take<Real>(kBlock).data(),
             .keys = w.take<Real>(many || problem.rotates() ? kPaddedBlock * key_stride_ : 0).data(),
             .values = w.take<Real>(many ? kBlock * width_ : 0).data(),
-            .output = w.take<Real>(many ? kPaddedBlock * lanes_ : rows_ * width_).data()};
+            .output = w.take<Real>(many ? kPaddedBlock * lanes_ : padded_rows_ * width_).data()};
   }
 
   /// The smallest range that holds the keys which some query may attend to.
   static Range reach(const Problem& problem) { return problem.grid.reached().hull(); }
 
-  Index groups(const Problem& problem) const { return problem.shapes.kv_heads * parts_; }
-  Index kv_head_of(Index g) const { return g / parts_; }
-  /// Rows of group g.
-  Index rows_of(Index g) const { return std::min(rows_, all_rows_ - g % parts_ * rows_); }
-  Index head_of(const Problem& problem, Index g, Index r) const {
-    return kv_head_of(g) * problem.group() + (g % parts_ * rows_ + r) / problem.shapes.n_q;
-  }
-  Index query_of(const Problem& problem, Index g, Index r) const {
-    return (g % parts_ * rows_ + r) % problem.shapes.n_q;
-  }
+  /// Rows of a group's queries, or lanes of their columns.
+  Index query_rows() const { return std::max(groups_.rows(), lanes_); }
   /// The queries of a group: [rows, key_stride], or where they are many, side by side, [d, lanes].
-  Real* queries_of(Index g) const { return queries_ + g * std::max(rows_, lanes_) * key_stride_; }
-  Index index_of(Index g, Index r) const { return kv_head_of(g) * all_rows_ + g % parts_ * rows_ + r; }
-  BiasReference& reference(Index g, Index r) const { return references_[index_of(g, r)]; }
-  KeySet& allowed(Index g, Index r) const { return allowed_[index_of(g, r)]; }
-  /// Row t of all key/value heads.
-  struct Row {
-    Index group;
-    Index row;
-  };
-  Row row_of(Index t) const {
-    return {t / all_rows_ * parts_ + t % all_rows_ / rows_, t % all_rows_ % rows_};
-  }
+  Real* queries_of(Index g) const { return queries_ + g * query_rows() * key_stride_; }
+  BiasReference& reference(Index g, Index r) const { return references_[groups_.number(g, r)]; }
+  KeySet& allowed(Index g, Index r) const { return allowed_[groups_.number(g, r)]; }
 
   /// The keys of a block that some row of a group may attend to, as the smallest range; empty too where dense
   /// bias and mask leave nothing of it.
@@ -167,10 +149,10 @@ class DecodeAttention {
     Range seen = block;
     if (problem.grid.has_ranges()) {
       seen = {};
-      for (Index r = 0; r < rows_of(g); ++r) seen = hull(seen, allowed(g, r).hull(block));
+      for (Index r = 0; r < groups_.size(g); ++r) seen = hull(seen, allowed(g, r).hull(block));
     }
     if (seen.empty() || !problem.is_dense()) return seen;
-    for (Index h = head_of(problem, g, 0); h <= head_of(problem, g, rows_of(g) - 1); ++h)
+    for (Index h = groups_.head(g, 0); h <= groups_.head(g, groups_.size(g) - 1); ++h)
       if (scores_.dense_sees(h, {0, problem.shapes.n_q}, block)) return seen;
     return {};
   }
@@ -184,8 +166,8 @@ class DecodeAttention {
   }
 
   void load_query(const Problem& problem, const StoredRows& q, Index task, Index worker) {
-    const auto [g, r] = row_of(task);
-    const Index i = query_of(problem, g, r), h = head_of(problem, g, r), d = problem.shapes.d;
+    const auto [g, r] = groups_.row(task);
+    const Index i = groups_.query(g, r), h = groups_.head(g, r), d = problem.shapes.d;
     Workspace share = scratch_.of(worker);
     Real* x = lanes_ > 0 ? buffers(problem, share).keys : queries_of(g) + r * key_stride_;
     q.head(h).read(i, d, x);
@@ -193,7 +175,15 @@ class DecodeAttention {
     const auto factor = static_cast<Real>(Scores<Real>::query_factor(problem));
     for (Index c = 0; c < d; ++c) x[c] *= factor;
     std::fill(x + d, x + key_stride_, Real{0});
-    for (Index c = 0; c < d && lanes_ > 0; ++c) queries_of(g)[c * lanes_ + r] = x[c];
+    if (lanes_ > 0) {
+      // The lanes after a group's last query hold what memory held: zeros are multiplied as fast as numbers.
+      const Index end = r + 1 == groups_.size(g) ? lanes_ : r + 1;
+      for (Index c = 0; c < d; ++c) {
+        Real* column = queries_of(g) + c * lanes_;
+        column[r] = x[c];
+        std::fill(column + r + 1, column + end, Real{0});
+      }
+    }
     allowed(g, r) = problem.grid.keys_of(h, i);
     reference(g, r) = scores_.reference(problem, h, i, allowed(g, r));
   }
@@ -203,7 +193,7 @@ class DecodeAttention {
   /// that the memory never waits for the arithmetic.
   void attend_split(const Problem& problem, Index g, Index split, const KeyRows<Real>& k,
                     const ValueRows<Real>& v, const Buffers& b) const {
-    const Index rows = rows_of(g);
+    const Index rows = groups_.size(g);
     const SoftmaxRows<Real> states = states_.from((g * splits_ + split) * padded_rows_);
     states.clear(padded_rows_);
     std::fill(b.scores + rows * kBlock, b.scores + padded_rows_ * kBlock, Real{0});
@@ -227,7 +217,7 @@ class DecodeAttention {
             source.row(problem.grid.source(std::clamp(first + m, some.begin, some.end - 1)));
       return at;
     };
-    const StoredHead k_head = k.head(kv_head_of(g)), v_head = v.head(kv_head_of(g));
+    const StoredHead k_head = k.head(groups_.kv_head(g)), v_head = v.head(groups_.kv_head(g));
     auto key_rows = block_rows(k_head, seen);
     while (!seen.empty()) {
       const Index j = round_down(seen.begin, kBlock), padded = round_up(seen.end - j, simd::kLanes<Real>);
@@ -236,7 +226,7 @@ class DecodeAttention {
       score_block(problem, g, k, key_rows.data(), {value_rows.data(), step_of(v)}, seen, b);
       Scores<Real>::mark_infinite(problem, rows, padded, b.scores, kBlock);
       for (Index r = 0; r < rows; ++r) {
-        const Index h = head_of(problem, g, r), i = query_of(problem, g, r);
+        const Index h = groups_.head(g, r), i = groups_.query(g, r);
         if (!Scores<Real>::modifies(problem) && !scores_.dense_masks(problem, h, {i, i + 1}, seen) &&
             allowed(g, r).solid(seen).size() == padded)
           continue;
@@ -262,7 +252,7 @@ class DecodeAttention {
                    RowsAhead values, Range seen, const Buffers& b) const {
     const Index d = problem.shapes.d, first = round_down(seen.begin, kBlock), count = seen.end - first;
     const Real* queries = queries_of(g);
-    const Index rows = rows_of(g);
+    const Index rows = groups_.size(g);
     if (lanes_ == 0 && !problem.rotates())
       return k.score(rows, d, queries, key_stride_, keys, values, count, b.scores);
     std::array<const std::byte*, kBlock> turned;
@@ -302,7 +292,7 @@ class DecodeAttention {
   void add_values(const Problem& problem, Index g, const ValueRows<Real>& v, const std::byte* const* values,
                   RowsAhead next_keys, Range block, const SoftmaxRows<Real>& states, const Buffers& b) const {
     constexpr Index kStep = simd::kLanes<Real>;
-    const Index rows = rows_of(g);
+    const Index rows = groups_.size(g);
     if (lanes_ > 0) return multiply_values(problem, g, v, values, next_keys, block, states, b);
     std::fill_n(b.output, rows * width_, Real{0});
     v.sum(rows, problem.shapes.d_v, b.scores, values, next_keys, block.size(), b.output, width_);
@@ -325,7 +315,7 @@ class DecodeAttention {
                        const std::byte* const* values, RowsAhead next_keys, Range block,
                        const SoftmaxRows<Real>& states, const Buffers& b) const {
     constexpr Index kStep = simd::kLanes<Real>;
-    const Index rows = rows_of(g);
+    const Index rows = groups_.size(g);
     simd::Vec<Real> zeros = simd::zero<Real>();  // x * 0 is 0 for finite x and NaN otherwise
     for (Index m = 0; m < block.size(); ++m) {
       Real* x = b.values + m * width_;
@@ -356,7 +346,7 @@ class DecodeAttention {
                           Real* output) const {
     allowed(g, r).for_each(block, [&](Range some) {
       for (Index j = some.begin; j < some.end; ++j)
-        if (dense_allows(problem, head_of(problem, g, r), query_of(problem, g, r), j))
+        if (dense_allows(problem, groups_.head(g, r), groups_.query(g, r), j))
           type.for_each_piece<Real>(values[j - block.begin], problem.shapes.d_v,
                                     [&](Index first, const Real* x, Index count) {
                                       for (Index c = 0; c < count; ++c)
@@ -368,8 +358,8 @@ class DecodeAttention {
   /// Merges the splits of one query row in the order of the keys and writes it.
   void finish_row(const Problem& problem, Index task, Index worker, const OutputRows& out,
                   MatrixView<Real> lse) const {
-    const auto [g, r] = row_of(task);
-    const Index head = head_of(problem, g, r), i = query_of(problem, g, r);
+    const auto [g, r] = groups_.row(task);
+    const Index head = groups_.head(g, r), i = groups_.query(g, r);
     const double taken = reference(g, r).total();
     Workspace share = scratch_.of(worker);
     const SoftmaxTotals totals(1, width_, share);
@@ -384,9 +374,7 @@ class DecodeAttention {
 
   RotationTables<Real> tables_;
   Scores<Real> scores_;
-  Index all_rows_;     // query rows of a key/value head
-  Index parts_;        // groups of a key/value head
-  Index rows_;         // of a group; the last may have fewer
+  RowGroups groups_;
   Index lanes_;        // of queries side by side, where rows are many; else 0
   Index padded_rows_;  // in whole tiles, where rows are many
   Index key_stride_;   // d in whole vectors
@@ -394,8 +382,8 @@ class DecodeAttention {
   Index first_split_;  // of those that some query reaches
   Index splits_;
   Real* queries_;              // of each group: queries_of
-  BiasReference* references_;  // [kv_heads, all_rows]
-  KeySet* allowed_;            // [kv_heads, all_rows]
+  BiasReference* references_;  // of all rows
+  KeySet* allowed_;            // of all rows
   SoftmaxRows<Real> states_;   // [groups, splits, padded_rows]
   WorkerScratch scratch_;
 };

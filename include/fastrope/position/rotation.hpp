@@ -41,19 +41,19 @@ class Rotation {
  public:
   /// Without frequencies, rows are left as they are.
   explicit Rotation(RopeFrequencies frequencies = {})
-      : shared_(std::make_shared<const RopeFrequencies>(std::move(frequencies))) {
+      : frequencies_(std::make_shared<const RopeFrequencies>(std::move(frequencies))) {
     std::vector<double> table;
     for (Index low = 0; low < kBlock; ++low) {
-      for (double theta : shared_->theta) table.push_back(std::cos(static_cast<double>(low) * theta));
-      for (double theta : shared_->theta) table.push_back(std::sin(static_cast<double>(low) * theta));
+      for (double theta : frequencies_->theta) table.push_back(std::cos(static_cast<double>(low) * theta));
+      for (double theta : frequencies_->theta) table.push_back(std::sin(static_cast<double>(low) * theta));
     }
     low_ = std::make_shared<const std::vector<double>>(std::move(table));
   }
 
-  Index pairs() const { return shared_->pairs(); }
+  Index pairs() const { return frequencies_->pairs(); }
   /// Elements in a table row.
   Index row_size() const { return 2 * pairs(); }
-  const RopeFrequencies& frequencies() const { return *shared_; }
+  const RopeFrequencies& frequencies() const { return *frequencies_; }
 
   /// How far a table's entry may be, before it is rounded to Real, from the true cosine or sine times the
   /// attention factor, for positions of at most `farthest` in absolute value. Requires farthest <=
@@ -62,8 +62,9 @@ class Rotation {
     constexpr double kUnit = 0x1p-53;
     constexpr double kTheta =
         1 + 0x1p9 * static_cast<double>(std::numeric_limits<long double>::epsilon() / 0x1p-52L);
-    return shared_->attention_factor * kUnit *
-           ((kTheta + 1.05) * (static_cast<double>(farthest) + 2 * kBlock) * shared_->largest_theta() + 6);
+    return frequencies_->attention_factor * kUnit *
+           ((kTheta + 1.05) * (static_cast<double>(farthest) + 2 * kBlock) * frequencies_->largest_theta() +
+            6);
   }
 
   /// table: [rows.size(), row_size()] for positions position_of(i, section), i in rows; within
@@ -81,8 +82,8 @@ class Rotation {
     using namespace simd;
     const Index n = pairs();
     const Real* sines = table_row + n;
-    const bool interleaved = shared_->pairing == RopePairing::interleaved;
-    Real* turning = x + shared_->begin;
+    const bool interleaved = frequencies_->pairing == RopePairing::interleaved;
+    Real* turning = x + frequencies_->begin;
     Index m = 0;
     for (; m + kLanes<Real> <= n; m += kLanes<Real>) {
       const Vec<Real> c = load(table_row + m), s = load(sines + m);
@@ -102,8 +103,8 @@ class Rotation {
       }
     }
     for (; m < n; ++m) {
-      Real& a = x[shared_->first_column(m)];
-      Real& b = x[shared_->second_column(m)];
+      Real& a = x[frequencies_->first_column(m)];
+      Real& b = x[frequencies_->second_column(m)];
       const Real turned = table_row[m] * a - sines[m] * b;
       b = sines[m] * a + table_row[m] * b;
       a = turned;
@@ -121,7 +122,7 @@ class Rotation {
     std::array<Position, RopeFrequencies::kMaxSections> high, low;
     high.fill(1);  // never a multiple of kBlock, so the first row sets it
     for (Index i = rows.begin; i < rows.end; ++i) {
-      for (Index s = 0; s < shared_->sections; ++s) {
+      for (Index s = 0; s < frequencies_->sections; ++s) {
         const auto at = static_cast<std::size_t>(s);
         const Position p = position_of(i, s);
         low[at] = ((p % kBlock) + kBlock) % kBlock;
@@ -129,18 +130,19 @@ class Rotation {
         high[at] = p - low[at];
         for (Index m = 0; m < pair_range.size(); ++m) {
           const Index pair = pair_range.begin + m;
-          if (shared_->section(pair) != s) continue;
-          const double angle = static_cast<double>(high[at]) * shared_->theta[static_cast<std::size_t>(pair)];
-          high_cosine[m] = shared_->attention_factor * std::cos(angle);
-          high_sine[m] = shared_->attention_factor * std::sin(angle);
+          if (frequencies_->section(pair) != s) continue;
+          const double angle =
+              static_cast<double>(high[at]) * frequencies_->theta[static_cast<std::size_t>(pair)];
+          high_cosine[m] = frequencies_->attention_factor * std::cos(angle);
+          high_sine[m] = frequencies_->attention_factor * std::sin(angle);
         }
       }
       const double* low_cosine = low_->data() + low[0] * row_size() + pair_range.begin;
       const double* low_sine = low_cosine + pairs();
-      if (shared_->sections > 1) {
+      if (frequencies_->sections > 1) {
         for (Index m = 0; m < pair_range.size(); ++m) {
           const Index pair = pair_range.begin + m;
-          const auto at = static_cast<std::size_t>(shared_->section(pair));
+          const auto at = static_cast<std::size_t>(frequencies_->section(pair));
           const double* row = low_->data() + low[at] * row_size() + pair;
           mixed_cosine[m] = row[0];
           mixed_sine[m] = row[pairs()];
@@ -157,7 +159,7 @@ class Rotation {
     }
   }
 
-  std::shared_ptr<const RopeFrequencies> shared_;
+  std::shared_ptr<const RopeFrequencies> frequencies_;
   // [kBlock, row_size]: cosines and sines of positions 0..kBlock-1; shared by copies.
   std::shared_ptr<const std::vector<double>> low_;
 };
