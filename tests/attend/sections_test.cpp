@@ -13,7 +13,6 @@
 #include "fastrope/fastrope.hpp"
 #include "support/attention_case.hpp"
 #include "support/error_of.hpp"
-#include "support/instances.hpp"
 
 namespace fastrope_test {
 namespace {

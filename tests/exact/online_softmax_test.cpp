@@ -269,6 +269,7 @@ TYPED_TEST(OnlineSoftmax, RaisingTheMaximumRoundsNothing) {
   row.state().weigh(1, scores.data(), kCols, kCols);
   const Real maximum = row.state().maximum[0], sum = row.state().sum(0);
   EXPECT_EQ(maximum, std::ceil(maximum));
+  std::fill_n(row.state().row(0), row.state().width, Real{3});
 
   row.state().raise(0, maximum - 1);
   row.state().raise(0, maximum);
@@ -279,6 +280,7 @@ TYPED_TEST(OnlineSoftmax, RaisingTheMaximumRoundsNothing) {
   row.state().raise(0, maximum + Real{4.5});
   EXPECT_EQ(row.state().maximum[0], maximum + 5);
   EXPECT_EQ(row.state().sum(0), sum / 32);
+  for (Index c = 0; c < row.state().width; ++c) EXPECT_EQ(row.state().row(0)[c], Real{3} / 32);
 
   // Folded, whichever of the stretch and what was before has the larger maximum.
   row.fold();

@@ -228,6 +228,10 @@ TEST(PromiseRegression, ABiasMuchLargerThanTheScores) {
   problem.bias = [](Index, Position lag) { return -0.5L * static_cast<long double>(std::abs(lag)); };
   for (Index i = 0; i < 4; ++i) problem.call.query_positions.push_back(1000000 + i);
   EXPECT_LE(expect_kept(problem, 0), 1e-5);
+  PromiseProblem dense = problem;  // the largest of both together is taken out
+  dense.call.dense.assign(4 * 50, 0.25f);
+  dense.call.dense_row_stride = 50;
+  EXPECT_LE(expect_kept(dense, 0), 1e-5);
   problem.call.base.path = Path::automatic;
   EXPECT_LE(expect_kept(problem, 1e-5), 1e-5);
 }
