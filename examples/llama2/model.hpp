@@ -1,9 +1,5 @@
-// The Llama 2 forward pass with a key/value cache: dense algebra by Eigen, attention by fastrope.
-//
-// For the rows x of the new tokens, in every layer:
-//     x += attention(h) Wo^T,             h = rms(x)
-//     x += (silu(h W1^T) o h W3^T) W2^T,  h = rms(x)
-// and logits = rms(x) Wcls^T. Any number of new tokens goes through in one call: a prompt, or one token.
+// A Llama 2 with the key/value cache of one text, whose attention is fastrope's. Any number of new tokens
+// goes through in one call: a prompt, or one token.
 #pragma once
 
 #include <cmath>
@@ -16,6 +12,7 @@
 #include <vector>
 
 #include "checkpoint.hpp"
+#include "network.hpp"
 #include "tokenizer.hpp"
 
 namespace llama2 {
@@ -29,17 +26,17 @@ class Model {
 
   /// `options` chooses tolerance, path and executor; the model sets the mask and the rotary positions.
   explicit Model(Checkpoint checkpoint, fastrope::Options options = {})
-      : weights_(std::move(checkpoint)), options_(std::move(options)) {
+      : network_(std::move(checkpoint)), options_(std::move(options)) {
     options_.mask = fastrope::Mask::causal();
     options_.rope = fastrope::Rope{.base = 10000.0, .pairing = fastrope::RopePairing::interleaved};
-    cache_.resize(weights_.layers.size());
+    cache_.resize(static_cast<std::size_t>(config().layers));
     for (Cache& cache : cache_) {
       cache.keys.resize(config().context, config().kv_dim());
       cache.values.resize(config().context, config().kv_dim());
     }
   }
 
-  const Config& config() const { return weights_.config; }
+  const Config& config() const { return network_.config(); }
 
   /// Tokens of the text so far.
   Index length() const { return length_; }
@@ -54,14 +51,11 @@ class Model {
     if (length_ + n > config().context)
       throw Error(std::to_string(length_) + " + " + std::to_string(n) +
                   " tokens exceed the model's context of " + std::to_string(config().context));
-    Matrix x = embed(tokens);  // [n, dim]
-    for (std::size_t i = 0; i < weights_.layers.size(); ++i) {
-      const Layer& layer = weights_.layers[i];
-      x += attention(rms_norm(x, layer.rms_attention), i, observe);
-      x += feed_forward(rms_norm(x, layer.rms_ffn), layer);
-    }
+    const Matrix x =
+        network_.states(tokens, [&](std::size_t layer, const Matrix& q, const Matrix& k, const Matrix& v,
+                                    Matrix& mixed) { attend(layer, q, k, v, mixed, observe); });
     length_ += n;
-    return rms_norm(x, weights_.rms_final) * weights_.classifier().transpose();
+    return network_.logits(x);
   }
 
  private:
@@ -70,56 +64,26 @@ class Model {
     Matrix values;  // [context, kv_heads, d]
   };
 
-  /// [n, dim]
-  Matrix embed(std::span<const Token> tokens) const {
-    Matrix x(static_cast<Index>(tokens.size()), config().dim);
-    Index row = 0;
-    for (const Token token : tokens) {
-      if (token < 0 || token >= config().vocab_size)
-        throw Error("token " + std::to_string(token) + " is not in the vocabulary of " +
-                    std::to_string(config().vocab_size));
-      x.row(row++) = weights_.embedding.row(token);
-    }
-    return x;
-  }
-
-  /// Each row over its root mean square, times the weight.
-  static Matrix rms_norm(const Matrix& x, const RowVector& weight) {
-    const Eigen::ArrayXf mean_square = x.rowwise().squaredNorm() / static_cast<float>(x.cols());  // [n]
-    const Eigen::VectorXf inverse = 1.0f / (mean_square + 1e-5f).sqrt();                          // [n]
-    return inverse.asDiagonal() * x * weight.asDiagonal();
-  }
-
-  /// h: [n, dim], normalised. Appends keys and values to the cache; returns [n, dim].
-  Matrix attention(const Matrix& h, std::size_t index, const Observer& observe) {
-    const Layer& layer = weights_.layers[index];
-    Cache& cache = cache_[index];
-    const Index n = h.rows(), n_k = length_ + n, d = config().head_size();
+  /// Appends keys and values [n, kv_heads, d] to a layer's cache and attends with q [n, heads, d] into mixed
+  /// [n, heads, d].
+  void attend(std::size_t layer, const Matrix& q, const Matrix& k, const Matrix& v, Matrix& mixed,
+              const Observer& observe) {
+    Cache& cache = cache_[layer];
+    const Index n = q.rows(), n_k = length_ + n, d = config().head_size();
     const Index heads = config().heads, kv_heads = config().kv_heads;
-    const Matrix q = h * layer.wq.transpose();                                 // [n, heads, d]
-    cache.keys.middleRows(length_, n).noalias() = h * layer.wk.transpose();    // [n, kv_heads, d]
-    cache.values.middleRows(length_, n).noalias() = h * layer.wv.transpose();  // [n, kv_heads, d]
+    cache.keys.middleRows(length_, n) = k;
+    cache.values.middleRows(length_, n) = v;
 
     // A token's heads lie side by side: a head is d columns further on, a row is a whole token.
     const View queries(q.data(), heads, n, d, /*head_stride=*/d, /*row_stride=*/heads * d);
     const View keys(cache.keys.data(), kv_heads, n_k, d, d, kv_heads * d);
     const View values(cache.values.data(), kv_heads, n_k, d, d, kv_heads * d);
-    Matrix mixed(n, heads * d);  // [n, heads, d]
-    const fastrope::TensorView<float> out(mixed.data(), heads, n, d, d, heads * d);
-    if (observe) observe(index, queries, keys, values);
-    fastrope::attend(queries, keys, values, out, options_);
-    return mixed * layer.wo.transpose();
+    if (observe) observe(layer, queries, keys, values);
+    fastrope::attend(queries, keys, values,
+                     fastrope::TensorView<float>(mixed.data(), heads, n, d, d, heads * d), options_);
   }
 
-  /// h: [n, dim], normalised; returns [n, dim].
-  static Matrix feed_forward(const Matrix& h, const Layer& layer) {
-    const Matrix gate = h * layer.w1.transpose();                                     // [n, hidden]
-    const Matrix up = h * layer.w3.transpose();                                       // [n, hidden]
-    const Matrix inner = gate.array() / (1.0f + (-gate.array()).exp()) * up.array();  // silu(gate) o up
-    return inner * layer.w2.transpose();
-  }
-
-  Checkpoint weights_;
+  Network network_;
   fastrope::Options options_;
   std::vector<Cache> cache_;  // [layers]
   Index length_ = 0;          // rows of the cache in use
