@@ -205,7 +205,7 @@ TEST(BatchPlan, WaitsForItsThreadsAsOftenAsOneCallDoes) {
       EXPECT_GE(tasks, sequences);
       for (Index i = 0; i < tasks; ++i) task(i, 0);
     }));
-    EXPECT_EQ(rounds, 4) << sequences << " sequences";
+    EXPECT_EQ(rounds, 3) << sequences << " sequences";  // load, attend, finish
   }
 }
 
@@ -221,13 +221,13 @@ TEST(BatchPlan, BeginsWithTheLongestTasks) {
     }
   };
   batch.attend(Executor(1, [&](Index tasks, TaskRef task) {
-    const bool attends = ++rounds == 3;
+    const bool attends = ++rounds == 2;  // after loading
     for (Index i = 0; i < tasks; ++i) {
       task(i, 0);
       if (attends && i == 0) look();
     }
   }));
-  EXPECT_GE(rounds, 3);
+  EXPECT_GE(rounds, 2);
 }
 
 TEST(BatchPlan, OneScratchForAWorkerWhateverTheNumberOfSequences) {

@@ -249,6 +249,7 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
   }
   if (!toeplitz_heads_.empty())
     segments_.emplace(problem_.shapes.n_q, problem_.shapes.n_k, allowed_support(problem_));
+  if (has_capacity()) problem_.rotation.template keep<Real>(kept_rotations(problem_));
   if (all_exact() && problem_.kernel.is_softmax())
     report_.workspace_bytes =
         has_capacity() ? exact_capacity_bytes<Real>(problem_) : exact_workspace_bytes<Real>(problem_);

@@ -94,6 +94,7 @@ class BatchPlan {
         problems_.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, of));
         problems_.back().set_dense(of.dense_bias, of.dense_mask);
       });
+    keep_rotations();
     number_tasks();
     workspace_bytes_ = most_of_operands<Real>([&](auto operand) {
       return Workspace::bytes_of([&](Workspace& w) {
@@ -165,6 +166,15 @@ class BatchPlan {
       detail::fail("heads ", s.heads, ", kv_heads ", s.kv_heads, ", d ", s.d, ", d_v ", s.d_v,
                    "; sequence 0 has heads ", shared.heads, ", kv_heads ", shared.kv_heads, ", d ", shared.d,
                    ", d_v ", shared.d_v);
+  }
+
+  /// One table for all sequences.
+  void keep_rotations() {
+    Index rows = 0;
+    for (const Problem& problem : problems_) rows = std::max(rows, kept_rotations(problem));
+    Rotation rotation = problems_.front().rotation;
+    rotation.template keep<Real>(rows);
+    for (Problem& problem : problems_) problem.rotation = rotation;
   }
 
   /// Finds order_, first_task_ and worker_bytes_.

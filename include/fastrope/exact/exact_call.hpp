@@ -178,16 +178,17 @@ std::size_t bytes_of_way(const Problem& problem) {
 ///
 /// Either way takes more for more keys, but for where the keys of a window begin in the panels and splits
 /// that hold them: they fill the most where the first key is the last of one. And more for more queries, but
-/// for how decoding divides its rows into groups, so that each number that it may be given is asked.
+/// for how decoding divides its rows into groups, so that each number that it may be given is asked. Rotation
+/// tables that a plan keeps are of use where there are as many keys as queries: fewer are asked for too.
 template <class Real>
 std::size_t exact_capacity_bytes(const Problem& problem) {
   using Decode = DecodeAttention<Real>;
   const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
   std::size_t most = 0;
-  const auto see = [&](Index queries) {
-    const Index begin = problem.sized(queries, n_k).grid.keys_of(Range{0, queries}).begin;
+  const auto see = [&](Index queries, Index keys) {
+    const Index begin = problem.sized(queries, keys).grid.keys_of(Range{0, queries}).begin;
     for (const Index unit : {Index{1}, kTileCols<Real>, kStretch}) {
-      const Problem sized = problem.sized(queries, n_k - std::min(begin, (begin + 1) % unit));
+      const Problem sized = problem.sized(queries, keys - std::min(begin, (begin + 1) % unit));
       if (!Decode::must_suit(sized))
         most =
             std::max(most, most_of_operands<Real>([&](auto operand) {
@@ -196,8 +197,12 @@ std::size_t exact_capacity_bytes(const Problem& problem) {
       if (Decode::may_suit(sized)) most = std::max(most, detail::bytes_of_way<Decode>(sized));
     }
   };
-  see(n_q);
-  for (Index queries = std::min(n_q, Decode::kMaxRows); queries > 0; --queries) see(queries);
+  const auto see_all = [&](Index queries) {
+    see(queries, n_k);
+    see(queries, std::min(n_k, std::max<Index>(queries - 1, 0)));
+  };
+  see_all(n_q);
+  for (Index queries = std::min(n_q, Decode::kMaxRows); queries > 0; --queries) see_all(queries);
   return most;
 }
 

@@ -1,4 +1,5 @@
-// RotationTables: the cosines and sines of a call's positions, made once and shared by its heads.
+// RotationTables: the cosines and sines of a call's positions, shared by its heads: those that its plan
+// keeps, or made in each run.
 #pragma once
 
 #include "fastrope/core/index.hpp"
@@ -9,6 +10,15 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
+/// Rows of a table that a plan does well to keep (Rotation::keep): of all keys, where they stand at their
+/// default positions and are reached; of a window, runs make the few that they need.
+inline Index kept_rotations(const Problem& problem) {
+  const LagGrid& grid = problem.grid;
+  const bool all = grid.consecutive() && grid.key_position(0) == 0 && problem.turns_by_lag() &&
+                   grid.reached().hull() == Range{0, problem.shapes.n_k};
+  return problem.rotates() && all ? problem.shapes.n_k : 0;
+}
+
 /// Turns rows of q and k, in the arithmetic type, by their positions.
 template <class Real>
 class RotationTables {
@@ -17,22 +27,25 @@ class RotationTables {
   /// it.
   RotationTables(const Problem& problem, Range keys, Workspace& workspace)
       : row_size_(problem.rotation.row_size()), keys_(keys) {
-    const Index n_q = problem.shapes.n_q;
+    const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
     const LagGrid& grid = problem.grid;
     // Queries that stand among the keys, or beside them, share the keys' rows.
-    if (grid.consecutive() && problem.turns_by_lag() && grid.offset() >= 0 &&
-        grid.offset() + n_q <= problem.shapes.n_k) {
-      const Range all = hull(keys, {grid.offset(), grid.offset() + n_q});
-      shared_ = all.size() <= keys.size() + n_q;
+    if (grid.consecutive() && problem.turns_by_lag() && grid.offset() >= 0 && grid.offset() + n_q <= n_k) {
+      const Real* kept = grid.key_position(0) == 0 ? problem.rotation.template kept<Real>(n_k) : nullptr;
+      kept_ = kept != nullptr;
+      const Range all = kept_ ? Range{0, n_k} : hull(keys, {grid.offset(), grid.offset() + n_q});
+      shared_ = kept_ || all.size() <= keys.size() + n_q;
       if (shared_) keys_ = all;
+      key_rows_ = kept;
     }
-    key_rows_ = workspace.take<Real>(keys_.size() * row_size_).data();
+    if (kept_) return;
+    key_rows_ = own_rows_ = workspace.take<Real>(keys_.size() * row_size_).data();
     query_rows_ = shared_ ? nullptr : workspace.take<Real>(n_q * row_size_).data();
   }
 
   /// The independent tasks that fill the tables.
   Index tasks(const Problem& problem) const {
-    if (!problem.rotates()) return 0;
+    if (!problem.rotates() || kept_) return 0;
     return key_tasks() + (shared_ ? 0 : ceil_div(problem.shapes.n_q, kBlock));
   }
 
@@ -43,7 +56,8 @@ class RotationTables {
       const Range rows = intersect({first, first + kBlock}, keys_);
       if (!turns_some(problem.grid, rows)) return;
       problem.rotation.fill(
-          rows, [&](Index j, Index section) { return problem.key_turn(j, section); }, key_row(rows.begin));
+          rows, [&](Index j, Index section) { return problem.key_turn(j, section); },
+          own_rows_ + (rows.begin - keys_.begin) * row_size_);
     } else {
       const Index first = (task - key_tasks()) * kBlock;
       const Range rows = intersect({first, first + kBlock}, {0, problem.shapes.n_q});
@@ -67,7 +81,7 @@ class RotationTables {
   static constexpr Index kBlock = 256;  // rows of a task
 
   Index key_tasks() const { return ceil_div(keys_.size(), kBlock); }
-  Real* key_row(Index j) const { return key_rows_ + (j - keys_.begin) * row_size_; }
+  const Real* key_row(Index j) const { return key_rows_ + (j - keys_.begin) * row_size_; }
 
   /// Whether a key in `rows` may be turned, as part of a panel, or a query that stands there.
   bool turns_some(const LagGrid& grid, Range rows) const {
@@ -78,10 +92,12 @@ class RotationTables {
   }
 
   Index row_size_;
-  Range keys_;           // that have rows
-  bool shared_ = false;  // by the queries
-  Real* key_rows_;       // [keys_.size(), row_size]
-  Real* query_rows_;     // [n_q, row_size], null where shared
+  Range keys_;                      // that have rows
+  bool shared_ = false;             // by the queries
+  bool kept_ = false;               // by the plan
+  const Real* key_rows_ = nullptr;  // [keys_.size(), row_size]
+  Real* own_rows_ = nullptr;        // the same where they are made in the run
+  Real* query_rows_ = nullptr;      // [n_q, row_size], null where shared
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

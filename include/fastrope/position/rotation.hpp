@@ -24,10 +24,12 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/shared_array.hpp"
 #include "fastrope/core/simd.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/position/rope.hpp"
@@ -74,6 +76,21 @@ class Rotation {
   void fill(Range rows, PositionOf&& position_of, Real* table) const {
     for (Index first = 0; first < pairs(); first += kPairs)
       fill_pairs(rows, position_of, {first, std::min(first + kPairs, pairs())}, table);
+  }
+
+  /// Keeps the table of positions 0 .. rows - 1, row_size() elements of Real each; copies share it.
+  template <class Real>
+  void keep(Index rows) {
+    std::vector<Real> table(static_cast<std::size_t>(rows * row_size()));
+    fill(
+        Range{0, rows}, [](Index i, Index) { return Position{i}; }, table.data());
+    std::get<SharedArray<Real>>(kept_) = std::move(table);
+  }
+  /// The table that is kept, where it has `rows` rows; else null.
+  template <class Real>
+  const Real* kept(Index rows) const {
+    const SharedArray<Real>& table = std::get<SharedArray<Real>>(kept_);
+    return static_cast<Index>(table.size()) >= rows * row_size() ? table.data() : nullptr;
   }
 
   /// Turns x [d] in place by one table row.
@@ -162,6 +179,7 @@ class Rotation {
   std::shared_ptr<const RopeFrequencies> frequencies_;
   // [kBlock, row_size]: cosines and sines of positions 0..kBlock-1; shared by copies.
   std::shared_ptr<const std::vector<double>> low_;
+  std::tuple<SharedArray<float>, SharedArray<double>> kept_ = {};
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET
