@@ -1,5 +1,6 @@
 // What key ranges and dense masks cost beside calls that need none: packed documents, chunks and prefixes in
-// one call beside a call for each part, a tree of drafted tokens beside a call without a mask.
+// one call beside a call for each part, a tree of drafted tokens beside a call without a mask, and a batch of
+// prompts and such a tree beside a call for each.
 //
 //     build/release/bench/bench_masks [--benchmark_filter=...]
 //
@@ -44,6 +45,13 @@ struct Case {
   std::vector<Part> parts;
 };
 
+/// The parents of a binary tree's nodes.
+std::vector<Index> binary_tree(Index nodes) {
+  std::vector<Index> parents;
+  for (Index t = 0; t < nodes; ++t) parents.push_back(t == 0 ? -1 : (t - 1) / 2);
+  return parents;
+}
+
 std::vector<Case> cases() {
   std::vector<Case> all;
   for (const Index d : {64, 128}) {
@@ -71,8 +79,7 @@ std::vector<Case> cases() {
                    {{{0, 1024}, {0, 1024}, Mask::full()}, {{1024, kTokens}, {0, kTokens}, Mask::causal()}}});
     // A binary tree over a cache: nothing but the last few keys is masked.
     for (const Index drafted : {4, 31}) {
-      std::vector<Index> parents;
-      for (Index t = 0; t < drafted; ++t) parents.push_back(t == 0 ? -1 : (t - 1) / 2);
+      const std::vector<Index> parents = binary_tree(drafted);
       const Index n_k = 4 * kTokens;
       all.push_back({"tree of " + std::to_string(drafted),
                      {kHeads, kKvHeads, drafted, n_k, d, d},
@@ -135,6 +142,46 @@ void run(benchmark::State& state, const Case& c) {
   state.counters["dense_over_parts"] = of_dense.value();
 }
 
+/// A tree of 64 drafted tokens over 4096 keys and three prompts in one batch, beside a call for each.
+/// over_parts: the batch over the calls; tree_over_full: the tree's call over one of the same shapes without
+/// a mask.
+void run_batch(benchmark::State& state, Index d) {
+  const Mask mask = Mask::causal();
+  const RowRanges ranges = RowRanges::tree(kTokens - 64, binary_tree(64));
+  std::vector<Shapes> shapes = {{kHeads, kKvHeads, 64, kTokens, d, d}};
+  for (const Index n : {1000, 512, 37}) shapes.push_back({kHeads, kKvHeads, n, n, d, d});
+  std::vector<fastrope::SequenceOptions> own(shapes.size());
+  own.front().key_ranges = ranges;
+  std::vector<AttentionInputs<float>> in;
+  std::vector<Call> calls;
+  std::vector<fastrope::SequenceViews<float>> views;
+  for (std::size_t s = 0; s < shapes.size(); ++s) {
+    in.emplace_back(shapes[s], 3);
+    calls.emplace_back(shapes[s], Options{.mask = mask, .key_ranges = own[s].key_ranges});
+  }
+  for (AttentionInputs<float>& x : in) views.push_back({x.q.view(), x.k.view(), x.v.view(), x.out.view()});
+  Call full(shapes.front(), {.mask = Mask::full()});
+  const fastrope::BatchPlan<float> plan(shapes, {.mask = mask}, own);
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  const auto alone = [&](Call& call, std::size_t s) {
+    return call.run(in[s], {0, shapes[s].n_q}, {0, shapes[s].n_k});
+  };
+  bench::Median of_parts, of_full;
+  for (auto _ : state) {
+    const double start = bench::now();
+    plan.run(views, workspace);
+    const double seconds = bench::now() - start;
+    state.SetIterationTime(seconds);
+    const double tree = alone(calls[0], 0);
+    double separate = tree;
+    for (std::size_t s = 1; s < calls.size(); ++s) separate += alone(calls[s], s);
+    of_parts.add(seconds / separate);
+    of_full.add(tree / alone(full, 0));
+  }
+  state.counters["over_parts"] = of_parts.value();
+  state.counters["tree_over_full"] = of_full.value();
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -144,6 +191,12 @@ int main(int argc, char** argv) {
                                  [c](benchmark::State& state) { run(state, c); })
         ->Unit(benchmark::kMillisecond)
         ->Iterations(11)
+        ->UseManualTime();
+  for (const Index d : {64, 128})
+    benchmark::RegisterBenchmark(("tree of 64 and prompts in a batch/d " + std::to_string(d)).c_str(),
+                                 [d](benchmark::State& state) { run_batch(state, d); })
+        ->Unit(benchmark::kMillisecond)
+        ->Iterations(41)
         ->UseManualTime();
   benchmark::RunSpecifiedBenchmarks();
 }
