@@ -3,9 +3,8 @@
 //
 //     engine_threads [threads]
 //
-// Plans and workspace are made when the engine starts; a step allocates nothing and throws nothing. A plan is
-// for fixed shapes and a cache grows by a row a token: decoding has a plan for each bucket of rows, and a
-// mask that the engine keeps leaves out the rows that are not in use yet. Keys are cached as a rotary
+// One plan, for the longest prompt and the whole context, and its workspace are made when the engine starts:
+// every step, prompt or token, runs it, allocates nothing and throws nothing. Keys are cached as a rotary
 // operation leaves them, so that positions matter to the mask alone.
 #include <algorithm>
 #include <array>
@@ -113,32 +112,31 @@ struct Layer {
   std::vector<float> q = std::vector<float>(kContext * kHeads * kDim), out = q;  // [context, heads, d]
   std::vector<float> k = std::vector<float>(kContext * kKvHeads * kDim), v = k;  // [context, kv_heads, d]
 
-  /// Attention of the plan's n_q tokens from `first` on over the cache's first n_k rows.
-  RunStatus attend(const fastrope::Plan<float>& plan, Index first, std::vector<std::byte>& workspace) {
+  /// Attention of n tokens from `first` on over the cache's rows up to the last of them.
+  RunStatus attend(const fastrope::Plan<float>& plan, Index first, Index n,
+                   std::vector<std::byte>& workspace) {
     const auto rows = [](std::vector<float>& x, Index heads, Index begin, Index count) {
       float* data = x.data() + begin * heads * kDim;
       return fastrope::TensorView<float>(data, heads, count, kDim, kDim, heads * kDim);
     };
-    const auto [heads, kv_heads, n_q, n_k, d, d_v] = plan.shapes();
-    return plan.run(rows(q, heads, first, n_q), rows(k, kv_heads, 0, n_k), rows(v, kv_heads, 0, n_k),
-                    rows(out, heads, first, n_q), workspace);
+    return plan.run(rows(q, kHeads, first, n), rows(k, kKvHeads, 0, first + n),
+                    rows(v, kKvHeads, 0, first + n), rows(out, kHeads, first, n), workspace);
   }
   bool operator==(const Layer&) const = default;
 };
 
 struct Engine {
   ThreadPool& pool;
-  Index bucket;
-  std::array<bool, kContext> in_use = {};    // rows of the cache
-  std::vector<fastrope::Plan<float>> plans;  // the prompt's, then those of a token over whole buckets
+  fastrope::Plan<float> plan;
   std::vector<std::byte> workspace;
   std::array<Layer, kLayers> layers;
   Index length = 0;
 
-  Engine(ThreadPool& p, Index bucket_rows) : pool(p), bucket(bucket_rows) {
-    add_plan(kPrompt, kPrompt, {.mask = fastrope::Mask::causal()});
-    for (Index n_k = bucket; n_k <= kContext; n_k += bucket)
-      add_plan(1, n_k, {.dense_mask = {in_use.data(), kHeads, 1, n_k, /*head_stride=*/0, /*row_stride=*/0}});
+  explicit Engine(ThreadPool& p)
+      : pool(p),
+        plan(fastrope::make_plan({kHeads, kKvHeads, kPrompt, kContext, kDim, kDim},
+                                 {.mask = fastrope::Mask::causal(), .executor = p.executor()})),
+        workspace(plan.workspace_bytes()) {
     std::mt19937 random(1);
     std::normal_distribution<float> normal;
     for (Layer& x : layers)
@@ -146,20 +144,12 @@ struct Engine {
         for (float& e : *tensor) e = normal(random);
   }
 
-  void add_plan(Index n_q, Index n_k, fastrope::Options options) {
-    options.executor = pool.executor();
-    plans.push_back(fastrope::make_plan({kHeads, kKvHeads, n_q, n_k, kDim, kDim}, options));
-    workspace.resize(std::max(workspace.size(), plans.back().workspace_bytes()));
-  }
-
   /// Takes n tokens, the prompt or one after it, through the layers. A layer that fails ends the step.
   RunStatus step(Index n) {
-    std::fill_n(in_use.begin() + length, n, true);
-    const auto& plan = plans[static_cast<std::size_t>(n == 1 ? 1 + length / bucket : 0)];
     RunStatus status = RunStatus::ok;
     const auto graph = [&](Index ith) {
       for (Layer& layer : layers) {
-        pool.operation(ith, [&] { status = layer.attend(plan, length, workspace); });
+        pool.operation(ith, [&] { status = layer.attend(plan, length, n, workspace); });
         if (status != RunStatus::ok) return;
         pool.wait();  // here other operations would follow, each thread with its share
       }
@@ -187,7 +177,7 @@ bool run(Engine& engine, Engine& other, Index n) {
 
 int main(int argc, char** argv) try {
   ThreadPool pool(argc > 1 ? std::atoll(argv[1]) : 2), one(1);
-  Engine engine(pool, /*bucket_rows=*/256), serial(one, /*bucket_rows=*/1);
+  Engine engine(pool), serial(one);
   std::puts("rows  tokens       ms  status               allocations  as serial, bit for bit");
   bool good = run(engine, serial, kPrompt);
   for (int token = 0; token < 8; ++token) good = run(engine, serial, 1) && good;
