@@ -389,6 +389,13 @@ HWY_INLINE Real largest(const Real* x, Index count) {
   for (; i < count; ++i) last = x[i] > last ? x[i] : last;
   return last;
 }
+/// Whether all x [count] are finite. Requires count a multiple of kLanes.
+template <class Real>
+HWY_INLINE bool all_finite(const Real* x, Index count) {
+  Vec<Real> marks = zero<Real>();  // x * 0 is 0 for finite x and NaN otherwise, whose bits stay
+  for (Index i = 0; i < count; i += kLanes<Real>) marks = hn::Or(mul(load(x + i), zero<Real>()), marks);
+  return hn::AllFalse(Tag<Real>{}, hn::IsNaN(marks));
+}
 /// x - floor(x), in [0, 1]; finite for x = -infinity where the hardware has an instruction for it.
 template <class Real>
 HWY_INLINE Vec<Real> fraction(Vec<Real> x) {

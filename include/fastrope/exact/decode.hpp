@@ -273,7 +273,7 @@ class DecodeAttention {
     constexpr Index kSome = kRowMultiple;
     for (Index m = 0; m < count; m += kSome) {
       fetch(values, problem.shapes.d_v, {m, std::min(m + kSome, kBlock)});
-      multiply<false, Real>(kSome, lanes_, d,
+      multiply<false, Real>(std::min(kSome, count - m), lanes_, d,
                             BroadcastOperand<Real>{b.keys + m * key_stride_, key_stride_, 1}, queries, lanes_,
                             b.output + m * lanes_, lanes_);
     }
@@ -291,19 +291,15 @@ class DecodeAttention {
   /// output += weights [rows, block] values [block, d_v], while the next keys are fetched.
   void add_values(const Problem& problem, Index g, const ValueRows<Real>& v, const std::byte* const* values,
                   RowsAhead next_keys, Range block, const SoftmaxRows<Real>& states, const Buffers& b) const {
-    constexpr Index kStep = simd::kLanes<Real>;
     const Index rows = groups_.size(g);
     if (lanes_ > 0) return multiply_values(problem, g, v, values, next_keys, block, states, b);
     std::fill_n(b.output, rows * width_, Real{0});
     v.sum(rows, problem.shapes.d_v, b.scores, values, next_keys, block.size(), b.output, width_);
     for (Index r = 0; r < rows; ++r) {
       const Real* sum = b.output + r * width_;
-      simd::Vec<Real> zeros = simd::zero<Real>();  // x * 0 is 0 for finite x and NaN otherwise
-      for (Index c = 0; c < width_; c += kStep)
-        zeros = simd::fma(simd::load(sum + c), simd::zero<Real>(), zeros);
       // A masked key's weight is 0, but 0 times an infinite or NaN value is NaN: then masked keys are left
       // out one by one.
-      if (simd::reduce_add<Real>(zeros) == 0)
+      if (simd::all_finite(sum, width_))
         for (Index c = 0; c < width_; ++c) states.row(r)[c] += sum[c];
       else
         add_allowed_values(problem, g, r, *v.type, values, block, b.scores + r * kBlock, states.row(r));
@@ -314,17 +310,13 @@ class DecodeAttention {
   void multiply_values(const Problem& problem, Index g, const ValueRows<Real>& v,
                        const std::byte* const* values, RowsAhead next_keys, Range block,
                        const SoftmaxRows<Real>& states, const Buffers& b) const {
-    constexpr Index kStep = simd::kLanes<Real>;
     const Index rows = groups_.size(g);
-    simd::Vec<Real> zeros = simd::zero<Real>();  // x * 0 is 0 for finite x and NaN otherwise
     for (Index m = 0; m < block.size(); ++m) {
       Real* x = b.values + m * width_;
       v.type->convert(values[m], problem.shapes.d_v, x);
       std::fill(x + problem.shapes.d_v, x + width_, Real{0});
-      for (Index c = 0; c < width_; c += kStep)
-        zeros = simd::fma(simd::load(x + c), simd::zero<Real>(), zeros);
     }
-    if (simd::reduce_add<Real>(zeros) != 0) {
+    if (!simd::all_finite(b.values, block.size() * width_)) {
       for (Index r = 0; r < rows; ++r)
         add_allowed_values(problem, g, r, *v.type, values, block, b.scores + r * kBlock, states.row(r));
       return;

@@ -187,12 +187,12 @@ class PackedKeys {
   bool pack_values(const Problem& problem, const StoredHead& v, Range keys, Real* values,
                    [[maybe_unused]] Real* scratch) const {
     using namespace simd;
-    Vec<Real> zeros = zero<Real>();  // x * 0 is 0 for finite x and NaN otherwise
+    bool finite = true;
     const auto load_row = [&](Index j, Real* row) HWY_ATTR {
       const Index count = j < problem.grid.n_k() ? problem.shapes.d_v : 0;
       if (count > 0) v.read(problem.grid.source(j), count, row);
       std::fill(row + count, row + value_stride_, Real{0});
-      for (Index c = 0; c < value_stride_; c += kLanes<Real>) zeros = fma(load(row + c), zero<Real>(), zeros);
+      finite &= all_finite(row, value_stride_);
     };
     for (Index j = keys.begin; j < keys.end; j += kWordSize<T>, values += value_stride_) {
 #if FASTROPE_BFLOAT16_PRODUCTS
@@ -207,7 +207,7 @@ class PackedKeys {
 #endif
       load_row(j, values);
     }
-    return reduce_add<Real>(zeros) == 0;
+    return finite;
   }
 
   RotationTables<Real> tables_;
