@@ -82,7 +82,7 @@ class ExactCall {
       : ExactCall(problem, own_scratch(problem, workspace), workspace) {}
   /// With worker_bytes(problem) of scratch that nobody else uses while a task runs: calls may share it.
   ExactCall(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
-      : way_(DecodeAttention<Real>::suits(problem)
+      : way_(DecodeRows<Real>::suits(problem)
                  ? Way(std::in_place_type<DecodeAttention<Real>>, problem, scratch, workspace)
                  : Way(std::in_place_type<TiledAttention<T>>, problem, scratch, workspace)) {}
 
@@ -188,16 +188,16 @@ std::size_t exact_capacity_bytes(const Problem& problem) {
     const Index begin = problem.sized(queries, n_k).grid.keys_of(Range{0, queries}).begin;
     for (const Index unit : {Index{1}, kTileCols<Real>, kStretch}) {
       const Problem sized = problem.sized(queries, n_k - std::min(begin, (begin + 1) % unit));
-      if (!Decode::must_suit(sized))
+      if (!DecodeRows<Real>::must_suit(sized))
         most =
             std::max(most, most_of_operands<Real>([&](auto operand) {
                        return detail::bytes_of_way<TiledAttention<typename decltype(operand)::type>>(sized);
                      }));
-      if (Decode::may_suit(sized)) most = std::max(most, detail::bytes_of_way<Decode>(sized));
+      if (DecodeRows<Real>::may_suit(sized)) most = std::max(most, detail::bytes_of_way<Decode>(sized));
     }
   };
   see(n_q);
-  for (Index queries = std::min(n_q, Decode::kMaxRows); queries > 0; --queries) see(queries);
+  for (Index queries = std::min(n_q, DecodeRows<Real>::kMaxRows); queries > 0; --queries) see(queries);
   return most;
 }
 
