@@ -4,6 +4,7 @@
 
 #include "fastrope/exact/attend_partial.hpp"
 #include "fastrope/exact/batch.hpp"
+#include "fastrope/exact/weights.hpp"
 #include "fastrope/plan/exp_polynomial.hpp"
 #include "fastrope/polynomial/recurrent.hpp"
 #include "fastrope/version.hpp"

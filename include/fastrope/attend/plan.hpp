@@ -21,6 +21,7 @@
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
+#include "fastrope/exact/decode_rows.hpp"
 #include "fastrope/exact/exact_call.hpp"
 #include "fastrope/exact/row_kernels.hpp"
 #include "fastrope/plan/planner.hpp"

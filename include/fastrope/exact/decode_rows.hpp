@@ -81,6 +81,7 @@ class DecodeRows {
             .columns = w.take<Real>(kPaddedBlock * lanes_).data()};
   }
 
+  const Scores<Real>& scores() const { return scores_; }
   const RowGroups& groups() const { return groups_; }
   /// Whether queries are multiplied side by side.
   bool many() const { return lanes_ > 0; }

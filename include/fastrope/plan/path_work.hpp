@@ -9,7 +9,7 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/exact/attention.hpp"
-#include "fastrope/exact/decode.hpp"
+#include "fastrope/exact/decode_rows.hpp"
 #include "fastrope/plan/work.hpp"
 #include "fastrope/polynomial/far_pairs.hpp"
 #include "fastrope/polynomial/state.hpp"
