@@ -20,8 +20,8 @@ double inverse_of_sum(double sum) {
   return std::abs(sum) < static_cast<double>(std::numeric_limits<Real>::min()) ? 0 : 1 / sum;
 }
 
-/// x [count] *= factor, but what is 0 stays 0 even if factor is not finite: a key that is masked. Here and
-/// below, count is a multiple of the vector length.
+/// x [count] *= factor, but what is 0 stays 0 even if factor is not finite: keys that are masked, rows
+/// without one. Here and below, count is a multiple of the vector length.
 template <class Real>
 void scale_weights(Real factor, Real* x, Index count) {
   using namespace simd;
@@ -86,11 +86,8 @@ Real finite_as(double x) {
 /// Scores x [count] of a row become weights that add up to 1, or with the logit of a sink, base-2, to less.
 template <class Real>
 void normalise_exp2(double sink, Real* x, Index count) {
+  // -infinity without a key and a sink, where all weights are 0.
   const Real top = std::max(simd::largest(x, count), finite_as<Real>(sink));
-  if (top == -std::numeric_limits<Real>::infinity()) {  // no key, no sink
-    std::fill_n(x, count, Real{0});
-    return;
-  }
   for_each_piece(x, count, [&](Real* piece, Index n) { exp2_weights(-top, piece, n); });
   const double sum = sum_of(x, count) + std::exp2(sink - static_cast<double>(top));
   for_each_piece(x, count,
