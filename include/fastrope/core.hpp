@@ -1,9 +1,11 @@
-// All of fastrope that needs no FFTW: views, positions, the exact path with its partial states and batches,
-// recurrent attention with a polynomial kernel, and ExpPolynomial. Plans and attend() are in fastrope.hpp.
+// All of fastrope that needs no FFTW: views, positions, the exact path with its partial states, batches, key
+// masses and attention weights, recurrent attention with a polynomial kernel, and ExpPolynomial. Plans and
+// attend() are in fastrope.hpp.
 #pragma once
 
 #include "fastrope/exact/attend_partial.hpp"
 #include "fastrope/exact/batch.hpp"
+#include "fastrope/exact/weights.hpp"
 #include "fastrope/plan/exp_polynomial.hpp"
 #include "fastrope/polynomial/recurrent.hpp"
 #include "fastrope/version.hpp"

@@ -1,4 +1,5 @@
-// Plan::run and BatchPlan::run allocate nothing: a program of its own, since it replaces operator new.
+// Plan::run, BatchPlan::run and WeightsPlan's runs allocate nothing: a program of its own, since it replaces
+// operator new.
 #include <gtest/gtest.h>
 
 #include <vector>
@@ -147,6 +148,32 @@ TEST(Allocation, RunOfABatchHasNone) {
   const RunStatus status = plan.run(views, workspace);
   EXPECT_EQ(allocations - before, 0);
   EXPECT_EQ(status, RunStatus::ok);
+}
+
+TEST(Allocation, RunOfWeightsHasNone) {
+  Inputs random(9);
+  for (const Index n_q : {1, 70}) {
+    AttentionCase c{.shapes = {4, 2, n_q, 150, 6, 0}};
+    c.base.rope = Rope{};
+    c.base.mask = Mask::causal();
+    set_alibi(c, random);
+    set_sinks(c, random);
+    const AttentionInputs<float> in(c.shapes, 10);
+    const WeightsPlan plan(c.shapes, c.options());
+    std::vector<std::byte> workspace(plan.workspace_bytes());
+    const std::vector<float> lse(static_cast<std::size_t>(4 * n_q), 1);
+    std::vector<double> mass(2 * 149);
+    Tensor<float> weights(1, n_q, 149);
+    const std::vector<Index> heads = {2};
+    const auto k = rows(in.k.view(), {0, 149});  // fewer than the plan's
+    const long before = allocations;
+    const RunStatus of_mass =
+        plan.key_mass(in.q.view(), k, {lse.data(), 4, n_q}, {mass.data(), 2, 149}, workspace);
+    const RunStatus of_weights = plan.attention_weights(in.q.view(), k, heads, weights.view(), workspace);
+    EXPECT_EQ(allocations - before, 0);
+    EXPECT_EQ(of_mass, RunStatus::ok);
+    EXPECT_EQ(of_weights, RunStatus::ok);
+  }
 }
 
 }  // namespace

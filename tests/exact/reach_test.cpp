@@ -76,7 +76,7 @@ TYPED_TEST(Reach, OnlyWhatSomeQueryReachesIsRead) {
           }
           if (!positions.empty()) c.text += ", first query at " + std::to_string(positions.front());
           if (repeat != 20) {
-            ASSERT_EQ(DecodeAttention<TypeParam>::suits(Problem(c.shapes, c.options())), repeat == 1);
+            ASSERT_EQ(DecodeRows<TypeParam>::suits(Problem(c.shapes, c.options())), repeat == 1);
           }
           this->expect_correct(c);
         }

@@ -268,6 +268,11 @@ template <class V>
 HWY_INLINE V max(V a, V b) {
   return hn::Max(a, b);
 }
+/// a, or b where a is larger; NaN where a is.
+template <class V>
+HWY_INLINE V at_most(V a, V b) {
+  return hn::IfThenElse(hn::Gt(a, b), b, a);
+}
 /// a = b ? yes : no, lane by lane.
 template <class V>
 HWY_INLINE V if_equal(V a, V b, V yes, V no) {

@@ -1,19 +1,14 @@
 // The exact path: tiled online softmax over packed keys, nothing n x n in memory.
 //
-// A block of queries meets the keys it may attend to in runs, tile by tile: kTileRows rows against kKeys keys
-// give scores by the tile kernel, weights and their sums by the online softmax or a polynomial, outputs by
-// the tile kernel again, all in the first-level cache; the tiles of a block share a run's keys and values
-// while the second level holds them. Runs that the mask leaves nothing of are never touched. Cost 2 n_q n_k
-// (d + d_v) flops and n_q n_k exponentials, over the allowed pairs rounded up to whole panels; workspace: the
-// packed keys and O(kRows (kKeys + d + d_v)) per worker.
+// A block of queries meets the keys it may attend to tile by tile (query_rows.hpp): kTileRows rows against
+// kKeys keys give scores, weights and their sums by the online softmax or a polynomial, outputs by the tile
+// kernel again, all in the first-level cache. Cost 2 n_q n_k (d + d_v) flops and n_q n_k exponentials, over
+// the allowed pairs rounded up to whole panels; workspace: the packed keys and O(kRows (kKeys + d + d_v)) per
+// worker.
 #pragma once
 
 #include <algorithm>
-#include <array>
-#include <limits>
-#include <optional>
 #include <span>
-#include <type_traits>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/stored_rows.hpp"
@@ -21,6 +16,7 @@
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/online_softmax.hpp"
 #include "fastrope/exact/packing.hpp"
+#include "fastrope/exact/query_rows.hpp"
 #include "fastrope/exact/scores.hpp"
 #include "fastrope/problem/problem.hpp"
 
@@ -31,24 +27,17 @@ template <class T>
 class QueryBlock {
  public:
   using Real = ArithmeticOf<T>;
-  static constexpr Index kTileRows = 48;
-  static constexpr Index kRows = 4 * kTileRows;
-  static constexpr Index kKeys = 2 * PackedKeys<T>::kWidth;
-  static_assert(kTileRows % kRowMultipleOf<T> == 0 && kStretch % kKeys == 0);
+  static constexpr Index kTileRows = QueryRows<T>::kTileRows;
+  static constexpr Index kRows = QueryRows<T>::kRows;
+  static constexpr Index kKeys = QueryRows<T>::kKeys;
 
   QueryBlock(const Problem& problem, Index value_stride, Workspace& workspace)
-      : words_(words_of<T>(problem.shapes.d)),
-        queries_(workspace.take<Real>(kRows * words_).data()),
-        allowed_(workspace.take<KeySet>(kRows).data()),
-        references_(workspace.take<BiasReference>(kRows).data()),
-        scores_(workspace.take<Real>(kTileRows * kStride).data()),
-        scratch_(workspace.take<Real>(std::max(kKeys, PackedKeys<T>::scratch_size(problem.shapes))).data()),
+      : block_(problem, workspace),
         stretch_(kRows, value_stride, workspace),
         totals_(kRows, value_stride, workspace) {}
 
-  /// The queries from row r on, times Scores::query_factor, as PackedKeys::pack_queries lays out a tile: a
-  /// column a row. Requires T = Real.
-  const Real* queries(Index r) const { return queries_ + r / kTileRows * kTileRows * words_ + r % kTileRows; }
+  /// QueryRows::queries.
+  const Real* queries(Index r) const { return block_.queries(r); }
   const SoftmaxTotals& totals() const { return totals_; }
   /// Rows of sums that are 0 but while attend runs.
   const SoftmaxRows<Real>& stretch() const { return stretch_; }
@@ -56,15 +45,7 @@ class QueryBlock {
   /// Takes up rows of query head h, with nothing attended yet. Requires rows.size() <= kRows.
   void start(const Problem& problem, const PackedKeys<T>& packed, const Scores<Real>& scores, Index h,
              const StoredRows& q, Range rows) {
-    head_ = h;
-    rows_ = rows;
-    for (Index r = 0; r < rows.size(); r += kTileRows)
-      packed.pack_queries(problem, q.head(h), tile_rows(r), kTileRows,
-                          Scores<Real>::template query_factor<T>(problem), queries_ + r * words_, scratch_);
-    for (Index r = 0; r < rows.size(); ++r) {
-      allowed_[r] = problem.grid.keys_of(h, rows.begin + r);
-      references_[r] = scores.reference(problem, h, rows.begin + r, allowed_[r]);
-    }
+    block_.start(problem, packed, scores, h, q, rows);
     stretch_.clear(round_up(rows.size(), kTileRows));
     totals_.clear(round_up(rows.size(), kTileRows));
   }
@@ -72,136 +53,72 @@ class QueryBlock {
   /// Attends to those of `keys` that mask and key ranges allow.
   void attend(const Problem& problem, const PackedKeys<T>& packed, const Scores<Real>& scores,
               Range keys) const {
-    std::optional<MatrixTiles> tiles;
-    if constexpr (std::is_same_v<T, bfloat16>) tiles.emplace();
-    std::array<Reach, kRows / kTileRows> reach;
-    Range all;
-    for (Index r = 0; r < rows_.size(); r += kTileRows) all = hull(all, reach_of(r, keys, reach).some);
-    // Runs begin at multiples of kKeys and stretches at multiples of kStretch whatever the block, so that a
-    // row's result does not depend on its block.
-    for (Index j = round_down(all.begin, kKeys); j < all.end;) {
-      const Range run{j, j + kKeys};
-      bool touched = !problem.grid.has_ranges();
-      for (Index r = 0; r < rows_.size(); r += kTileRows) {
-        if (problem.grid.has_ranges()) touched |= !reach_of(r, intersect(run, keys), reach).some.empty();
-        attend_run(problem, packed, scores, reach[static_cast<std::size_t>(r / kTileRows)], run);
-      }
-      const Index next = touched ? run.end : std::min(all.end, round_down(next_of(run.end), kKeys));
-      if (next / kStretch != j / kStretch || next >= all.end) fold();
-      j = next;
-    }
+    block_.for_each_tile(
+        problem, packed, scores, keys,
+        [&](const ScoreTile<Real>& tile) { add_values(problem, packed, tile); }, [&] { fold(); });
   }
 
   /// Writes its rows of out [heads, n_q, d_v] and, where lse [heads, n_q] has data, the natural log of each
   /// row's sum; of a polynomial kernel, the sum itself, which may be negative.
   void write(const Problem& problem, const OutputRows& out, MatrixView<Real> lse = {}) const {
-    for (Index i = rows_.begin; i < rows_.end; ++i) {
-      const Index r = i - rows_.begin;
+    const Index h = block_.head();
+    const Range rows = block_.rows();
+    for (Index i = rows.begin; i < rows.end; ++i) {
+      const Index r = i - rows.begin;
+      const double taken = block_.references(r)->total();
       if (!problem.sinks.empty())
-        totals_.add_sink(r,
-                         (problem.sinks[static_cast<std::size_t>(head_)] - references_[r].total()) * kLog2E);
-      totals_.template write<Real>(r, out, head_, i);
+        totals_.add_sink(r, (problem.sinks[static_cast<std::size_t>(h)] - taken) * kLog2E);
+      totals_.template write<Real>(r, out, h, i);
       if (lse.data == nullptr) continue;
-      lse(head_, i) = static_cast<Real>(problem.kernel.is_softmax() ? totals_.lse(r) + references_[r].total()
-                                                                    : totals_.sum[r]);
+      lse(h, i) = static_cast<Real>(problem.kernel.is_softmax() ? totals_.lse(r) + taken : totals_.sum[r]);
     }
   }
 
  private:
   static constexpr Index kWidth = PackedKeys<T>::kWidth;
-  /// Of a row of scores: rows a power of two apart would compete for the same lines of the cache.
-  static constexpr Index kStride = kKeys + simd::kLanes<Real>;
+  static constexpr Index kStride = QueryRows<T>::kStride;
 
-  /// What a tile meets of some keys: those which hold all that some row may attend to, those that every row
-  /// may, and the rows of the block which hold all that see any, in whole row multiples of the tile kernel.
-  struct Reach {
-    Range some;
-    Range every;
-    Range rows;
-  };
-
-  Range tile_rows(Index r) const { return intersect(rows_, {rows_.begin + r, rows_.begin + r + kTileRows}); }
-
-  /// Of the tile that begins at row r of the block, and its place among those of all tiles.
-  Reach& reach_of(Index r, Range keys, std::array<Reach, kRows / kTileRows>& all) const {
-    constexpr Index kMultiple = kRowMultipleOf<T>;
-    Reach reach{.some = {}, .every = keys, .rows = {}};
-    for (Index i = r; i < r + tile_rows(r).size(); i += kMultiple) {
-      const Range rows = intersect({i, i + kMultiple}, {0, rows_.size()});
-      Range some, every = keys;
-      for (Index row = rows.begin; row < rows.end; ++row) {
-        some = hull(some, allowed_[row].hull(keys));
-        every = intersect(every, allowed_[row].solid(keys));
-      }
-      if (some.empty()) continue;
-      reach = {hull(reach.some, some), intersect(reach.every, every), hull(reach.rows, rows)};
-    }
-    return all[static_cast<std::size_t>(r / kTileRows)] = reach;
-  }
-
-  /// The first key from j on that some row may attend to; one beyond all where there is none.
-  Index next_of(Index j) const {
-    Index next = std::numeric_limits<Index>::max();
-    for (Index r = 0; r < rows_.size(); ++r)
-      if (j < allowed_[r].hull().end) next = std::min(next, allowed_[r].next(j));
-    return next;
-  }
-
-  /// The tile of some rows against those keys of a run that they can reach.
-  void attend_run(const Problem& problem, const PackedKeys<T>& packed, const Scores<Real>& scores,
-                  const Reach& reach, Range run) const {
-    const Range keys = intersect(run, reach.some);
-    const Index r = reach.rows.begin, tile = round_down(r, kTileRows);
-    const Range rows{rows_.begin + r, rows_.begin + reach.rows.end};
-    if (keys.empty() || !scores.dense_sees(head_, rows, keys)) return;
-    const Range panels{round_down(keys.begin, kWidth), round_up(keys.end, kWidth)};
-    const Index kv = problem.kv_head(head_), row_count = round_up(rows.size(), kRowMultipleOf<T>);
-    scores.product(problem, packed, kv, packed.query(queries_ + tile * words_, r - tile), kTileRows, rows,
-                   row_count, panels, scores_, kStride, scratch_);
-    Scores<Real>::mark_infinite(problem, rows.size(), panels.size(), scores_, kStride);
-    const auto factor = static_cast<Real>(Scores<Real>::template product_factor<T>(problem));
-    const bool modified = Scores<Real>::modifies(problem);
-    if (modified || scores.dense_masks(problem, head_, rows, keys) ||
-        intersect(panels, reach.every) != panels)
-      scores.finish(problem, head_, rows, panels, keys, allowed_ + r, references_ + r, modified ? factor : 1,
-                    scores_, kStride, scratch_);
+  /// The scores of a tile become weights, and these times its keys' values are added to the stretch.
+  void add_values(const Problem& problem, const PackedKeys<T>& packed, const ScoreTile<Real>& tile) const {
+    const Index rows = tile.rows.size(), cols = tile.panels.size(), kv = problem.kv_head(block_.head());
     if (problem.kernel.is_softmax())
-      stretch_.from(r).template weigh<T>(rows.size(), scores_, kStride, panels.size(), modified ? 1 : factor);
+      stretch_.from(tile.row).template weigh<T>(rows, tile.scores, kStride, cols, tile.factor);
     else
-      stretch_.from(r).weigh_polynomial(problem.kernel.coefficients(), rows.size(), scores_, kStride,
-                                        panels.size());
-    for (Index i = 0; i < rows.size(); ++i) make_words<T>(panels.size(), scores_ + i * kStride);
-    if (finite(packed, kv, panels))
-      multiply<true, T>(row_count, stretch_.width, panels.size() / kWordSize<T>,
-                        BroadcastOperand<Real>{scores_, kStride, 1}, packed.values(kv, panels.begin),
-                        stretch_.width, stretch_.row(r), stretch_.width);
+      stretch_.from(tile.row).weigh_polynomial(problem.kernel.coefficients(), rows, tile.scores, kStride,
+                                               cols);
+    for (Index i = 0; i < rows; ++i) make_words<T>(cols, tile.scores + i * kStride);
+    if (finite(packed, kv, tile.panels))
+      multiply<true, T>(round_up(rows, kRowMultipleOf<T>), stretch_.width, cols / kWordSize<T>,
+                        BroadcastOperand<Real>{tile.scores, kStride, 1}, packed.values(kv, tile.panels.begin),
+                        stretch_.width, stretch_.row(tile.row), stretch_.width);
     else
-      add_allowed_values(problem, packed, r, rows, keys, panels.begin);
+      add_allowed_values(problem, packed, tile);
   }
 
   /// A masked key's weight is 0, but 0 times an infinite or NaN value is NaN: here such keys are left out one
-  /// by one. The weights begin at key `first`.
-  void add_allowed_values(const Problem& problem, const PackedKeys<T>& packed, Index r, Range rows,
-                          Range keys, Index first) const {
+  /// by one.
+  void add_allowed_values(const Problem& problem, const PackedKeys<T>& packed,
+                          const ScoreTile<Real>& tile) const {
     constexpr Index kSize = kWordSize<T>;
-    const Index kv = problem.kv_head(head_);
-    for (Index i = 0; i < rows.size(); ++i)
-      allowed_[r + i].for_each(keys, [&](Range allowed) {
+    const Index h = block_.head(), kv = problem.kv_head(h), first = tile.panels.begin;
+    for (Index i = 0; i < tile.rows.size(); ++i)
+      block_.allowed(tile.row + i).for_each(tile.keys, [&](Range allowed) {
         for (Index j = allowed.begin; j < allowed.end; ++j) {
-          if (!dense_allows(problem, head_, rows.begin + i, j)) continue;
+          if (!dense_allows(problem, h, tile.rows.begin + i, j)) continue;
           const Index half = j % kSize;
-          const Real weight = element_of<T>(scores_[i * kStride + (j - first) / kSize], half);
+          const Real weight = element_of<T>(tile.scores[i * kStride + (j - first) / kSize], half);
           const Real* values = packed.values(kv, j - half);
           for (Index c = 0; c < stretch_.width; ++c)
-            stretch_.row(r + i)[c] += weight * element_of<T>(values[c], half);
+            stretch_.row(tile.row + i)[c] += weight * element_of<T>(values[c], half);
         }
       });
   }
 
   /// Ends the stretch: its sums join those of the stretches before.
   void fold() const {
-    for (Index r = 0; r < rows_.size(); ++r) totals_.add(r, stretch_, r);
-    stretch_.clear_sums(round_up(rows_.size(), kTileRows));
+    const Index rows = block_.rows().size();
+    for (Index r = 0; r < rows; ++r) totals_.add(r, stretch_, r);
+    stretch_.clear_sums(round_up(rows, kTileRows));
   }
 
   static bool finite(const PackedKeys<T>& packed, Index kv, Range run) {
@@ -210,14 +127,7 @@ class QueryBlock {
     return true;
   }
 
-  Index head_ = 0;
-  Range rows_ = {};
-  Index words_;                // of a query
-  Real* queries_;              // [tiles], as packed
-  KeySet* allowed_;            // [kRows], the keys that each row may attend to
-  BiasReference* references_;  // [kRows]
-  Real* scores_;               // [kTileRows, kStride], then the weights' words
-  Real* scratch_;              // a row of a lag function, or what packing wants
+  QueryRows<T> block_;
   SoftmaxRows<Real> stretch_;
   SoftmaxTotals totals_;
 };

@@ -13,6 +13,7 @@
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/exact/decode.hpp"
+#include "fastrope/exact/decode_rows.hpp"
 #include "fastrope/exact/row_kernels.hpp"
 #include "fastrope/exact/stage.hpp"
 #include "fastrope/problem/problem.hpp"
@@ -82,7 +83,7 @@ class ExactCall {
       : ExactCall(problem, own_scratch(problem, workspace), workspace) {}
   /// With worker_bytes(problem) of scratch that nobody else uses while a task runs: calls may share it.
   ExactCall(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
-      : way_(DecodeAttention<Real>::suits(problem)
+      : way_(DecodeRows<Real>::suits(problem)
                  ? Way(std::in_place_type<DecodeAttention<Real>>, problem, scratch, workspace)
                  : Way(std::in_place_type<TiledAttention<T>>, problem, scratch, workspace)) {}
 
@@ -173,28 +174,24 @@ std::size_t bytes_of_way(const Problem& problem) {
 
 }  // namespace detail
 
-/// Workspace for an exact call of any numbers of queries and keys up to the problem's. Requires
-/// problem.takes_any_sizes().
+/// The most of tiled_bytes(sized) and decode_bytes(sized), of the two ways, over calls of any numbers of
+/// queries and keys up to the problem's. Requires problem.takes_any_sizes().
 ///
 /// Either way takes more for more keys, but for where the keys of a window begin in the panels and splits
 /// that hold them: they fill the most where the first key is the last of one. And more for more queries, but
 /// for how decoding divides its rows into groups, so that each number that it may be given is asked. Rotation
 /// tables that a plan keeps are of use where there are as many keys as queries: fewer are asked for too.
-template <class Real>
-std::size_t exact_capacity_bytes(const Problem& problem) {
-  using Decode = DecodeAttention<Real>;
+template <class Real, class TiledBytes, class DecodeBytes>
+std::size_t most_of_sizes(const Problem& problem, TiledBytes&& tiled_bytes, DecodeBytes&& decode_bytes) {
+  using Rows = DecodeRows<Real>;
   const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
   std::size_t most = 0;
   const auto see = [&](Index queries, Index keys) {
     const Index begin = problem.sized(queries, keys).grid.keys_of(Range{0, queries}).begin;
     for (const Index unit : {Index{1}, kTileCols<Real>, kStretch}) {
       const Problem sized = problem.sized(queries, keys - std::min(begin, (begin + 1) % unit));
-      if (!Decode::must_suit(sized))
-        most =
-            std::max(most, most_of_operands<Real>([&](auto operand) {
-                       return detail::bytes_of_way<TiledAttention<typename decltype(operand)::type>>(sized);
-                     }));
-      if (Decode::may_suit(sized)) most = std::max(most, detail::bytes_of_way<Decode>(sized));
+      if (!Rows::must_suit(sized)) most = std::max(most, tiled_bytes(sized));
+      if (Rows::may_suit(sized)) most = std::max(most, decode_bytes(sized));
     }
   };
   const auto see_all = [&](Index queries) {
@@ -202,8 +199,20 @@ std::size_t exact_capacity_bytes(const Problem& problem) {
     see(queries, std::min(n_k, std::max<Index>(queries - 1, 0)));
   };
   see_all(n_q);
-  for (Index queries = std::min(n_q, Decode::kMaxRows); queries > 0; --queries) see_all(queries);
+  for (Index queries = std::min(n_q, Rows::kMaxRows); queries > 0; --queries) see_all(queries);
   return most;
+}
+
+/// Workspace for an exact call of any numbers of queries and keys up to the problem's. Requires
+/// problem.takes_any_sizes().
+template <class Real>
+std::size_t exact_capacity_bytes(const Problem& problem) {
+  const auto tiled_bytes = [](const Problem& sized) {
+    return most_of_operands<Real>([&](auto operand) {
+      return detail::bytes_of_way<TiledAttention<typename decltype(operand)::type>>(sized);
+    });
+  };
+  return most_of_sizes<Real>(problem, tiled_bytes, detail::bytes_of_way<DecodeAttention<Real>>);
 }
 
 /// Attends with exact_workspace_bytes of memory. Operand: of the tensors, as OperandOf has it.

@@ -12,9 +12,7 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <cstddef>
 #include <limits>
 #include <span>
 #include <type_traits>
@@ -27,42 +25,9 @@
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/exp2.hpp"
-#include "fastrope/exact/tile_kernel.hpp"
-#include "fastrope/problem/kernel.hpp"
+#include "fastrope/exact/polynomial_weights.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
-
-namespace detail {
-
-/// x [kVecs vectors] become P(x) by Horner's rule, side by side since each waits for itself, or 0 where x is
-/// -infinity. Returns total plus all of them.
-template <int kVecs, class Real>
-HWY_INLINE simd::Vec<Real> polynomial_weights(std::span<const Real> coefficients, Real* x,
-                                              simd::Vec<Real> total) {
-  using namespace simd;
-  const std::size_t degree = coefficients.size() - 1;
-  Vec<Real> p[kVecs], score[kVecs];
-#pragma GCC unroll 4
-  for (int v = 0; v < kVecs; ++v) {
-    score[v] = load(x + v * kLanes<Real>);
-    p[v] = set(coefficients[degree]);
-  }
-  for (std::size_t k = degree; k-- > 0;) {
-    const Vec<Real> coefficient = set(coefficients[k]);
-#pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) p[v] = fma(p[v], score[v], coefficient);
-  }
-  const Vec<Real> masked = set(-std::numeric_limits<Real>::infinity());
-#pragma GCC unroll 4
-  for (int v = 0; v < kVecs; ++v) {
-    p[v] = if_equal(score[v], masked, zero<Real>(), p[v]);
-    total = add(total, p[v]);
-    store<Real>(p[v], x + v * kLanes<Real>);
-  }
-  return total;
-}
-
-}  // namespace detail
 
 /// The most keys whose sums are kept in the arithmetic of the call before they are folded into double.
 inline constexpr Index kStretch = 1024;
@@ -163,18 +128,10 @@ struct SoftmaxRows {
   void weigh_polynomial(std::span<const double> coefficients, Index rows, Real* scores, Index stride,
                         Index cols) const {
     using namespace simd;
-    std::array<Real, Kernel::kMaxDegree + 1> c;
-    std::transform(coefficients.begin(), coefficients.end(), c.begin(),
-                   [](double coefficient) { return static_cast<Real>(coefficient); });
+    const PolynomialWeights<Real> weights(coefficients);
     std::fill_n(maximum, rows, Real{0});
-    const std::span<const Real> used(c.data(), coefficients.size());
     for (Index i = 0; i < rows; ++i) {
-      Real* row = scores + i * stride;
-      Vec<Real> total = zero<Real>();
-      Index j = 0;
-      for (; j + kTileVecs * kLanes <= cols; j += kTileVecs * kLanes)
-        total = detail::polynomial_weights<kTileVecs>(used, row + j, total);
-      for (; j < cols; j += kLanes) total = detail::polynomial_weights<1>(used, row + j, total);
+      const Vec<Real> total = weights.of(scores + i * stride, cols);
       store<Real>(add(load(parts + i * kLanes), total), parts + i * kLanes);
     }
   }

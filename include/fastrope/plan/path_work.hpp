@@ -9,7 +9,7 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/exact/attention.hpp"
-#include "fastrope/exact/decode.hpp"
+#include "fastrope/exact/decode_rows.hpp"
 #include "fastrope/plan/work.hpp"
 #include "fastrope/polynomial/far_pairs.hpp"
 #include "fastrope/polynomial/state.hpp"
@@ -53,7 +53,7 @@ Work exact_work(const Problem& problem) {
   const Shapes& s = problem.shapes;
   const double pairs = problem.grid.allowed_pairs();
   const Work work = tile_work<Real>(problem, pairs, static_cast<double>(s.n_q));
-  if (!DecodeAttention<Real>::suits(problem)) return work + packing_work(problem, 1);
+  if (!DecodeRows<Real>::suits(problem)) return work + packing_work(problem, 1);
   const double read = pairs * static_cast<double>(s.d + s.d_v) / static_cast<double>(problem.group());
   return work + Work{.element = read / kStreamed};
 }
