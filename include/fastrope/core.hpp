@@ -2,6 +2,7 @@
 // recurrent attention with a polynomial kernel, and ExpPolynomial. Plans and attend() are in fastrope.hpp.
 #pragma once
 
+#include "fastrope/core/quantize.hpp"
 #include "fastrope/exact/attend_partial.hpp"
 #include "fastrope/exact/batch.hpp"
 #include "fastrope/plan/exp_polynomial.hpp"

@@ -243,8 +243,10 @@ class DecodeAttention {
     }
   }
 
-  /// Bytes of a row for a vector of columns.
-  static Index step_of(const StoredRows& x) { return x.type->bytes_of(simd::kLanes<Real>); }
+  /// Bytes of a row for a vector of columns, rounded up.
+  static Index step_of(const StoredRows& x) {
+    return ceil_div(simd::kLanes<Real> * x.type->bytes, x.type->elements);
+  }
 
   /// scores [rows, kBlock] of the block that holds the keys `seen`, up to the last of them, for whole groups
   /// of four, while the values are fetched.

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <type_traits>
 
+#include "fastrope/core/columns.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/paged_view.hpp"
 #include "fastrope/core/simd.hpp"
@@ -22,13 +23,19 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// Keys whose scores decoding holds at once.
 inline constexpr Index kDecodeBlock = 64;
 
-/// Bytes that are fetched together: 16-bit rows need a line for every second vector.
+/// Bytes that are fetched together.
 inline constexpr Index kLine = 64;
 
-/// Rows to fetch: `step` bytes of each for a vector of columns.
+/// Rows to fetch: `step` bytes of each for a vector of columns, or a little more where that is no whole
+/// number.
 struct RowsAhead {
   const std::byte* const* rows;
   Index step;
+
+  /// Where in the rows a line begins with the bytes [at, at + step) for a vector, if any does: 16-bit rows
+  /// need one for every second vector.
+  HWY_INLINE bool begins_line(Index at) const { return round_up(at, kLine) < at + step; }
+  HWY_INLINE void fetch_line(Index j, Index at) const { simd::prefetch(rows[j], round_up(at, kLine)); }
 };
 
 namespace detail {
@@ -40,6 +47,7 @@ template <class Real, int kQueries, int kKeys, class T>
 HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, const std::byte* const* keys,
                           RowsAhead ahead, Real* scores) {
   using namespace simd;
+  using Read = Columns<Real, T>;
   constexpr Index kStep = kLanes<Real>;
   Vec<Real> sum[kQueries][kKeys];
 #pragma GCC unroll 8
@@ -49,10 +57,11 @@ HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, cons
   Index fetched = 0;  // bytes of the rows ahead
   const auto step = [&](Index c, auto&& load_key) HWY_ATTR {
     Vec<Real> key[kKeys];
+    const bool fetches = ahead.begins_line(fetched);
 #pragma GCC unroll 8
     for (int j = 0; j < kKeys; ++j) {
-      key[j] = load_key(reinterpret_cast<const T*>(keys[j]) + c);
-      if (fetched % kLine == 0) prefetch(ahead.rows[j], fetched);
+      key[j] = load_key(j);
+      if (fetches) ahead.fetch_line(j, fetched);
     }
     fetched += ahead.step;
 #pragma GCC unroll 8
@@ -63,8 +72,14 @@ HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, cons
     }
   };
   Index c = 0;
-  for (; c + kStep <= d; c += kStep) step(c, [](const T* p) { return load_as<Real>(p); });
-  if (c < d) step(c, [d, c](const T* p) { return load_first_as<Real>(p, d - c); });
+  for (; c + Read::kVecs * kStep <= d; c += Read::kVecs * kStep) {
+    Read columns[kKeys];
+#pragma GCC unroll 8
+    for (int j = 0; j < kKeys; ++j) columns[j] = Read(keys[j], c);
+#pragma GCC unroll 8
+    for (Index i = 0; i < Read::kVecs; ++i) step(c + i * kStep, [&](int j) { return columns[j][i]; });
+  }
+  if (c < d) step(c, [&](int j) { return Read(keys[j], c).first(d - c); });
 #pragma GCC unroll 8
   for (int r = 0; r < kQueries; ++r)
 #pragma GCC unroll 8
@@ -80,6 +95,7 @@ template <class Real, int kQueries, int kVecs, class T>
 HWY_INLINE void add_weighted_rows(const Real* weights, const std::byte* const* values, RowsAhead ahead,
                                   Index count, Index c, Index tail, Real* output, Index output_stride) {
   using namespace simd;
+  using Read = Columns<Real, T>;
   constexpr Index kStep = kLanes<Real>;
   Vec<Real> sum[kQueries][kVecs];
 #pragma GCC unroll 8
@@ -89,11 +105,13 @@ HWY_INLINE void add_weighted_rows(const Real* weights, const std::byte* const* v
   const Index fetched = c / kStep * ahead.step;
   for (Index j = 0; j < count; ++j) {
     Vec<Real> row[kVecs];
+    Read columns;
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
-      const T* p = reinterpret_cast<const T*>(values[j]) + c + v * kStep;
-      row[v] = v + 1 == kVecs && tail > 0 ? load_first_as<Real>(p, tail) : load_as<Real>(p);
-      if (v * ahead.step % kLine == 0) prefetch(ahead.rows[j], fetched + v * ahead.step);
+      if (v % Read::kVecs == 0) columns = Read(values[j], c + v * kStep);
+      row[v] = v + 1 == kVecs && tail > 0 ? columns.first(tail) : columns[v % Read::kVecs];
+      const Index at = fetched + v * ahead.step;
+      if (ahead.begins_line(at)) ahead.fetch_line(j, at);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kQueries; ++r) {

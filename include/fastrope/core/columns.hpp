@@ -1,0 +1,99 @@
+// Columns: consecutive columns of a stored row as vectors, how kernels read keys and values where they lie.
+//
+// Those of one vector, or of a whole block, whose scale is then read once. On AVX-512 a block of Q8_0 costs
+// two widening loads, two conversions and two products; one of Q4_0 a widening load, a shift and two lookups
+// in its sixteen numbers, which a register holds.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/quantised.hpp"
+#include "fastrope/core/simd.hpp"
+#include "fastrope/core/target.hpp"
+
+namespace fastrope::inline FASTROPE_TARGET::simd {
+
+/// Vector i < kVecs of [i] holds the elements of a row of T from column c + i kLanes on. c: a multiple of
+/// kLanes; where vectors stay in c's block.
+template <class Real, class T>
+class Columns {
+ public:
+  static constexpr Index kVecs = 1;
+
+  Columns() = default;
+  HWY_INLINE Columns(const std::byte* row, Index c) : data_(reinterpret_cast<const T*>(row) + c) {}
+  HWY_INLINE Vec<Real> operator[](Index) const { return load_as<Real>(data_); }
+  /// Less than a vector at the end of a row: `count` elements, and zeros after them. Of blocks there is no
+  /// such.
+  HWY_INLINE Vec<Real> first(Index count) const { return load_first_as<Real>(data_, count); }
+
+ private:
+  const T* data_;
+};
+
+template <class Real>
+class Columns<Real, Q8_0> {
+ public:
+  static constexpr Index kVecs = Q8_0::kElements / kLanes<Real>;
+
+  Columns() = default;
+  HWY_INLINE Columns(const std::byte* row, Index c)
+      : Columns(reinterpret_cast<const Q8_0*>(row)[c / Q8_0::kElements], c % Q8_0::kElements) {}
+  HWY_INLINE Vec<Real> operator[](Index i) const {
+    return mul(scale_, load_as<Real>(values_ + i * kLanes<Real>));
+  }
+  HWY_INLINE Vec<Real> first(Index) const { return zero<Real>(); }
+
+ private:
+  HWY_INLINE Columns(const Q8_0& block, Index first)
+      : scale_(set_half<Real>(&block.scale)), values_(block.values + first) {}
+
+  Vec<Real> scale_;
+  const std::int8_t* values_;
+};
+
+template <class Real>
+class Columns<Real, Q4_0> {
+ public:
+  static constexpr Index kVecs = Q4_0::kElements / kLanes<Real>;
+
+  Columns() = default;
+  HWY_INLINE Columns(const std::byte* row, Index c)
+      : Columns(reinterpret_cast<const Q4_0*>(row)[c / Q4_0::kElements], c % Q4_0::kElements) {}
+  HWY_INLINE Vec<Real> operator[](Index i) const {
+    const Index j = first_ + i * kLanes<Real>;
+    return j < kHalf ? numbers_.low(nibbles_ + j) : numbers_.high(nibbles_ + j - kHalf);
+  }
+  HWY_INLINE Vec<Real> first(Index) const { return zero<Real>(); }
+
+ private:
+  static constexpr Index kHalf = Q4_0::kElements / 2;
+  static_assert(kLanes<Real> <= kHalf);
+
+  HWY_INLINE Columns(const Q4_0& block, Index first)
+      : numbers_(set_half<Real>(&block.scale)), nibbles_(block.nibbles), first_(first) {}
+
+  Nibbles<Real> numbers_;
+  const std::uint8_t* nibbles_;
+  Index first_;
+};
+
+/// to [count] = the first elements of a row of T, whole blocks of them.
+template <class T, class Real>
+void convert_row(const std::byte* row, Index count, Real* to) {
+  if constexpr (kElementsOf<T> == 1) {
+    convert(reinterpret_cast<const T*>(row), count, to);
+  } else {
+    constexpr Index kVecs = Columns<Real, T>::kVecs;
+    for (Index c = 0; c < count; c += kElementsOf<T>) {
+      const Columns<Real, T> columns(row, c);
+#pragma GCC unroll 8
+      for (Index i = 0; i < kVecs; ++i) store<Real>(columns[i], to + c + i * kLanes<Real>);
+    }
+  }
+}
+
+}  // namespace fastrope::inline FASTROPE_TARGET::simd
