@@ -16,6 +16,16 @@
 
 namespace fastrope::inline FASTROPE_TARGET::simd {
 
+/// The block of column c, and its scale.
+template <class Block>
+HWY_INLINE const Block& block_at(const std::byte* row, Index c) {
+  return reinterpret_cast<const Block*>(row)[c / Block::kElements];
+}
+template <class Real, class Block>
+HWY_INLINE Vec<Real> block_scale(const std::byte* row, Index c) {
+  return set_half<Real>(&block_at<Block>(row, c).scale);
+}
+
 /// Vector i < kVecs of [i] holds the elements of a row of T from column c + i kLanes on. c: a multiple of
 /// kLanes; where vectors stay in c's block.
 template <class Real, class T>
@@ -40,17 +50,16 @@ class Columns<Real, Q8_0> {
   static constexpr Index kVecs = Q8_0::kElements / kLanes<Real>;
 
   Columns() = default;
-  HWY_INLINE Columns(const std::byte* row, Index c)
-      : Columns(reinterpret_cast<const Q8_0*>(row)[c / Q8_0::kElements], c % Q8_0::kElements) {}
+  HWY_INLINE Columns(const std::byte* row, Index c) : Columns(row, c, block_scale<Real, Q8_0>(row, c)) {}
+  /// With another scale than the block's.
+  HWY_INLINE Columns(const std::byte* row, Index c, Vec<Real> scale)
+      : scale_(scale), values_(block_at<Q8_0>(row, c).values + c % Q8_0::kElements) {}
   HWY_INLINE Vec<Real> operator[](Index i) const {
     return mul(scale_, load_as<Real>(values_ + i * kLanes<Real>));
   }
   HWY_INLINE Vec<Real> first(Index) const { return zero<Real>(); }
 
  private:
-  HWY_INLINE Columns(const Q8_0& block, Index first)
-      : scale_(set_half<Real>(&block.scale)), values_(block.values + first) {}
-
   Vec<Real> scale_;
   const std::int8_t* values_;
 };
@@ -61,8 +70,9 @@ class Columns<Real, Q4_0> {
   static constexpr Index kVecs = Q4_0::kElements / kLanes<Real>;
 
   Columns() = default;
-  HWY_INLINE Columns(const std::byte* row, Index c)
-      : Columns(reinterpret_cast<const Q4_0*>(row)[c / Q4_0::kElements], c % Q4_0::kElements) {}
+  HWY_INLINE Columns(const std::byte* row, Index c) : Columns(row, c, block_scale<Real, Q4_0>(row, c)) {}
+  HWY_INLINE Columns(const std::byte* row, Index c, Vec<Real> scale)
+      : numbers_(scale), nibbles_(block_at<Q4_0>(row, c).nibbles), first_(c % Q4_0::kElements) {}
   HWY_INLINE Vec<Real> operator[](Index i) const {
     const Index j = first_ + i * kLanes<Real>;
     return j < kHalf ? numbers_.low(nibbles_ + j) : numbers_.high(nibbles_ + j - kHalf);
@@ -72,9 +82,6 @@ class Columns<Real, Q4_0> {
  private:
   static constexpr Index kHalf = Q4_0::kElements / 2;
   static_assert(kLanes<Real> <= kHalf);
-
-  HWY_INLINE Columns(const Q4_0& block, Index first)
-      : numbers_(set_half<Real>(&block.scale)), nibbles_(block.nibbles), first_(first) {}
 
   Nibbles<Real> numbers_;
   const std::uint8_t* nibbles_;

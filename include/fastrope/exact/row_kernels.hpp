@@ -88,12 +88,22 @@ HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, cons
                         scores + r * kDecodeBlock + j);
 }
 
+/// Vectors of columns that are summed at once, and how many of them have weights of their own: scales of
+/// blocks are multiplied into the weights, which are fewer than the values.
+template <class Real>
+inline constexpr int kSumVecs = simd::kRegisters >= 32 ? 4 : 2;
+template <class Real, class T>
+inline constexpr int kWeightVecs = kElementsOf<T> == 1 ? kSumVecs<Real>
+                                                       : static_cast<int>(simd::Columns<Real, T>::kVecs);
+
 /// output(r, c) += sum_j weights(r, j) values[j][c] for kQueries rows and kVecs vectors of columns from c on,
-/// of which the last may be `tail` > 0 elements. weights: row stride kDecodeBlock. The same columns of
-/// `ahead` are fetched meanwhile.
+/// of which the last may be `tail` > 0 elements. weights: [rows, kDecodeBlock] of every kWeightVecs vectors,
+/// `part` apart; of blocks the values are those over their scale. The same columns of `ahead` are fetched
+/// meanwhile.
 template <class Real, int kQueries, int kVecs, class T>
-HWY_INLINE void add_weighted_rows(const Real* weights, const std::byte* const* values, RowsAhead ahead,
-                                  Index count, Index c, Index tail, Real* output, Index output_stride) {
+HWY_INLINE void add_weighted_rows(const Real* weights, Index part, const std::byte* const* values,
+                                  RowsAhead ahead, Index count, Index c, Index tail, Real* output,
+                                  Index output_stride) {
   using namespace simd;
   using Read = Columns<Real, T>;
   constexpr Index kStep = kLanes<Real>;
@@ -108,23 +118,53 @@ HWY_INLINE void add_weighted_rows(const Real* weights, const std::byte* const* v
     Read columns;
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
-      if (v % Read::kVecs == 0) columns = Read(values[j], c + v * kStep);
+      if constexpr (kElementsOf<T> == 1)
+        columns = Read(values[j], c + v * kStep);
+      else if (v % Read::kVecs == 0)
+        columns = Read(values[j], c + v * kStep, set(Real{1}));
       row[v] = v + 1 == kVecs && tail > 0 ? columns.first(tail) : columns[v % Read::kVecs];
       const Index at = fetched + v * ahead.step;
       if (ahead.begins_line(at)) ahead.fetch_line(j, at);
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < kQueries; ++r) {
-      const Vec<Real> weight = set(weights[r * kDecodeBlock + j]);
+    for (int r = 0; r < kQueries; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(weight, row[v], sum[r][v]);
-    }
+      for (int v = 0; v < kVecs; ++v) {
+        const Real* of_part = weights + v / kWeightVecs<Real, T> * part;
+        sum[r][v] = fma(set(of_part[r * kDecodeBlock + j]), row[v], sum[r][v]);
+      }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kQueries; ++r)
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) store<Real>(sum[r][v], output + r * output_stride + c + v * kStep);
 }
+
+/// weights [kQueries, kDecodeBlock] times the scales of the rows' blocks, for those of kVecs vectors of
+/// columns from c on: [blocks, kQueries, kDecodeBlock].
+template <class Real, class T, int kQueries, int kVecs>
+class ScaledWeights {
+ public:
+  static constexpr Index kPart = kQueries * kDecodeBlock;
+
+  ScaledWeights(const Real* weights, const std::byte* const* values, Index count, Index c) {
+    for (Index b = 0; b < kBlocks; ++b) {
+      std::array<float16, kDecodeBlock> stored{};
+      for (Index j = 0; j < count; ++j)
+        stored[static_cast<std::size_t>(j)] = simd::block_at<T>(values[j], c + b * T::kElements).scale;
+      alignas(64) Real scales[kDecodeBlock];
+      simd::convert(stored.data(), kDecodeBlock, scales);
+      for (Index r = 0; r < kQueries; ++r)
+        simd::multiply_elements(weights + r * kDecodeBlock, scales, count,
+                                scaled_ + b * kPart + r * kDecodeBlock);
+    }
+  }
+  const Real* data() const { return scaled_; }
+
+ private:
+  static constexpr Index kBlocks = std::max<Index>(1, kVecs* simd::kLanes<Real> / T::kElements);
+  alignas(64) Real scaled_[kBlocks * kPart];
+};
 
 /// tile(std::integral_constant<int, n>{}, r) for consecutive tiles of n = 4, 2 or 1 of `rows` rows from r on.
 template <class Tile>
@@ -155,19 +195,26 @@ template <class Real, class T>
 void sum_rows(Index rows, Index d_v, const Real* weights, const std::byte* const* values, RowsAhead ahead,
               Index count, Real* output, Index output_stride) {
   constexpr Index kStep = simd::kLanes<Real>;
-  constexpr Index kVecs = simd::kRegisters >= 32 ? 4 : 2;
+  constexpr int kVecs = kSumVecs<Real>;
   for (Index c = 0; c < d_v;) {
     const bool wide = c + kVecs * kStep <= d_v;
     for_query_tiles(rows, [&](auto together, Index r) {
       constexpr int kQueries = together;
       const auto add = [&](auto vectors) {
-        constexpr Index kWide = vectors;
-        add_weighted_rows<Real, kQueries, kWide, T>(
-            weights + r * kDecodeBlock, values, ahead, count, c,
-            std::max<Index>(0, kWide == 1 && c + kStep > d_v ? d_v - c : 0), output + r * output_stride,
-            output_stride);
+        constexpr int kWide = vectors;
+        const Index tail = kWide == 1 && c + kStep > d_v ? d_v - c : 0;
+        const Real* of_rows = weights + r * kDecodeBlock;
+        Real* to = output + r * output_stride;
+        if constexpr (kElementsOf<T> == 1) {
+          add_weighted_rows<Real, kQueries, kWide, T>(of_rows, 0, values, ahead, count, c, tail, to,
+                                                      output_stride);
+        } else {
+          const ScaledWeights<Real, T, kQueries, kWide> scaled(of_rows, values, count, c);
+          add_weighted_rows<Real, kQueries, kWide, T>(scaled.data(), scaled.kPart, values, ahead, count, c,
+                                                      tail, to, output_stride);
+        }
       };
-      wide ? add(std::integral_constant<Index, kVecs>{}) : add(std::integral_constant<Index, 1>{});
+      wide ? add(std::integral_constant<int, kVecs>{}) : add(std::integral_constant<int, 1>{});
     });
     c += wide ? kVecs * kStep : kStep;
   }
