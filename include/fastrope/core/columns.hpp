@@ -1,6 +1,6 @@
 // Columns: consecutive columns of a stored row as vectors, how kernels read keys and values where they lie.
 //
-// Those of one vector, or of a whole block, whose scale is then read once. On AVX-512 a block of Q8_0 costs
+// Of one vector, or of a whole block, whose scale is then read once. On AVX-512 a block of Q8_0 costs
 // two widening loads, two conversions and two products; one of Q4_0 a widening load, a shift and two lookups
 // in its sixteen numbers, which a register holds.
 #pragma once
@@ -26,8 +26,8 @@ HWY_INLINE Vec<Real> block_scale(const std::byte* row, Index c) {
   return set_half<Real>(&block_at<Block>(row, c).scale);
 }
 
-/// Vector i < kVecs of [i] holds the elements of a row of T from column c + i kLanes on. c: a multiple of
-/// kLanes; where vectors stay in c's block.
+/// [i], i < kVecs: the kLanes elements of a row of T from column c + i kLanes on. Requires c a multiple of
+/// kLanes and, in blocks, that these are in c's own.
 template <class Real, class T>
 class Columns {
  public:
@@ -36,8 +36,7 @@ class Columns {
   Columns() = default;
   HWY_INLINE Columns(const std::byte* row, Index c) : data_(reinterpret_cast<const T*>(row) + c) {}
   HWY_INLINE Vec<Real> operator[](Index) const { return load_as<Real>(data_); }
-  /// Less than a vector at the end of a row: `count` elements, and zeros after them. Of blocks there is no
-  /// such.
+  /// The last `count` < kLanes elements of a row, and zeros. Rows of blocks have no such end.
   HWY_INLINE Vec<Real> first(Index count) const { return load_first_as<Real>(data_, count); }
 
  private:

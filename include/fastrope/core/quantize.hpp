@@ -49,7 +49,7 @@ inline float largest_of_block(const float* x, Index first) {
   return *std::find_if(x, x + kCount, [size](float y) { return std::abs(y) == size; });
 }
 
-/// Within the range of float16, and what numbers are divided by it with: 0 where a scale is none.
+/// A scale within the range of float16, as it is stored, and its inverse; 0 where that is 0.
 struct BlockScale {
   float16 stored;
   float inverse;
@@ -62,7 +62,8 @@ struct BlockScale {
   }
 };
 
-/// n[j] = x[j] factor + offset in [lowest, highest], towards 0; offset with the sign of x where it is signed.
+/// n[j] = x[j] factor + offset for j < 32, within [lowest, highest] and towards 0. Signed: -offset where x
+/// factor is negative.
 template <bool kSigned>
 void integers_of_block(const float* x, float factor, float offset, float lowest, float highest,
                        std::int32_t* n) {
@@ -76,11 +77,11 @@ void integers_of_block(const float* x, float factor, float offset, float lowest,
 
 }  // namespace detail
 
-/// The bytes of ggml's reference (quantize_row_q8_0_ref): scale = max|x| / 127 as float16, values x / scale
-/// before that rounding to the nearest integer, halves away from 0. Where that is no normal float16, a number
-/// is off by scale / 2 and a little. Beyond max|x| = 127 65504 numbers become the largest; where max|x| / 127
-/// rounds to 0 they become 0. Throws Error for a number that is not finite, and unless x has 32 numbers for
-/// each block.
+/// scale = max|x| / 127, values = x / scale to the nearest integer, halves away from 0, by the scale before
+/// it is rounded to float16: the bytes of ggml's reference (quantize_row_q8_0_ref). Numbers are off by half a
+/// scale and 2^-11 of their size. Where max|x| > 127 65504, numbers beyond that become the largest; where
+/// max|x| / 127 rounds to 0 in float16, all become 0. Throws Error for a number that is not finite, and
+/// unless x has 32 numbers for each block.
 inline void quantize(std::span<const float> x, std::span<Q8_0> to) {
   detail::require_as_many<Q8_0>(x, to);
   const float* from = x.data();
@@ -95,10 +96,10 @@ inline void quantize(std::span<const float> x, std::span<Q8_0> to) {
   }
 }
 
-/// The bytes of ggml's reference (quantize_row_q4_0_ref): scale = m / -8 as float16, m the number of most
-/// size, which becomes n = 0; n = min(15, floor(x / scale + 8.5)), by the scale before that rounding. Numbers
-/// of most size and the other sign are off by up to a scale. What is beyond float16, too small for it, and
-/// not finite: as for Q8_0.
+/// scale = m / -8, m the number of most size, the first of several; n = min(15, floor(x / scale + 8.5)), by
+/// the scale before it is rounded to float16: the bytes of ggml's reference (quantize_row_q4_0_ref). Numbers
+/// are off by half a scale, those near -m by up to a whole one, and by 2^-11 of their size. The rest is as
+/// for Q8_0.
 inline void quantize(std::span<const float> x, std::span<Q4_0> to) {
   detail::require_as_many<Q4_0>(x, to);
   constexpr Index kHalf = Q4_0::kElements / 2;

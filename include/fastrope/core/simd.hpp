@@ -154,8 +154,7 @@ template <class V>
 HWY_INLINE V copy_sign(V x, V y) {
   return hn::CopySign(x, y);
 }
-/// *p in every lane. Requires 8 bytes at p, as a block of quantised numbers has: a narrower load would cost
-/// more.
+/// *p in every lane. Reads 8 bytes, as a block of quantised numbers has: a narrower load would cost more.
 template <class Real>
 HWY_INLINE Vec<Real> set_half(const float16* p) {
   const hn::CappedTag<float, 4> some;
@@ -163,8 +162,7 @@ HWY_INLINE Vec<Real> set_half(const float16* p) {
   const auto x = hn::PromoteTo(some, hn::LoadU(halves, reinterpret_cast<const hwy::float16_t*>(p)));
   return set(static_cast<Real>(hn::GetLane(x)));
 }
-/// The numbers (n - 8) scale for n = 0 .. 15, chosen by halves of bytes: a register of AVX-512 holds them
-/// all.
+/// The numbers (n - 8) scale, n a half of a byte. A register of AVX-512 holds all sixteen.
 template <class Real>
 class Nibbles {
  public:

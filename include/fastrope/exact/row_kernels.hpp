@@ -26,16 +26,13 @@ inline constexpr Index kDecodeBlock = 64;
 /// Bytes that are fetched together.
 inline constexpr Index kLine = 64;
 
-/// Rows to fetch: `step` bytes of each for a vector of columns, or a little more where that is no whole
-/// number.
+/// Rows to fetch: `step` bytes of each for a vector of columns, rounded up.
 struct RowsAhead {
   const std::byte* const* rows;
   Index step;
 
-  /// Where in the rows a line begins with the bytes [at, at + step) for a vector, if any does: 16-bit rows
-  /// need one for every second vector.
-  HWY_INLINE bool begins_line(Index at) const { return round_up(at, kLine) < at + step; }
-  HWY_INLINE void fetch_line(Index j, Index at) const { simd::prefetch(rows[j], round_up(at, kLine)); }
+  /// Whether to fetch a line at these bytes: once a line, so 16-bit rows at every second vector.
+  HWY_INLINE bool begins_line(Index at) const { return at % kLine < step; }
 };
 
 namespace detail {
@@ -57,11 +54,10 @@ HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, cons
   Index fetched = 0;  // bytes of the rows ahead
   const auto step = [&](Index c, auto&& load_key) HWY_ATTR {
     Vec<Real> key[kKeys];
-    const bool fetches = ahead.begins_line(fetched);
 #pragma GCC unroll 8
     for (int j = 0; j < kKeys; ++j) {
       key[j] = load_key(j);
-      if (fetches) ahead.fetch_line(j, fetched);
+      if (ahead.begins_line(fetched)) prefetch(ahead.rows[j], fetched);
     }
     fetched += ahead.step;
 #pragma GCC unroll 8
@@ -88,8 +84,8 @@ HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, cons
                         scores + r * kDecodeBlock + j);
 }
 
-/// Vectors of columns that are summed at once, and how many of them have weights of their own: scales of
-/// blocks are multiplied into the weights, which are fewer than the values.
+/// Vectors of columns that are summed at once, and how many of them share weights: the scales of blocks of
+/// values are multiplied into the weights, which are fewer.
 template <class Real>
 inline constexpr int kSumVecs = simd::kRegisters >= 32 ? 4 : 2;
 template <class Real, class T>
@@ -98,7 +94,7 @@ inline constexpr int kWeightVecs = kElementsOf<T> == 1 ? kSumVecs<Real>
 
 /// output(r, c) += sum_j weights(r, j) values[j][c] for kQueries rows and kVecs vectors of columns from c on,
 /// of which the last may be `tail` > 0 elements. weights: [rows, kDecodeBlock] of every kWeightVecs vectors,
-/// `part` apart; of blocks the values are those over their scale. The same columns of `ahead` are fetched
+/// `part` apart, which blocks' scales are in. The same columns of `ahead` are fetched
 /// meanwhile.
 template <class Real, int kQueries, int kVecs, class T>
 HWY_INLINE void add_weighted_rows(const Real* weights, Index part, const std::byte* const* values,
@@ -123,16 +119,18 @@ HWY_INLINE void add_weighted_rows(const Real* weights, Index part, const std::by
       else if (v % Read::kVecs == 0)
         columns = Read(values[j], c + v * kStep, set(Real{1}));
       row[v] = v + 1 == kVecs && tail > 0 ? columns.first(tail) : columns[v % Read::kVecs];
-      const Index at = fetched + v * ahead.step;
-      if (ahead.begins_line(at)) ahead.fetch_line(j, at);
+      if (ahead.begins_line(v * ahead.step)) prefetch(ahead.rows[j], fetched + v * ahead.step);
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < kQueries; ++r)
+    for (int r = 0; r < kQueries; ++r) {
+      Vec<Real> weight;
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) {
-        const Real* of_part = weights + v / kWeightVecs<Real, T> * part;
-        sum[r][v] = fma(set(of_part[r * kDecodeBlock + j]), row[v], sum[r][v]);
+        if (v % kWeightVecs<Real, T> == 0)
+          weight = set(weights[v / kWeightVecs<Real, T> * part + r * kDecodeBlock + j]);
+        sum[r][v] = fma(weight, row[v], sum[r][v]);
       }
+    }
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kQueries; ++r)
@@ -140,8 +138,8 @@ HWY_INLINE void add_weighted_rows(const Real* weights, Index part, const std::by
     for (int v = 0; v < kVecs; ++v) store<Real>(sum[r][v], output + r * output_stride + c + v * kStep);
 }
 
-/// weights [kQueries, kDecodeBlock] times the scales of the rows' blocks, for those of kVecs vectors of
-/// columns from c on: [blocks, kQueries, kDecodeBlock].
+/// [blocks, kQueries, kDecodeBlock]: weights(r, j) times the scale of row j's block, for each that holds some
+/// of kVecs vectors of columns from c on.
 template <class Real, class T, int kQueries, int kVecs>
 class ScaledWeights {
  public:
