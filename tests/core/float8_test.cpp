@@ -46,8 +46,8 @@ double definition(unsigned bits) {
 
 template <class T>
 class Float8 : public testing::Test {};
-using Types = testing::Types<float8_e4m3, float8_e5m2>;
-TYPED_TEST_SUITE(Float8, Types);
+using Float8Types = testing::Types<float8_e4m3, float8_e5m2>;
+TYPED_TEST_SUITE(Float8, Float8Types);
 
 TYPED_TEST(Float8, NumbersAreThoseOfTheFormatInVectorsToo) {
   std::vector<TypeParam> all;

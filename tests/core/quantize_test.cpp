@@ -19,12 +19,12 @@ namespace {
 
 using fastrope_test::error_of;
 
-constexpr std::size_t kCount = 32;
+constexpr std::size_t kBlockCount = 32;
 
-float number(const Q8_0& block, std::size_t j) {
+float block_number(const Q8_0& block, std::size_t j) {
   return static_cast<float>(block.values[j]) * static_cast<float>(block.scale);
 }
-float number(const Q4_0& block, std::size_t j) {
+float block_number(const Q4_0& block, std::size_t j) {
   const int n = j < 16 ? block.nibbles[j] & 15 : block.nibbles[j - 16] >> 4;
   return static_cast<float>(n - 8) * static_cast<float>(block.scale);
 }
@@ -36,7 +36,7 @@ Q8_0 by_definition(Q8_0, const std::vector<float>& x) {
   const double scale = most / 127;
   Q8_0 block;
   block.scale = static_cast<float>(scale);
-  for (std::size_t j = 0; j < kCount; ++j)
+  for (std::size_t j = 0; j < kBlockCount; ++j)
     block.values[j] = static_cast<std::int8_t>(scale == 0 ? 0 : std::round(x[j] / scale));
   return block;
 }
@@ -47,7 +47,7 @@ Q4_0 by_definition(Q4_0, const std::vector<float>& x) {
   const double scale = most / -8;
   Q4_0 block;
   block.scale = static_cast<float>(scale);
-  for (std::size_t j = 0; j < kCount; ++j) {
+  for (std::size_t j = 0; j < kBlockCount; ++j) {
     const int n = std::min(15, static_cast<int>((scale == 0 ? 0 : x[j] / scale) + 8.5));
     block.nibbles[j % 16] = static_cast<std::uint8_t>(block.nibbles[j % 16] | (j < 16 ? n : n << 4));
   }
@@ -70,8 +70,8 @@ class Blocks : public testing::Test {
  protected:
   static constexpr int kMost = std::is_same_v<T, Q8_0> ? 127 : 8;
 };
-using Types = testing::Types<Q8_0, Q4_0>;
-TYPED_TEST_SUITE(Blocks, Types);
+using BlockTypes = testing::Types<Q8_0, Q4_0>;
+TYPED_TEST_SUITE(Blocks, BlockTypes);
 
 TYPED_TEST(Blocks, AreThoseOfTheFormatWhereScalesAreExact) {
   std::mt19937 random(1);
@@ -79,24 +79,24 @@ TYPED_TEST(Blocks, AreThoseOfTheFormatWhereScalesAreExact) {
     // Quarters of a power of two: also halves between two numbers that are stored.
     const float scale = std::ldexp(1.0F, static_cast<int>(random() % 24) - 14);
     std::vector<float> x;
-    for (std::size_t j = 0; j < kCount; ++j)
+    for (std::size_t j = 0; j < kBlockCount; ++j)
       x.push_back(scale / 4 *
                   static_cast<float>(static_cast<int>(random() % (8 * this->kMost + 1)) - 4 * this->kMost));
     // Not a half, but with a half it would round to 1.
     if (std::is_same_v<TypeParam, Q8_0> && i % 3 == 1) x[5] = scale * 0x1.fffffep-2F;
-    x[random() % kCount] = (i % 2 == 0 ? scale : -scale) * this->kMost;
-    if (i % 3 == 0) x[random() % kCount] = scale * this->kMost;
+    x[random() % kBlockCount] = (i % 2 == 0 ? scale : -scale) * this->kMost;
+    if (i % 3 == 0) x[random() % kBlockCount] = scale * this->kMost;
     expect_same_bytes(quantized<TypeParam>(x), by_definition(TypeParam{}, x));
   }
 }
 
 TYPED_TEST(Blocks, OfZerosAndOfNumbersThatNoScaleIsSmallEnoughFor) {
-  const std::vector<float> zeros(kCount);
+  const std::vector<float> zeros(kBlockCount);
   expect_same_bytes(quantized<TypeParam>(zeros), by_definition(TypeParam{}, zeros));
   for (const float tiny : {1e-7F, 1e-38F, 1e-45F}) {
-    std::vector<float> x(kCount, -tiny);
+    std::vector<float> x(kBlockCount, -tiny);
     const TypeParam block = quantized<TypeParam>(x);
-    for (std::size_t j = 0; j < kCount; ++j) EXPECT_EQ(number(block, j), 0) << tiny;
+    for (std::size_t j = 0; j < kBlockCount; ++j) EXPECT_EQ(block_number(block, j), 0) << tiny;
   }
 }
 
@@ -105,7 +105,7 @@ TYPED_TEST(Blocks, NumbersAreNear) {
   std::normal_distribution<float> normal;
   for (const float size : {1e-2F, 1.0F, 300.0F})
     for (int i = 0; i < 200; ++i) {
-      std::vector<float> x(kCount);
+      std::vector<float> x(kBlockCount);
       for (float& y : x) y = size * normal(random);
       const TypeParam block = quantized<TypeParam>(x);
       // Half a scale, a whole one at the end that Q4_0 lacks, and 2^-11 of the number where the scale was
@@ -113,29 +113,29 @@ TYPED_TEST(Blocks, NumbersAreNear) {
       const float scale = std::abs(static_cast<float>(block.scale));
       const float most =
           *std::max_element(x.begin(), x.end(), [](float a, float b) { return std::abs(a) < std::abs(b); });
-      for (std::size_t j = 0; j < kCount; ++j) {
+      for (std::size_t j = 0; j < kBlockCount; ++j) {
         const bool beyond =
             std::is_same_v<TypeParam, Q4_0> && (x[j] < 0) != (most < 0) && std::abs(x[j]) > 7 * scale;
-        EXPECT_LE(std::abs(number(block, j) - x[j]),
+        EXPECT_LE(std::abs(block_number(block, j) - x[j]),
                   scale * (beyond ? 1.01F : 0.5F) + 0x1.1p-11F * this->kMost * scale);
       }
     }
 }
 
 TYPED_TEST(Blocks, BeyondTheRangeNumbersBecomeTheLargest) {
-  std::vector<float> x(kCount, 1.0F);
+  std::vector<float> x(kBlockCount, 1.0F);
   x[3] = -3e38F;
   x[20] = 3e38F;
   const TypeParam block = quantized<TypeParam>(x);
-  EXPECT_EQ(number(block, 3), -65504.0F * this->kMost);
-  EXPECT_EQ(number(block, 20), 65504.0F * (std::is_same_v<TypeParam, Q4_0> ? 7 : 127));
-  EXPECT_EQ(number(block, 0), 0);
+  EXPECT_EQ(block_number(block, 3), -65504.0F * this->kMost);
+  EXPECT_EQ(block_number(block, 20), 65504.0F * (std::is_same_v<TypeParam, Q4_0> ? 7 : 127));
+  EXPECT_EQ(block_number(block, 0), 0);
 }
 
 TYPED_TEST(Blocks, RefuseWhatIsNotFinite) {
   for (const float bad : {NAN, INFINITY, -INFINITY})
     for (const std::size_t at : {0U, 31U, 40U}) {
-      std::vector<float> x(2 * kCount, 1.0F);
+      std::vector<float> x(2 * kBlockCount, 1.0F);
       x[at] = bad;
       std::vector<TypeParam> blocks(2);
       const std::string error = error_of([&] { quantize(x, blocks); });
@@ -144,7 +144,7 @@ TYPED_TEST(Blocks, RefuseWhatIsNotFinite) {
 }
 
 TYPED_TEST(Blocks, RefuseOtherLengths) {
-  std::vector<float> x(kCount + 1);
+  std::vector<float> x(kBlockCount + 1);
   std::vector<TypeParam> block(1);
   EXPECT_EQ(error_of([&] { quantize(x, block); }), "there are 33 floats for 1 elements of 32");
   EXPECT_EQ(error_of([&] { dequantize(block, x); }), "there are 33 floats for 1 elements of 32");
@@ -160,13 +160,13 @@ TYPED_TEST(Blocks, AnyBytesAreNumbers) {
     std::vector<std::uint8_t> bytes(sizeof(TypeParam) * kBlocks);
     for (std::uint8_t& byte : bytes) byte = static_cast<std::uint8_t>(random());
     std::memcpy(blocks.data(), bytes.data(), bytes.size());
-    std::vector<float> floats(kBlocks * kCount);
+    std::vector<float> floats(kBlocks * kBlockCount);
     std::vector<double> doubles(floats.size());
     dequantize(blocks, floats);
     const StoredRows rows = contiguous(std::as_const(blocks).data(), 1, 1, std::ssize(floats));
     rows.head(0).read(0, rows.cols, doubles.data());
     for (std::size_t j = 0; j < floats.size(); ++j) {
-      const float expected = number(blocks[j / kCount], j % kCount);
+      const float expected = block_number(blocks[j / kBlockCount], j % kBlockCount);
       if (std::isnan(expected)) {
         ASSERT_TRUE(std::isnan(floats[j]) && std::isnan(doubles[j]));
       } else {

@@ -24,7 +24,7 @@ using testing::Each;
 using testing::HasSubstr;
 using testing::Le;
 
-double largest_length(const Tensor<float>& x) {
+double largest_row_length(const Tensor<float>& x) {
   double largest = 0;
   for (Index h = 0; h < x.heads; ++h)
     for (Index i = 0; i < x.rows; ++i) {
@@ -37,13 +37,13 @@ double largest_length(const Tensor<float>& x) {
 
 /// A call whose keys are stored as K and values as V. `in` has the numbers that are stored.
 template <class K, class V>
-struct Call {
+struct CacheCall {
   AttentionCase c;
   AttentionInputs<float> in;
   StoredCache<K> k;
   StoredCache<V> v;
 
-  explicit Call(AttentionCase c_, std::uint64_t seed = 1)
+  explicit CacheCall(AttentionCase c_, std::uint64_t seed = 1)
       : c(std::move(c_)), in(c.shapes, seed), k(in.k), v(in.v) {
     in.k = k.numbers();
     in.v = v.numbers();
@@ -59,7 +59,7 @@ struct Call {
   /// What rounding may do to the output, by the theorem that plans state.
   double bound() const {
     const double length =
-        largest_length(in.q) * largest_length(in.k) / std::sqrt(static_cast<double>(c.shapes.d));
+        largest_row_length(in.q) * largest_row_length(in.k) / std::sqrt(static_cast<double>(c.shapes.d));
     double most = 0;
     for (Index h = 0; h < c.shapes.heads; ++h)
       most = std::max(most,
@@ -91,7 +91,7 @@ TEST(Quantised, KeysAndValuesOfEveryPairOfTypes) {
   for_each_type([](auto k) {
     for_each_type([](auto v) {
       for (const Index n_q : {1, 40})
-        Call<decltype(k), decltype(v)>(rotated({4, 2, n_q, 150, 64, 96})).expect_exact();
+        CacheCall<decltype(k), decltype(v)>(rotated({4, 2, n_q, 150, 64, 96})).expect_exact();
     });
   });
 }
@@ -100,30 +100,30 @@ TEST(Quantised, AnyShape) {
   for (const Index d : {32, 96, 128, 576})
     for (const Index d_v : {32, 64, 160, 512}) {
       AttentionCase c{.shapes = {4, 2, 3, 130, d, d_v}};
-      Call<Q8_0, Q8_0>(c).expect_exact();
-      Call<Q4_0, Q8_0>(c).expect_exact();
-      Call<Q8_0, Q4_0>(c).expect_exact();
+      CacheCall<Q8_0, Q8_0>(c).expect_exact();
+      CacheCall<Q4_0, Q8_0>(c).expect_exact();
+      CacheCall<Q8_0, Q4_0>(c).expect_exact();
     }
   for (const Index n_k : {1, 2, 63, 64, 65, 129, 1500})
     for (const Index n_q : {1, 2, 3, 5, 9, 40, 200}) {
       AttentionCase c{.shapes = {6, 2, n_q, n_k, 64, 32}};
       c.base.mask = Mask::causal();
-      Call<Q8_0, Q4_0>(c).expect_exact();
+      CacheCall<Q8_0, Q4_0>(c).expect_exact();
       c.base.rope = Rope{};
-      Call<Q4_0, Q8_0>(c).expect_exact();
+      CacheCall<Q4_0, Q8_0>(c).expect_exact();
     }
 }
 
 TEST(Quantised, NumbersOfAnyWidthOfEightBits) {
   for (const Index d : {1, 7, 17, 40}) {
     AttentionCase c{.shapes = {4, 2, 2, 70, d, d + 3}};
-    Call<float8_e4m3, float8_e5m2>(c).expect_exact();
-    Call<float8_e5m2, float8_e4m3>(c).expect_exact();
+    CacheCall<float8_e4m3, float8_e5m2>(c).expect_exact();
+    CacheCall<float8_e5m2, float8_e4m3>(c).expect_exact();
   }
 }
 
 TEST(Quantised, OfDoubleAndOfNarrowQueries) {
-  Call<Q8_0, Q4_0> call(rotated({4, 2, 3, 90, 64, 64}));
+  CacheCall<Q8_0, Q4_0> call(rotated({4, 2, 3, 90, 64, 64}));
   const Reference reference = call.in.reference(call.c);
   const auto q = converted<double>(call.in.q.view());
   Tensor<double> out(4, 3, 64);
@@ -138,12 +138,12 @@ TEST(Quantised, OfDoubleAndOfNarrowQueries) {
 
 template <class T>
 class QuantisedCache : public testing::Test {};
-using Types = testing::Types<Q8_0, Q4_0, float8_e4m3>;
-TYPED_TEST_SUITE(QuantisedCache, Types);
+using CacheTypes = testing::Types<Q8_0, Q4_0, float8_e4m3>;
+TYPED_TEST_SUITE(QuantisedCache, CacheTypes);
 
 TYPED_TEST(QuantisedCache, PackedAreTheSameNumbersAsFloats) {
   // Tiles and everything that looks at rows convert them first: the bits are those of floats.
-  Call<TypeParam, TypeParam> call(rotated({4, 2, 100, 100, 64, 64}));
+  CacheCall<TypeParam, TypeParam> call(rotated({4, 2, 100, 100, 64, 64}));
   const std::vector<float> out = call.attend();
   attend(call.in.q.view(), call.in.k.view(), call.in.v.view(), call.in.out.view(), call.c.options());
   EXPECT_EQ(out, call.in.out.values);
@@ -151,7 +151,7 @@ TYPED_TEST(QuantisedCache, PackedAreTheSameNumbersAsFloats) {
 
 TYPED_TEST(QuantisedCache, InPagesAndInAnyOrderOfMemory) {
   constexpr Index kHeads = 2, kRows = 75, kPageRows = 16, kBlocks = blocks_of<TypeParam>(64);
-  Call<TypeParam, TypeParam> call(rotated({4, kHeads, 2, kRows, 64, 64}));
+  CacheCall<TypeParam, TypeParam> call(rotated({4, kHeads, 2, kRows, 64, 64}));
   const std::vector<float> expected = call.attend();
   const std::vector<std::int32_t> pages = {3, 0, 5, 1, 4};
   const auto paged = [&](const StoredCache<TypeParam>& x, std::vector<TypeParam>& memory) {
@@ -185,11 +185,11 @@ TYPED_TEST(QuantisedCache, RingsAndPartsOfKeys) {
   Inputs random(3);
   c.key_positions = shuffled_positions(random, 100, 500);
   c.query_positions = {599};
-  Call<TypeParam, TypeParam> call(c);
+  CacheCall<TypeParam, TypeParam> call(c);
   call.expect_exact();
 
   AttentionCase whole{.shapes = {4, 2, 3, 200, 64, 64}};
-  Call<TypeParam, TypeParam> parts(whole);
+  CacheCall<TypeParam, TypeParam> parts(whole);
   Tensor<float> out(4, 3, 64), other(4, 3, 64), lse(1, 4, 3), other_lse(1, 4, 3);
   const auto part = [&](Range keys, Tensor<float>& to, Tensor<float>& to_lse) {
     attend_partial(parts.in.q.view(), rows(parts.k.view(), keys), rows(parts.v.view(), keys), to.view(),
@@ -208,7 +208,7 @@ TYPED_TEST(QuantisedCache, BatchesThreadsAndPlansWithCapacityGiveTheSameBits) {
   const AttentionCase most = rotated({4, 2, 40, 1200, 64, 64});
   const auto plan = make_plan<float>(most.shapes, most.options());
   std::vector<std::byte> memory(plan.workspace_bytes());
-  std::vector<Call<TypeParam, TypeParam>> calls;
+  std::vector<CacheCall<TypeParam, TypeParam>> calls;
   std::vector<SequenceViews<float, TensorView<const TypeParam>>> sequences;
   std::vector<std::vector<float>> expected;
   for (const auto& [n_q, n_k] : {std::pair<Index, Index>{1, 1}, {40, 40}, {1, 1200}, {3, 65}, {20, 1100}}) {
@@ -235,7 +235,7 @@ TYPED_TEST(QuantisedCache, ApproximatePathsReadThem) {
   c.base.tolerance = 1e-3;
   for (const Path path : {Path::polynomial, Path::toeplitz}) {
     c.base.path = path;
-    Call<TypeParam, TypeParam> call(c);
+    CacheCall<TypeParam, TypeParam> call(c);
     const auto plan = make_plan(call.in.q.view(), call.k.view(), call.v.view(), c.options());
     std::vector<std::byte> memory(plan.workspace_bytes());
     ASSERT_EQ(plan.run(call.in.q.view(), call.k.view(), call.v.view(), call.in.out.view(), memory),
@@ -263,7 +263,7 @@ TYPED_TEST(QuantisedCache, ApproximatePathsReadThem) {
 TYPED_TEST(QuantisedCache, RecurrencesReadThem) {
   Options options{.mask = Mask::causal()};
   options.kernel = Kernel::taylor(2);
-  Call<TypeParam, TypeParam> call({.shapes = {2, 2, 40, 40, 32, 32}});
+  CacheCall<TypeParam, TypeParam> call({.shapes = {2, 2, 40, 40, 32, 32}});
   RecurrentAttention<float> of_blocks(2, 2, 32, 32, options), of_floats(2, 2, 32, 32, options);
   Tensor<float> out(2, 40, 32), expected(2, 40, 32);
   of_blocks.prefill(call.in.q.view(), call.k.view(), call.v.view(), out.view());
@@ -292,7 +292,7 @@ TYPED_TEST(QuantisedCache, AScaleThatIsNaNStaysInTheRowsThatAttendToIt) {
     for (const bool of_keys : {true, false}) {
       AttentionCase c{.shapes = {2, 1, n_q, 90, 64, 64}};
       c.base.mask = Mask::causal();
-      Call<TypeParam, TypeParam> call(c);
+      CacheCall<TypeParam, TypeParam> call(c);
       const std::vector<float> clean = call.attend();
       const Index bad = 88, blocks = blocks_of<TypeParam>(64);
       spoil((of_keys ? call.k : call.v).values[static_cast<std::size_t>(bad * blocks)]);
