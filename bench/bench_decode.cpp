@@ -17,6 +17,7 @@
 
 #include "attention.hpp"
 #include "ceilings.hpp"
+#include "support/stored_cache.hpp"
 
 namespace {
 
@@ -24,18 +25,23 @@ using fastrope::bfloat16;
 using fastrope::float16;
 using fastrope::Index;
 using fastrope::Mask;
+using fastrope::Q4_0;
+using fastrope::Q8_0;
 
 template <class Key>
 void run_decode(benchmark::State& state, const fastrope::Shapes& s, Index threads) {
   bench::AttentionCase a{.shapes = s};
   a.base.mask = Mask::causal();
   if (threads > 1) a.base.executor = fastrope::Executor::openmp(threads);
-  bench::AttentionInputs<float, Key> in(s, 1);
+  bench::AttentionInputs<float> in(s, 1);
+  const fastrope_test::StoredCache<Key> k(in.k), v(in.v);
+  in.k = k.numbers();
+  in.v = v.numbers();
   const auto plan = fastrope::make_plan<float>(s, a.options());
   std::vector<std::byte> workspace(plan.workspace_bytes());
-  const auto run = [&] { plan.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace); };
+  const auto run = [&] { plan.run(in.q.view(), k.view(), v.view(), in.out.view(), workspace); };
   const auto elements = static_cast<double>(s.d + s.d_v);
-  const double bytes = static_cast<double>(s.kv_heads * s.n_k) * elements * sizeof(Key);
+  const double bytes = static_cast<double>(k.values.size() + v.values.size()) * sizeof(Key);
   const double flops = 2 * static_cast<double>(s.heads * s.n_q * s.n_k) * elements;
   run();
   bench::Median of_bandwidth, of_limit;
@@ -105,6 +111,8 @@ int main(int argc, char** argv) {
   const auto fp32 = [](benchmark::State& st, const auto& s, Index n) { run_decode<float>(st, s, n); };
   const auto bf16 = [](benchmark::State& st, const auto& s, Index n) { run_decode<bfloat16>(st, s, n); };
   const auto f16 = [](benchmark::State& st, const auto& s, Index n) { run_decode<float16>(st, s, n); };
+  const auto q8_0 = [](benchmark::State& st, const auto& s, Index n) { run_decode<Q8_0>(st, s, n); };
+  const auto q4_0 = [](benchmark::State& st, const auto& s, Index n) { run_decode<Q4_0>(st, s, n); };
 
   for (const Index kv_heads : {8, 32})
     for (const Index threads : {1, 2}) {
@@ -112,6 +120,8 @@ int main(int argc, char** argv) {
       add("decode", "fp32", s, threads, fp32);
       add("decode", "bf16", s, threads, bf16);
       add("decode", "f16", s, threads, f16);
+      add("decode", "q8_0", s, threads, q8_0);
+      add("decode", "q4_0", s, threads, q4_0);
     }
   for (const Index drafted : {2, 3, 8}) {
     add("drafted", "fp32", {32, 4, drafted, 16384, 128, 128}, 1, fp32);

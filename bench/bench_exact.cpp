@@ -18,12 +18,14 @@
 
 #include "attention.hpp"
 #include "ceilings.hpp"
+#include "support/stored_cache.hpp"
 
 namespace {
 
 using fastrope::bfloat16;
 using fastrope::Index;
 using fastrope::Mask;
+using fastrope::Q8_0;
 
 struct Case {
   std::string name;
@@ -41,14 +43,17 @@ void run_exact(benchmark::State& state, const Case& c) {
   if (c.causal) a.base.mask = Mask::causal();
   if (c.rope) a.base.rope = fastrope::Rope{};
   if (c.threads > 1) a.base.executor = fastrope::Executor::openmp(c.threads);
-  bench::AttentionInputs<Query, Key> in(s, 1);
+  bench::AttentionInputs<Query, float> in(s, 1);
+  const fastrope_test::StoredCache<Key> k(in.k), v(in.v);
+  in.k = k.numbers();
+  in.v = v.numbers();
   const auto plan = fastrope::make_plan<Real>(s, a.options());
   std::vector<std::byte> workspace(plan.workspace_bytes());
-  const auto run = [&] { plan.run(in.q.view(), in.k.view(), in.v.view(), in.out.view(), workspace); };
+  const auto run = [&] { plan.run(in.q.view(), k.view(), v.view(), in.out.view(), workspace); };
   const bool decode = s.n_q == 1;
   const double pairs = fastrope::Problem(s, a.options()).grid.allowed_pairs() * static_cast<double>(s.heads);
   const double flops = 2 * pairs * static_cast<double>(s.d + s.d_v);
-  const double bytes = static_cast<double>(s.kv_heads * s.n_k * (s.d + s.d_v)) * sizeof(Key);
+  const double bytes = static_cast<double>(k.values.size() + v.values.size()) * sizeof(Key);
   run();
   bench::Median share;
   for (auto _ : state) {
@@ -81,6 +86,7 @@ int main(int argc, char** argv) {
   const auto fp64 = [](benchmark::State& state, const Case& c) { run_exact<double, double>(state, c); };
   const auto bf16 = [](benchmark::State& state, const Case& c) { run_exact<bfloat16, bfloat16>(state, c); };
   const auto bf16_kv = [](benchmark::State& state, const Case& c) { run_exact<float, bfloat16>(state, c); };
+  const auto q8_0_kv = [](benchmark::State& state, const Case& c) { run_exact<float, Q8_0>(state, c); };
 
   for (const Index d : {64, 128})
     for (const bool causal : {false, true})
@@ -88,6 +94,7 @@ int main(int argc, char** argv) {
         add("fp32", {"prompt", {8, 8, 4096, 4096, d, d}, causal, false, threads}, fp32);
   add("fp64", {"prompt", {2, 2, 4096, 4096, 64, 64}}, fp64);
   add("bf16 kv", {"prompt", {8, 8, 4096, 4096, 64, 64}}, bf16_kv);
+  for (const Index d : {64, 128}) add("q8_0 kv", {"prompt", {8, 8, 4096, 4096, d, d}}, q8_0_kv);
   for (const Index d : {64, 128})
     for (const bool causal : {false, true}) add("bf16", {"prompt", {8, 8, 4096, 4096, d, d}, causal}, bf16);
   add("fp32", {"short prompt", {8, 8, 1024, 1024, 64, 64}, false, true}, fp32);

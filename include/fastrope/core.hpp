@@ -3,6 +3,7 @@
 // attend() are in fastrope.hpp.
 #pragma once
 
+#include "fastrope/core/quantize.hpp"
 #include "fastrope/exact/attend_partial.hpp"
 #include "fastrope/exact/batch.hpp"
 #include "fastrope/exact/weights.hpp"

@@ -16,11 +16,13 @@
 #include <sstream>
 #include <string>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "support/attention_case.hpp"
 #include "support/executors.hpp"
 #include "support/instances.hpp"
+#include "support/stored_cache.hpp"
 
 namespace {
 
@@ -157,13 +159,18 @@ struct FuzzCase : AttentionCase {
 
 Mask lags_between(Position a, Position b) { return Mask::lags(std::min(a, b), std::max(a, b)); }
 
-FuzzCase case_from(Bytes& bytes) {
+Index size_from(Bytes& bytes, Index unit, Index most) {
+  return unit == 1 ? bytes.integer(0, most) : unit * bytes.integer(0, 2);
+}
+
+/// d and d_v: multiples of so many.
+FuzzCase case_from(Bytes& bytes, Index d_unit, Index d_v_unit) {
   const Index kv_heads = bytes.integer(1, 2);
   const Index n = bytes.one_of<Index>({0, 1, 7, 40, 40, 130, 130, 700});
   FuzzCase c;
   c.shapes = {kv_heads * bytes.integer(1, 2), kv_heads,
               bytes.one_in(3) ? n / 3 : n,    n,
-              bytes.integer(0, 12),           bytes.integer(0, 20)};
+              size_from(bytes, d_unit, 12),   size_from(bytes, d_v_unit, 20)};
   c.base.mask = bytes.one_of<Mask>({Mask::full(), Mask::causal(), Mask::sliding_window(bytes.integer(1, 90)),
                                     lags_between(bytes.integer(-9, 9), bytes.integer(-9, 60))});
   if (!bytes.one_in(3)) c.base.rope = rope_from(bytes, c.shapes.d);
@@ -213,6 +220,37 @@ Tensor<T> rows_from(Bytes& bytes, Index heads, Index rows, Index cols) {
   }
   return x;
 }
+
+/// Keys or values of type T, and the numbers that they are.
+template <class T>
+struct Rows {
+  Tensor<T> numbers;
+  TensorView<const T> view() const { return numbers.view(); }
+
+  Rows(Bytes& bytes, Index heads, Index rows, Index cols) : numbers(rows_from<T>(bytes, heads, rows, cols)) {}
+};
+template <class T>
+requires(!Element<T>) struct Rows<T> {
+  StoredCache<T> cache;
+  Tensor<float> numbers;
+  TensorView<const T> view() const { return cache.view(); }
+
+  Rows(Bytes& bytes, Index heads, Index rows, Index cols) {
+    Tensor<float> x =
+        converted<float>(TensorView<const float>(rows_from<float>(bytes, heads, rows, cols).view()));
+    // What is not finite is a scale, of blocks.
+    std::vector<std::pair<std::size_t, float>> scales;
+    for (std::size_t i = 0; i < x.values.size() && kElementsOf < T >> 1; ++i)
+      if (!std::isfinite(x.values[i])) {
+        scales.emplace_back(i / kElementsOf<T>, x.values[i]);
+        x.values[i] = 0;
+      }
+    cache = StoredCache<T>(x);
+    if constexpr (kElementsOf < T >> 1)
+      for (const auto& [block, scale] : scales) cache.values[block].scale = scale;
+    numbers = cache.numbers();
+  }
+};
 
 [[noreturn]] void fail(const AttentionCase& c, const std::string& what) {
   std::ostringstream text;
@@ -317,21 +355,22 @@ void add_ranges(Bytes& bytes, AttentionCase& c) {
   }
 }
 
-template <class T>
+template <class T, class K = T, class V = K>
 void check(Bytes& bytes) {
   using Real = ArithmeticOf<T>;
-  FuzzCase c = case_from(bytes);
+  FuzzCase c = case_from(bytes, kElementsOf<K>, kElementsOf<V>);
   const Shapes& s = c.shapes;
-  const Tensor<T> q = rows_from<T>(bytes, s.heads, s.n_q, s.d),
-                  k = rows_from<T>(bytes, s.kv_heads, s.n_k, s.d),
-                  v = rows_from<T>(bytes, s.kv_heads, s.n_k, s.d_v);
+  const Tensor<T> q = rows_from<T>(bytes, s.heads, s.n_q, s.d);
+  const Rows<K> stored_k(bytes, s.kv_heads, s.n_k, s.d);
+  const Rows<V> stored_v(bytes, s.kv_heads, s.n_k, s.d_v);
+  const auto &k = stored_k.numbers, &v = stored_v.numbers;
   extend_rope(bytes, c);
   if (bytes.one_in(4)) add_ranges(bytes, c);
   Tensor<Real> out(s.heads, s.n_q, s.d_v);
   std::fill(out.values.begin(), out.values.end(), std::numeric_limits<Real>::quiet_NaN());
   Report report;
   try {
-    report = attend(q.view(), k.view(), v.view(), out.view(), c.options());
+    report = attend(q.view(), stored_k.view(), stored_v.view(), out.view(), c.options());
   } catch (const Error&) {
     return;
   }
@@ -344,10 +383,11 @@ void check(Bytes& bytes) {
   const auto queries = row_norms(q), keys = row_norms(k);
   const double size = entry_size<T>(c, largest_tame(queries), largest_tame(keys)) + c.bias_size;
   // Rounding of a logit, and of the sums; where the hardware multiplies bfloat16, that of its operands.
-  constexpr bool kShort = std::is_same_v<T, bfloat16> && FASTROPE_BFLOAT16_PRODUCTS;
+  constexpr bool kShort =
+      std::is_same_v<T, bfloat16> && std::is_same_v<K, bfloat16> && FASTROPE_BFLOAT16_PRODUCTS;
   const double relative = (kShort ? 1.0 / 128 : 40.0 * std::numeric_limits<Real>::epsilon()) * (size + 4);
   double largest = 0;  // of the finite values
-  for (const T value : v.values)
+  for (const auto value : v.values)
     if (const auto x = static_cast<double>(value); std::isfinite(x)) largest = std::max(largest, std::abs(x));
   if (!std::isfinite(size) || !(largest < 1e30) || !(relative < 0.5)) return;  // no digits are promised
   if (c.query_positions.empty() && !c.key_positions.empty()) {
@@ -390,7 +430,25 @@ void check(Bytes& bytes) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) try {
   Bytes bytes({data, size});
-  switch (bytes.integer(0, 5)) {
+  // The inputs in the corpus are of a time before quantised rows, and begin otherwise.
+  const std::uint32_t kind = bytes.next();
+  constexpr std::uint32_t kQuantised = 216, kEnd = 255;
+  switch (kind < kQuantised || kind == kEnd ? kind % 6 : kQuantised + kind % 5) {
+    case kQuantised:
+      check<float, Q8_0>(bytes);
+      break;
+    case kQuantised + 1:
+      check<float, Q8_0, Q4_0>(bytes);
+      break;
+    case kQuantised + 2:
+      check<float, Q4_0, float8_e5m2>(bytes);
+      break;
+    case kQuantised + 3:
+      check<float, float8_e4m3, Q8_0>(bytes);
+      break;
+    case kQuantised + 4:
+      check<bfloat16, Q8_0, Q4_0>(bytes);
+      break;
     case 0:
       check<double>(bytes);
       break;

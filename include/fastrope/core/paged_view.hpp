@@ -30,7 +30,8 @@ inline void require_pages(const char* name, Index rows, Index page_rows,
 }  // namespace detail
 
 /// heads x rows x cols elements; element (h, j, c) is
-/// data[pages[j / page_rows] * page_stride + h * head_stride + (j % page_rows) * row_stride + c].
+/// data[pages[j / page_rows] * page_stride + h * head_stride + (j % page_rows) * row_stride + c]; of blocks,
+/// strides and places in a row count these.
 template <class T>
 struct PagedView {
   T* data = nullptr;
@@ -61,9 +62,9 @@ struct PagedView {
   void require_pages(const char* name) const { detail::require_pages(name, rows, page_rows, pages); }
 };
 
-/// What keys and values may come as: a TensorView<const T>, from anything that is TensorLike, or a
+/// What keys and values may come as: a TensorView<const T>, from anything that is CacheLike, or a
 /// PagedView<const T>.
-template <TensorLike X>
+template <CacheLike X>
 TensorView<const ElementOf<X>> as_rows(const X& tensor) {
   return as_tensor(tensor);
 }

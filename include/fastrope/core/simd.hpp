@@ -82,6 +82,26 @@ HWY_INLINE void store(Vec<Real> x, Real* p) {
   hn::StoreU(x, Tag<Real>{}, p);
 }
 
+/// float16 numbers, given by their bits, as float.
+template <class V>
+HWY_INLINE Vec<float> from_half_words(V bits) {
+  return hn::PromoteTo(Tag<float>{}, hn::BitCast(hn::Rebind<hwy::float16_t, Tag<float>>{}, bits));
+}
+/// Small integers, as words of 32 bits.
+template <class Real, class T>
+HWY_INLINE auto load_integers(const T* p) {
+  const hn::Rebind<std::int32_t, Tag<Real>> words;
+  return hn::PromoteTo(words, hn::LoadU(hn::Rebind<T, Tag<Real>>{}, p));
+}
+/// Integers, of load_integers, as Real.
+template <class Real, class V>
+HWY_INLINE Vec<Real> from_integers(V words) {
+  if constexpr (std::is_same_v<Real, float>)
+    return hn::ConvertTo(Tag<float>{}, words);
+  else
+    return hn::PromoteTo(Tag<double>{}, words);
+}
+
 /// Elements of any storage type, converted to Real.
 template <class Real, class T>
 HWY_INLINE Vec<Real> load_as(const T* p) {
@@ -98,12 +118,90 @@ HWY_INLINE Vec<Real> load_as(const T* p) {
   } else if constexpr (std::is_same_v<Real, double> && std::is_same_v<T, float>) {
     const hn::Rebind<float, Tag<double>> halves;
     return hn::PromoteTo(Tag<double>{}, hn::LoadU(halves, p));
+  } else if constexpr (std::is_same_v<T, std::int8_t>) {
+    return from_integers<Real>(load_integers<Real>(p));
+  } else if constexpr (std::is_same_v<Real, float> && std::is_same_v<T, float8_e5m2>) {
+    const hn::Rebind<std::uint16_t, Tag<float>> half_words;
+    const auto bits = hn::LoadU(hn::Rebind<std::uint8_t, Tag<float>>{}, &p->bits);
+    return from_half_words(hn::ShiftLeft<8>(hn::PromoteTo(half_words, bits)));
+  } else if constexpr (std::is_same_v<Real, float> && std::is_same_v<T, float8_e4m3>) {
+    // As halves these are 2^8 times smaller, and their NaN is 480.
+    const hn::Rebind<std::int16_t, Tag<float>> half_words;
+    const auto bits =
+        hn::LoadU(hn::Rebind<std::int8_t, Tag<float>>{}, reinterpret_cast<const std::int8_t*>(&p->bits));
+    const auto halves = hn::And(hn::ShiftLeft<7>(hn::PromoteTo(half_words, bits)),
+                                hn::Set(half_words, static_cast<std::int16_t>(0xbf80)));
+    const Vec<float> x =
+        hn::Mul(from_half_words(hn::BitCast(hn::Rebind<std::uint16_t, Tag<float>>{}, halves)), set(256.0F));
+    return hn::Or(x, hn::VecFromMask(Tag<float>{}, hn::Eq(hn::Abs(x), set(480.0F))));
   } else {
     alignas(64) Real converted[kLanes<Real>];
     for (Index i = 0; i < kLanes<Real>; ++i) converted[i] = static_cast<Real>(p[i]);
     return load(converted);
   }
 }
+/// x towards 0, as integers. Requires |x| < 2^31.
+HWY_INLINE void store_integers(Vec<float> x, std::int32_t* to) {
+  const hn::RebindToSigned<Tag<float>> words;
+  hn::StoreU(hn::ConvertTo(words, x), words, to);
+}
+template <class V>
+HWY_INLINE V clamp(V x, V lowest, V highest) {
+  return hn::Clamp(x, lowest, highest);
+}
+/// |x| with the sign of y.
+template <class V>
+HWY_INLINE V copy_sign(V x, V y) {
+  return hn::CopySign(x, y);
+}
+/// *p in every lane. Reads 8 bytes, as a block of quantised numbers has: a narrower load would cost more.
+template <class Real>
+HWY_INLINE Vec<Real> set_half(const float16* p) {
+  const hn::CappedTag<float, 4> some;
+  const hn::Rebind<hwy::float16_t, decltype(some)> halves;
+  const auto x = hn::PromoteTo(some, hn::LoadU(halves, reinterpret_cast<const hwy::float16_t*>(p)));
+  return set(static_cast<Real>(hn::GetLane(x)));
+}
+/// The numbers (n - 8) scale, n a half of a byte. A register of AVX-512 holds all sixteen.
+template <class Real>
+class Nibbles {
+ public:
+  Nibbles() = default;
+  HWY_INLINE explicit Nibbles(Vec<Real> scale) : numbers_(scale) {
+    if constexpr (kLooksUp) numbers_ = hn::Mul(scale, hn::Iota(Tag<Real>{}, Real{-8}));
+  }
+  /// By the low halves of p[0 .. kLanes), and by the high ones.
+  HWY_INLINE Vec<Real> low(const std::uint8_t* p) const {
+    const auto bytes = load_integers<Real>(p);
+    if constexpr (kLooksUp)
+      return look_up(bytes);
+    else
+      return number(hn::And(bytes, hn::Set(hn::DFromV<decltype(bytes)>{}, 15)));
+  }
+  HWY_INLINE Vec<Real> high(const std::uint8_t* p) const {
+    const auto halves = hn::ShiftRight<4>(load_integers<Real>(p));
+    if constexpr (kLooksUp)
+      return look_up(halves);
+    else
+      return number(halves);
+  }
+
+ private:
+  static constexpr bool kLooksUp = HWY_TARGET == HWY_AVX3 && std::is_same_v<Real, float>;
+
+#if HWY_TARGET == HWY_AVX3
+  /// By the low four bits of words.
+  HWY_INLINE Vec<float> look_up(Vec<std::int32_t> words) const {
+    return Vec<float>{_mm512_permutexvar_ps(words.raw, numbers_.raw)};
+  }
+#endif
+  template <class V>
+  HWY_INLINE Vec<Real> number(V n) const {
+    return hn::Mul(numbers_, from_integers<Real>(hn::Sub(n, hn::Set(hn::DFromV<V>{}, 8))));
+  }
+
+  Vec<Real> numbers_;  // all of them, or scale
+};
 /// Asks for the cache line of p[offset], into the second level; that element need not exist.
 template <class T>
 HWY_INLINE void prefetch(const T* p, Index offset) {

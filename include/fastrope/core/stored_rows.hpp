@@ -2,7 +2,7 @@
 // parameter any more, so that what reads and writes them is compiled once for each arithmetic type.
 //
 // The public entries make them of views. A row is read or written by one call through a pointer, whatever its
-// length. Elements come in arrays of a type, or will in blocks of several: strides are in bytes.
+// length. Elements come one by one or in blocks of several, and strides are in bytes.
 #pragma once
 
 #include <algorithm>
@@ -13,8 +13,11 @@
 #include <span>
 #include <type_traits>
 
+#include "fastrope/core/columns.hpp"
+#include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/paged_view.hpp"
+#include "fastrope/core/quantised.hpp"
 #include "fastrope/core/simd.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
@@ -23,23 +26,27 @@ namespace fastrope::inline FASTROPE_TARGET {
 
 /// What is done with elements of one storage type.
 struct StoredType {
-  Index bytes;      ///< of an element
-  double rounding;  ///< of a number with more digits that is stored, at most, over its size
-  double smallest;  ///< what it may be off by beside that where it is small
-  double largest;   ///< beyond it, a number may be stored as infinity
+  Index bytes;     ///< of an element, or of a block
+  Index elements;  ///< of a block, or 1
+  /// Of whole blocks, here and below.
   void (*to_float)(const std::byte* from, Index count, float* to);
   void (*to_double)(const std::byte* from, Index count, double* to);
+
+  // Of what results are stored as, an Element:
+  double rounding = 0;  ///< of a number with more digits that is stored, at most, over its size
+  double smallest = 0;  ///< what it may be off by beside that where it is small
+  double largest = 0;   ///< beyond it, a number may be stored as infinity
   /// to [count] = factor x, rounded to float or double first.
-  void (*from_float)(const double* x, double factor, Index count, std::byte* to);
-  void (*from_double)(const double* x, double factor, Index count, std::byte* to);
+  void (*from_float)(const double* x, double factor, Index count, std::byte* to) = nullptr;
+  void (*from_double)(const double* x, double factor, Index count, std::byte* to) = nullptr;
 
   /// Bytes of `count` elements of a row.
-  Index bytes_of(Index count) const { return count * bytes; }
+  Index bytes_of(Index count) const { return count / elements * bytes; }
 
   void convert(const std::byte* from, Index count, float* to) const { to_float(from, count, to); }
   void convert(const std::byte* from, Index count, double* to) const { to_double(from, count, to); }
 
-  static constexpr Index kPiece = 64;
+  static constexpr Index kPiece = 64;  // whole blocks
   /// visit(c, x, count): a row in pieces x [count] from column c on, in the arithmetic of Real.
   template <class Real, class Visit>
   void for_each_piece(const std::byte* row, Index cols, Visit&& visit) const {
@@ -55,10 +62,6 @@ struct StoredType {
 namespace detail {
 
 template <class T, class Real>
-void read_stored(const std::byte* from, Index count, Real* to) {
-  simd::convert(reinterpret_cast<const T*>(from), count, to);
-}
-template <class T, class Real>
 void write_stored(const double* x, double factor, Index count, std::byte* to) {
   T* out = reinterpret_cast<T*>(to);
   for (Index c = 0; c < count; ++c) out[c] = static_cast<T>(static_cast<Real>(x[c] * factor));
@@ -72,9 +75,17 @@ constexpr Index byte_stride(Index stride) {
 
 }  // namespace detail
 
+template <CacheElement T>
+inline constexpr StoredType kStoredType{.bytes = sizeof(T),
+                                        .elements = kElementsOf<T>,
+                                        .to_float = simd::convert_row<T, float>,
+                                        .to_double = simd::convert_row<T, double>};
 template <Element T>
-inline constexpr StoredType kStoredType{
+inline constexpr StoredType kStoredType<T>{
     .bytes = sizeof(T),
+    .elements = 1,
+    .to_float = simd::convert_row<T, float>,
+    .to_double = simd::convert_row<T, double>,
     .rounding = std::is_same_v<T, bfloat16>  ? 0x1p-8
                 : std::is_same_v<T, float16> ? 0x1p-11
                                              : static_cast<double>(std::numeric_limits<T>::epsilon()) / 2,
@@ -82,8 +93,6 @@ inline constexpr StoredType kStoredType{
                 : std::is_same_v<T, float16> ? 0x1p-25
                                              : static_cast<double>(std::numeric_limits<float>::min()),
     .largest = static_cast<double>(std::numeric_limits<T>::max()),
-    .to_float = detail::read_stored<T, float>,
-    .to_double = detail::read_stored<T, double>,
     .from_float = detail::write_stored<T, float>,
     .from_double = detail::write_stored<T, double>};
 
@@ -101,7 +110,8 @@ struct StoredHead {
     if (!is_paged) return data + j * row_stride;
     return data + pages.data()[j / page_rows] * page_stride + j % page_rows * row_stride;
   }
-  /// to [count] = the first elements of row j. Short rows of Real itself are worth no call.
+  /// to [count] = the first elements of row j, whole blocks of them. Short rows of Real itself are worth no
+  /// call.
   template <class Real>
   void read(Index j, Index count, Real* to) const {
     if (type == &kStoredType<Real>)
@@ -145,6 +155,11 @@ struct StoredRows : StoredHead {
   void require_pages(const char* name) const {
     if (is_paged) detail::require_pages(name, rows, page_rows, pages);
   }
+  /// Throws Error unless rows are whole blocks.
+  void require_blocks(const char* name) const {
+    if (cols % type->elements != 0)
+      detail::fail(name, " has rows of ", cols, " numbers, which are not whole blocks of ", type->elements);
+  }
 };
 
 /// heads x rows x cols elements, to be written. Strides are in elements.
@@ -158,7 +173,7 @@ struct OutputRows {
   Index row_stride;
 
   template <class T>
-  requires(!std::is_const_v<T>) OutputRows(const TensorView<T>& x)
+  requires Element<T> OutputRows(const TensorView<T>& x)
       : type(&kStoredType<T>),
         data(reinterpret_cast<std::byte*>(x.data)),
         heads(x.heads),

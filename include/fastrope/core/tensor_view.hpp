@@ -1,9 +1,10 @@
 // Strided views of memory that the caller owns: MatrixView [rows, cols] and TensorView [heads, rows, cols].
 //
 // Columns have unit stride; rows and heads have any stride, so [heads, n, d] and [n, heads, d] memory are
-// both views, and a stride of 0 repeats data that is only read. With eigen.hpp, Eigen's row-major matrices,
-// arrays and maps convert to both (a matrix is a tensor of one head); temporaries that own their memory do
-// not, since the view would dangle.
+// both views, and a stride of 0 repeats data that is only read. Of blocks (quantised.hpp) sizes count the
+// numbers in them and strides the blocks, and columns are whole blocks. With eigen.hpp, Eigen's row-major
+// matrices, arrays and maps convert to both (a matrix is a tensor of one head); temporaries that own their
+// memory do not, since the view would dangle.
 #pragma once
 
 #include <type_traits>
@@ -11,6 +12,7 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/quantised.hpp"
 #include "fastrope/core/storage.hpp"
 #include "fastrope/core/target.hpp"
 
@@ -54,7 +56,8 @@ struct MatrixView {
   constexpr MatrixView(T* data_, Index rows_, Index cols_, Index row_stride_)
       : data(data_), rows(rows_), cols(cols_), row_stride(row_stride_) {}
   /// Contiguous rows.
-  constexpr MatrixView(T* data_, Index rows_, Index cols_) : MatrixView(data_, rows_, cols_, cols_) {}
+  constexpr MatrixView(T* data_, Index rows_, Index cols_)
+      : MatrixView(data_, rows_, cols_, blocks_of<std::remove_const_t<T>>(cols_)) {}
 
   template <detail::QualifiesTo<T> U>
   constexpr MatrixView(const MatrixView<U>& other)
@@ -65,7 +68,9 @@ struct MatrixView {
       : MatrixView(m.data(), m.rows(), m.cols(), m.outerStride()) {}
 
   constexpr T* row(Index i) const { return data + i * row_stride; }
-  constexpr T& operator()(Index i, Index j) const { return data[i * row_stride + j]; }
+  constexpr T& operator()(Index i, Index j) const requires(kElementsOf<std::remove_const_t<T>> == 1) {
+    return data[i * row_stride + j];
+  }
 };
 
 /// heads x rows x cols elements; element (h, i, j) is data[h * head_stride + i * row_stride + j].
@@ -124,6 +129,9 @@ using ElementOf = std::remove_const_t<std::remove_pointer_t<decltype(as_tensor(s
 /// A TensorView, MatrixView or Eigen row-major object of a storage type.
 template <class X>
 concept TensorLike = Element<ElementOf<X>>;
+/// The same of what keys and values may be stored as.
+template <class X>
+concept CacheLike = CacheElement<ElementOf<X>>;
 
 /// Some rows of every head: a sequence's share of tensors that hold the tokens of many, one after the other.
 /// Throws Error for rows that x does not have.
@@ -137,7 +145,8 @@ constexpr TensorView<T> rows(const TensorView<T>& x, Range range) {
 /// A [heads, rows, cols] array without gaps.
 template <class T>
 constexpr TensorView<T> contiguous(T* data, Index heads, Index rows, Index cols) {
-  return {data, heads, rows, cols, saturating_product(rows, cols), cols};
+  const Index row = blocks_of<std::remove_const_t<T>>(cols);
+  return {data, heads, rows, cols, saturating_product(rows, row), row};
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -155,8 +155,10 @@ class DecodeRows {
           source.row(problem.grid.source(std::clamp(first + m, seen.begin, seen.end - 1)));
     return at;
   }
-  /// Bytes of a row for a vector of columns.
-  static Index step_of(const StoredRows& x) { return x.type->bytes_of(simd::kLanes<Real>); }
+  /// Bytes of a row for a vector of columns, rounded up.
+  static Index step_of(const StoredRows& x) {
+    return ceil_div(simd::kLanes<Real> * x.type->bytes, x.type->elements);
+  }
   /// Asks for `cols` columns of some of the rows ahead.
   static void fetch(RowsAhead ahead, Index cols, Range rows) {
     const Index bytes = ceil_div(cols, simd::kLanes<Real>) * ahead.step;

@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <type_traits>
 
+#include "fastrope/core/columns.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/paged_view.hpp"
 #include "fastrope/core/simd.hpp"
@@ -22,13 +23,16 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// Keys whose scores decoding holds at once.
 inline constexpr Index kDecodeBlock = 64;
 
-/// Bytes that are fetched together: 16-bit rows need a line for every second vector.
+/// Bytes that are fetched together.
 inline constexpr Index kLine = 64;
 
-/// Rows to fetch: `step` bytes of each for a vector of columns.
+/// Rows to fetch: `step` bytes of each for a vector of columns, rounded up.
 struct RowsAhead {
   const std::byte* const* rows;
   Index step;
+
+  /// Whether to fetch a line at these bytes: once a line, so 16-bit rows at every second vector.
+  HWY_INLINE bool begins_line(Index at) const { return at % kLine < step; }
 };
 
 namespace detail {
@@ -40,6 +44,7 @@ template <class Real, int kQueries, int kKeys, class T>
 HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, const std::byte* const* keys,
                           RowsAhead ahead, Real* scores) {
   using namespace simd;
+  using Read = Columns<Real, T>;
   constexpr Index kStep = kLanes<Real>;
   Vec<Real> sum[kQueries][kKeys];
 #pragma GCC unroll 8
@@ -51,8 +56,8 @@ HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, cons
     Vec<Real> key[kKeys];
 #pragma GCC unroll 8
     for (int j = 0; j < kKeys; ++j) {
-      key[j] = load_key(reinterpret_cast<const T*>(keys[j]) + c);
-      if (fetched % kLine == 0) prefetch(ahead.rows[j], fetched);
+      key[j] = load_key(j);
+      if (ahead.begins_line(fetched)) prefetch(ahead.rows[j], fetched);
     }
     fetched += ahead.step;
 #pragma GCC unroll 8
@@ -63,8 +68,14 @@ HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, cons
     }
   };
   Index c = 0;
-  for (; c + kStep <= d; c += kStep) step(c, [](const T* p) { return load_as<Real>(p); });
-  if (c < d) step(c, [d, c](const T* p) { return load_first_as<Real>(p, d - c); });
+  for (; c + Read::kVecs * kStep <= d; c += Read::kVecs * kStep) {
+    Read columns[kKeys];
+#pragma GCC unroll 8
+    for (int j = 0; j < kKeys; ++j) columns[j] = Read(keys[j], c);
+#pragma GCC unroll 8
+    for (Index i = 0; i < Read::kVecs; ++i) step(c + i * kStep, [&](int j) { return columns[j][i]; });
+  }
+  if (c < d) step(c, [&](int j) { return Read(keys[j], c).first(d - c); });
 #pragma GCC unroll 8
   for (int r = 0; r < kQueries; ++r)
 #pragma GCC unroll 8
@@ -73,13 +84,24 @@ HWY_INLINE void dot_block(Index d, const Real* queries, Index query_stride, cons
                         scores + r * kDecodeBlock + j);
 }
 
+/// Vectors of columns that are summed at once, and how many of them share weights: the scales of blocks of
+/// values are multiplied into the weights, which are fewer.
+template <class Real>
+inline constexpr int kSumVecs = simd::kRegisters >= 32 ? 4 : 2;
+template <class Real, class T>
+inline constexpr int kWeightVecs = kElementsOf<T> == 1 ? kSumVecs<Real>
+                                                       : static_cast<int>(simd::Columns<Real, T>::kVecs);
+
 /// output(r, c) += sum_j weights(r, j) values[j][c] for kQueries rows and kVecs vectors of columns from c on,
-/// of which the last may be `tail` > 0 elements. weights: row stride kDecodeBlock. The same columns of
-/// `ahead` are fetched meanwhile.
+/// of which the last may be `tail` > 0 elements. weights: [rows, kDecodeBlock] of every kWeightVecs vectors,
+/// `part` apart, which blocks' scales are in. The same columns of `ahead` are fetched
+/// meanwhile.
 template <class Real, int kQueries, int kVecs, class T>
-HWY_INLINE void add_weighted_rows(const Real* weights, const std::byte* const* values, RowsAhead ahead,
-                                  Index count, Index c, Index tail, Real* output, Index output_stride) {
+HWY_INLINE void add_weighted_rows(const Real* weights, Index part, const std::byte* const* values,
+                                  RowsAhead ahead, Index count, Index c, Index tail, Real* output,
+                                  Index output_stride) {
   using namespace simd;
+  using Read = Columns<Real, T>;
   constexpr Index kStep = kLanes<Real>;
   Vec<Real> sum[kQueries][kVecs];
 #pragma GCC unroll 8
@@ -89,17 +111,25 @@ HWY_INLINE void add_weighted_rows(const Real* weights, const std::byte* const* v
   const Index fetched = c / kStep * ahead.step;
   for (Index j = 0; j < count; ++j) {
     Vec<Real> row[kVecs];
+    Read columns;
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) {
-      const T* p = reinterpret_cast<const T*>(values[j]) + c + v * kStep;
-      row[v] = v + 1 == kVecs && tail > 0 ? load_first_as<Real>(p, tail) : load_as<Real>(p);
-      if (v * ahead.step % kLine == 0) prefetch(ahead.rows[j], fetched + v * ahead.step);
+      if constexpr (kElementsOf<T> == 1)
+        columns = Read(values[j], c + v * kStep);
+      else if (v % Read::kVecs == 0)
+        columns = Read(values[j], c + v * kStep, set(Real{1}));
+      row[v] = v + 1 == kVecs && tail > 0 ? columns.first(tail) : columns[v % Read::kVecs];
+      if (ahead.begins_line(v * ahead.step)) prefetch(ahead.rows[j], fetched + v * ahead.step);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kQueries; ++r) {
-      const Vec<Real> weight = set(weights[r * kDecodeBlock + j]);
+      Vec<Real> weight;
 #pragma GCC unroll 8
-      for (int v = 0; v < kVecs; ++v) sum[r][v] = fma(weight, row[v], sum[r][v]);
+      for (int v = 0; v < kVecs; ++v) {
+        if (v % kWeightVecs<Real, T> == 0)
+          weight = set(weights[v / kWeightVecs<Real, T> * part + r * kDecodeBlock + j]);
+        sum[r][v] = fma(weight, row[v], sum[r][v]);
+      }
     }
   }
 #pragma GCC unroll 8
@@ -107,6 +137,32 @@ HWY_INLINE void add_weighted_rows(const Real* weights, const std::byte* const* v
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) store<Real>(sum[r][v], output + r * output_stride + c + v * kStep);
 }
+
+/// [blocks, kQueries, kDecodeBlock]: weights(r, j) times the scale of row j's block, for each that holds some
+/// of kVecs vectors of columns from c on.
+template <class Real, class T, int kQueries, int kVecs>
+class ScaledWeights {
+ public:
+  static constexpr Index kPart = kQueries * kDecodeBlock;
+
+  ScaledWeights(const Real* weights, const std::byte* const* values, Index count, Index c) {
+    for (Index b = 0; b < kBlocks; ++b) {
+      std::array<float16, kDecodeBlock> stored{};
+      for (Index j = 0; j < count; ++j)
+        stored[static_cast<std::size_t>(j)] = simd::block_at<T>(values[j], c + b * T::kElements).scale;
+      alignas(64) Real scales[kDecodeBlock];
+      simd::convert(stored.data(), kDecodeBlock, scales);
+      for (Index r = 0; r < kQueries; ++r)
+        simd::multiply_elements(weights + r * kDecodeBlock, scales, count,
+                                scaled_ + b * kPart + r * kDecodeBlock);
+    }
+  }
+  const Real* data() const { return scaled_; }
+
+ private:
+  static constexpr Index kBlocks = std::max<Index>(1, kVecs* simd::kLanes<Real> / T::kElements);
+  alignas(64) Real scaled_[kBlocks * kPart];
+};
 
 /// tile(std::integral_constant<int, n>{}, r) for consecutive tiles of n = 4, 2 or 1 of `rows` rows from r on.
 template <class Tile>
@@ -137,19 +193,26 @@ template <class Real, class T>
 void sum_rows(Index rows, Index d_v, const Real* weights, const std::byte* const* values, RowsAhead ahead,
               Index count, Real* output, Index output_stride) {
   constexpr Index kStep = simd::kLanes<Real>;
-  constexpr Index kVecs = simd::kRegisters >= 32 ? 4 : 2;
+  constexpr int kVecs = kSumVecs<Real>;
   for (Index c = 0; c < d_v;) {
     const bool wide = c + kVecs * kStep <= d_v;
     for_query_tiles(rows, [&](auto together, Index r) {
       constexpr int kQueries = together;
       const auto add = [&](auto vectors) {
-        constexpr Index kWide = vectors;
-        add_weighted_rows<Real, kQueries, kWide, T>(
-            weights + r * kDecodeBlock, values, ahead, count, c,
-            std::max<Index>(0, kWide == 1 && c + kStep > d_v ? d_v - c : 0), output + r * output_stride,
-            output_stride);
+        constexpr int kWide = vectors;
+        const Index tail = kWide == 1 && c + kStep > d_v ? d_v - c : 0;
+        const Real* of_rows = weights + r * kDecodeBlock;
+        Real* to = output + r * output_stride;
+        if constexpr (kElementsOf<T> == 1) {
+          add_weighted_rows<Real, kQueries, kWide, T>(of_rows, 0, values, ahead, count, c, tail, to,
+                                                      output_stride);
+        } else {
+          const ScaledWeights<Real, T, kQueries, kWide> scaled(of_rows, values, count, c);
+          add_weighted_rows<Real, kQueries, kWide, T>(scaled.data(), scaled.kPart, values, ahead, count, c,
+                                                      tail, to, output_stride);
+        }
       };
-      wide ? add(std::integral_constant<Index, kVecs>{}) : add(std::integral_constant<Index, 1>{});
+      wide ? add(std::integral_constant<int, kVecs>{}) : add(std::integral_constant<int, 1>{});
     });
     c += wide ? kVecs * kStep : kStep;
   }

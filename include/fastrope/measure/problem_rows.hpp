@@ -19,10 +19,11 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// memory are converted together: a row may be shorter than a vector.
 template <class Real, class IndexOf>
 void convert_rows(const StoredHead& head, Range rows, Index d, const IndexOf& index_of, Real* to) {
+  const Index bytes = head.type->bytes_of(d);
   for (Index i = rows.begin; i < rows.end;) {
     const std::byte* first = head.row(index_of(i));
     Index end = i + 1;
-    while (end < rows.end && head.row(index_of(end)) == first + (end - i) * head.type->bytes_of(d)) ++end;
+    while (end < rows.end && head.row(index_of(end)) == first + (end - i) * bytes) ++end;
     head.type->convert(first, (end - i) * d, to + (i - rows.begin) * d);
     i = end;
   }

@@ -11,6 +11,7 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/row_overlap.hpp"
 #include "fastrope/core/shared_array.hpp"
+#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/position/lag_grid.hpp"
@@ -138,7 +139,9 @@ Shapes shapes_of(const Q& q, const K& k, const V& v) {
     detail::require_size(name, t.heads, t.rows, t.cols);
     if (t.data == nullptr && t.heads * t.rows * t.cols != 0)
       detail::fail(name, " is a null pointer with size [", t.heads, ", ", t.rows, ", ", t.cols, "]");
-    if constexpr (requires { t.require_pages(name); }) t.require_pages(name);
+    const StoredRows stored(t);
+    stored.require_pages(name);
+    stored.require_blocks(name);
   };
   check("q", q);
   check("k", k);
