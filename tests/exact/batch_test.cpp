@@ -195,6 +195,34 @@ TYPED_TEST(BatchTest, TheOrderOfSequencesDoesNotChangeABit) {
   EXPECT_EQ(batch.attend(), expected);
 }
 
+TYPED_TEST(BatchTest, LogSumsAreThoseOfASequenceAlone) {
+  Inputs random(7);
+  AttentionCase c = shared_case();
+  set_alibi(c, random);
+  set_sinks(c, random);
+  Batch<TypeParam> batch(c, kMixed);
+  set_ring_positions(batch, random);
+  const auto expected = batch.attend();
+  auto views = batch.views();
+  std::vector<std::vector<TypeParam>> sums;
+  for (auto& view : views) {
+    const Index n_q = view.q.rows;
+    sums.emplace_back(static_cast<std::size_t>(4 * n_q), TypeParam(NAN));
+    if (view.k.rows != 300) view.lse = {sums.back().data(), 4, n_q, n_q};  // one goes without
+  }
+  attend_batch(views, batch.options(), batch.positions());
+  for (std::size_t s = 0; s < views.size(); ++s) {
+    const AttentionInputs<TypeParam>& in = batch.inputs[s];
+    EXPECT_EQ(in.out.values, expected[s]) << "sequence " << s;
+    if (views[s].lse.data == nullptr) continue;
+    std::vector<TypeParam> alone(sums[s].size());
+    Tensor<TypeParam> out = in.out;
+    attend_partial(in.q.view(), in.k.view(), in.v.view(), out.view(),
+                   MatrixView<TypeParam>{alone.data(), 4, views[s].q.rows}, batch.cases[s].options());
+    EXPECT_EQ(sums[s], alone) << "sequence " << s;
+  }
+}
+
 TEST(BatchPlan, WaitsForItsThreadsAsOftenAsOneCallDoes) {
   for (const Index sequences : {1, 64}) {
     int rounds = 0;
@@ -283,6 +311,12 @@ TEST(BatchPlan, RunRefusesWhatItWasNotMadeFor) {
   views = batch.views();
   views[1].out.data = nullptr;
   expect(RunStatus::shape_mismatch, views, workspace);
+  views = batch.views();
+  std::vector<float> sums(4 * 50);
+  views[2].lse = {sums.data(), 4, 49, 50};
+  expect(RunStatus::shape_mismatch, views, workspace);
+  views[2].lse = {sums.data(), 4, 50, 49};
+  expect(RunStatus::shape_mismatch, views, workspace);
   EXPECT_EQ(plan.run(batch.views(), workspace), RunStatus::ok);
 }
 
@@ -306,6 +340,13 @@ TEST(BatchPlan, SequencesWriteToPlacesOfTheirOwn) {
   views[2].out.row_stride = 3;
   EXPECT_THAT(error_of([&] { attend_batch(views, batch.options()); }),
               AllOf(HasSubstr("sequence 2: out is"), HasSubstr("row_stride 3")));
+  views = batch.views();
+  std::vector<float> sums(16);
+  for (auto& view : views) view.lse = {sums.data(), 4, view.q.rows};
+  EXPECT_EQ(error_of([&] { attend_batch(views, batch.options()); }), "sequences 0 and 2 have the same lse");
+  views[2].lse.rows = 3;
+  EXPECT_EQ(error_of([&] { attend_batch(views, batch.options()); }),
+            "sequence 2: lse is [3, 4], the result is [heads = 4, n_q = 4]");
 }
 
 TEST(BatchPlan, NothingToDoIsValid) {

@@ -265,8 +265,7 @@ RunStatus Plan<Real>::run_tensors(const ExactTensors<Real>& x, std::span<std::by
   const auto& [repaired_rows, row_bounds] = details;
   const Shapes shapes = shapes_of_run(x);
   const Index heads = shapes.heads, n_q = shapes.n_q;
-  if (!fits(shapes, x.q, x.k, x.v, x.out) ||
-      (x.lse.data != nullptr && (x.lse.rows != heads || x.lse.cols != n_q || x.lse.row_stride < n_q)) ||
+  if (!fits(shapes, x.q, x.k, x.v, x.out, x.lse) ||
       (!repaired_rows.empty() && std::ssize(repaired_rows) != heads) ||
       (!row_bounds.empty() && std::ssize(row_bounds) != heads * n_q))
     return RunStatus::shape_mismatch;

@@ -36,13 +36,16 @@
 namespace fastrope::inline FASTROPE_TARGET {
 
 /// One sequence's tensors. q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads,
-/// n_q, d_v]; K and V are a TensorView or a PagedView. n_q and n_k may be 0.
+/// n_q, d_v]; K and V are a TensorView or a PagedView. n_q and n_k may be 0. lse: [heads, n_q], the natural
+/// log of each row's sum of exponentials, as merge() wants it, of a polynomial kernel the sum itself; without
+/// data where it is not wanted.
 template <class Q, class K = TensorView<const Q>, class V = K, class Out = Q>
 struct SequenceViews {
   TensorView<const Q> q;
   K k;
   V v;
   TensorView<Out> out;
+  MatrixView<ArithmeticOf<Q>> lse = {};
 };
 
 namespace detail {
@@ -57,16 +60,16 @@ auto in_sequence(std::size_t s, F&& f) {
   }
 }
 
-/// Throws Error where two sequences write to the same place from their first element on.
-template <class Views>
-void require_separate_outs(std::span<Views> views) {
+/// Throws Error where two sequences write to the same place from their first element on. data(s): of
+/// sequence s, null where it writes nothing.
+template <class Data>
+void require_separate(const char* name, std::size_t sequences, Data&& data) {
   std::vector<std::size_t> order;
-  for (std::size_t s = 0; s < views.size(); ++s)
-    if (views[s].out.heads > 0 && views[s].out.rows > 0 && views[s].out.cols > 0) order.push_back(s);
-  const auto data = [&](std::size_t s) { return views[s].out.data; };
+  for (std::size_t s = 0; s < sequences; ++s)
+    if (data(s) != nullptr) order.push_back(s);
   std::ranges::stable_sort(order, std::ranges::less{}, data);
   const auto same = std::ranges::adjacent_find(order, std::ranges::equal_to{}, data);
-  if (same != order.end()) fail("sequences ", same[0], " and ", same[1], " have the same out");
+  if (same != order.end()) fail("sequences ", same[0], " and ", same[1], " have the same ", name);
 }
 
 }  // namespace detail
@@ -117,9 +120,9 @@ class BatchPlan {
     Workspace memory(workspace);
     const auto tensors = memory.take<ExactTensors<Real>>(std::ssize(views));
     for (std::size_t s = 0; s < views.size(); ++s) {
-      const auto& [q, k, v, out] = views[s];
-      const ExactTensors<Real>& x = *std::construct_at(&tensors[s], ExactTensors<Real>{q, k, v, out});
-      if (!fits(problems_[s].shapes, x.q, x.k, x.v, x.out)) return RunStatus::shape_mismatch;
+      const auto& [q, k, v, out, lse] = views[s];
+      const ExactTensors<Real>& x = *std::construct_at(&tensors[s], ExactTensors<Real>{q, k, v, out, lse});
+      if (!fits(problems_[s].shapes, x.q, x.k, x.v, x.out, x.lse)) return RunStatus::shape_mismatch;
     }
     const auto& x = views.front();
     return run_tensors<OperandOf<Real, decltype(x.q), decltype(x.k), decltype(x.v)>>(tensors, memory);
@@ -238,8 +241,13 @@ void attend_batch(const Sequences& sequences, const Options& options,
     detail::in_sequence(s, [&] {
       shapes.push_back(shapes_of(views[s].q, as_rows(views[s].k), as_rows(views[s].v)));
       require_output(shapes.back(), views[s].out);
+      if (views[s].lse.data != nullptr) require_lse(shapes.back(), views[s].lse);
     });
-  detail::require_separate_outs(views);
+  detail::require_separate("out", views.size(),
+                           [&](std::size_t s) { return shapes[s].empty() ? nullptr : views[s].out.data; });
+  detail::require_separate("lse", views.size(), [&](std::size_t s) {
+    return shapes[s].heads * shapes[s].n_q == 0 ? nullptr : views[s].lse.data;
+  });
   const BatchPlan<Real> plan(shapes, options, own);
   std::vector<std::byte> workspace(plan.workspace_bytes());
   if (plan.run(views, workspace) != RunStatus::ok) detail::fail("the executor failed while attending");

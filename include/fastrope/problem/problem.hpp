@@ -161,11 +161,22 @@ void require_output(const Shapes& s, const Out& out) {
   detail::require_separate_rows("out", out);
 }
 
-/// Whether these are the tensors of a call of shapes s.
-template <class Q, class K, class V, class Out>
-bool fits(const Shapes& s, const Q& q, const K& k, const V& v, const Out& out) noexcept {
+/// Throws Error unless lse is [heads, n_q], not null, and no two of its rows share memory.
+template <class Real>
+void require_lse(const Shapes& s, const MatrixView<Real>& lse) {
+  if (lse.rows != s.heads || lse.cols != s.n_q || (lse.data == nullptr && lse.rows * lse.cols != 0))
+    detail::fail("lse is [", lse.rows, ", ", lse.cols, lse.data == nullptr ? "] and null" : "]",
+                 ", the result is [heads = ", s.heads, ", n_q = ", s.n_q, "]");
+  detail::require_separate_rows("lse", lse);
+}
+
+/// Whether these are the tensors of a call of shapes s. lse may be without data: it is not wanted then.
+template <class Q, class K, class V, class Out, class Real = double>
+bool fits(const Shapes& s, const Q& q, const K& k, const V& v, const Out& out,
+          const MatrixView<Real>& lse = {}) noexcept {
   try {
     require_output(s, out);
+    if (lse.data != nullptr) require_lse(s, lse);
     return shapes_of(q, k, v) == s;
   } catch (...) {
     return false;
