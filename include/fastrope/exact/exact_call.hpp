@@ -173,32 +173,42 @@ std::size_t bytes_of_way(const Problem& problem) {
 
 }  // namespace detail
 
-/// Workspace for an exact call of any numbers of queries and keys up to the problem's. Requires
+/// see(std::type_identity<Way>{}, sized) for calls of at most the problem's queries and keys, of which one
+/// takes the most memory of all such calls, and one the most for a worker. Requires
 /// problem.takes_any_sizes().
 ///
 /// Either way takes more for more keys, but for where the keys of a window begin in the panels and splits
 /// that hold them: they fill the most where the first key is the last of one. And more for more queries, but
 /// for how decoding divides its rows into groups, so that each number that it may be given is asked.
-template <class Real>
-std::size_t exact_capacity_bytes(const Problem& problem) {
+template <class T, class See>
+void for_largest_calls(const Problem& problem, See&& see) {
+  using Real = ArithmeticOf<T>;
   using Decode = DecodeAttention<Real>;
   const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
-  std::size_t most = 0;
-  const auto see = [&](Index queries) {
-    const Index begin = problem.sized(queries, n_k).grid.keys_of(Range{0, queries}).begin;
-    for (const Index unit : {Index{1}, kTileCols<Real>, kStretch}) {
-      const Problem sized = problem.sized(queries, n_k - std::min(begin, (begin + 1) % unit));
-      if (!Decode::must_suit(sized))
-        most =
-            std::max(most, most_of_operands<Real>([&](auto operand) {
-                       return detail::bytes_of_way<TiledAttention<typename decltype(operand)::type>>(sized);
-                     }));
-      if (Decode::may_suit(sized)) most = std::max(most, detail::bytes_of_way<Decode>(sized));
-    }
+  const auto ask = [&](auto way, const Problem& most) {
+    const Index queries = most.shapes.n_q, begin = most.grid.keys_of(Range{0, queries}).begin;
+    for (const Index unit : {Index{1}, kTileCols<Real>, kStretch})
+      see(way, problem.sized(queries, n_k - std::min(begin, (begin + 1) % unit)));
   };
-  see(n_q);
-  for (Index queries = std::min(n_q, Decode::kMaxRows); queries > 0; --queries) see(queries);
-  return most;
+  if (!Decode::must_suit(problem)) ask(std::type_identity<TiledAttention<T>>{}, problem);
+  for (Index queries = 1; queries <= n_q; ++queries) {
+    const Problem most = problem.sized(queries, n_k);
+    if (!Decode::may_suit(most)) return;  // neither do more
+    ask(std::type_identity<Decode>{}, most);
+  }
+}
+
+/// Workspace for an exact call of any numbers of queries and keys up to the problem's, with tensors of any
+/// storage. Requires problem.takes_any_sizes().
+template <class Real>
+std::size_t exact_capacity_bytes(const Problem& problem) {
+  return most_of_operands<Real>([&](auto operand) {
+    std::size_t most = 0;
+    for_largest_calls<typename decltype(operand)::type>(problem, [&](auto way, const Problem& sized) {
+      most = std::max(most, detail::bytes_of_way<typename decltype(way)::type>(sized));
+    });
+    return most;
+  });
 }
 
 /// Attends with exact_workspace_bytes of memory. Operand: of the tensors, as OperandOf has it.
