@@ -575,6 +575,25 @@ TEST(AttendBatch, TakesRowsOfConcatenatedTokens) {
   }
 }
 
+TEST(AttendBatch, WithAToleranceProductsAreNotOfBfloat16) {
+  using Short = TensorView<const bfloat16>;
+  Inputs random(10);
+  const auto q = random.gaussian<bfloat16>(4, 70, 12), k = random.gaussian<bfloat16>(2, 90, 12),
+             v = random.gaussian<bfloat16>(2, 90, 9);
+  Tensor<float> wide(4, 70, 12), of_short(4, 70, 9), of_wide(4, 70, 9);
+  for (Index h = 0; h < 4; ++h)
+    for (Index i = 0; i < 70; ++i)
+      for (Index c = 0; c < 12; ++c) wide(h, i, c) = static_cast<float>(q(h, i, c));
+  Options options = shared_case().options();
+  options.tolerance = 1e-4;
+  attend_batch(std::vector<SequenceViews<bfloat16, Short, Short, float>>{{q.view(), k.view(), v.view(),
+                                                                          of_short.view()}},
+               options);
+  attend_batch(std::vector<SequenceViews<float, Short>>{{wide.view(), k.view(), v.view(), of_wide.view()}},
+               options);
+  EXPECT_EQ(of_short.values, of_wide.values);
+}
+
 /// A pool of pages [pages, heads, page_rows, cols] that all sequences share.
 template <class T>
 struct Pool {

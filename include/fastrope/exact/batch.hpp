@@ -82,13 +82,14 @@ template <class Real = float>
 class BatchPlan {
  public:
   /// shapes: of each sequence, the most that it may have; n_q and n_k differ, the rest is the same for all.
-  /// own: of each sequence, or empty. Masks, biases and the like are those of `options` for every sequence;
-  /// its tolerance is met by all, since all are exact. Throws Error for options and shapes that clash, naming
-  /// the sequence and the values, and for what belongs to a single call: a path other than exact, and what
-  /// SequenceOptions has.
+  /// own: of each sequence, or empty. Masks, biases and the like are those of `options` for every sequence.
+  /// All are exact; with a tolerance, which products of bfloat16 might exceed, these are of float. Throws
+  /// Error for options and shapes that clash, naming the sequence and the values, and for what belongs to a
+  /// single call: a path other than exact, and what SequenceOptions has.
   BatchPlan(std::span<const Shapes> shapes, const Options& options,
             std::span<const SequenceOptions> own = {}) {
     require_shared(options);
+    allow_pairs_ = options.tolerance == 0;
     if (!own.empty() && own.size() != shapes.size())
       detail::fail("options are given for ", own.size(), " of ", shapes.size(), " sequences");
     if (shapes.empty()) return;
@@ -216,7 +217,7 @@ class BatchPlan {
                         std::size_t bytes) const noexcept {
     RunStatus status = RunStatus::ok;
     try {
-      with_operand<Operand>(problems_.front(), true, [&](auto operand) {
+      with_operand<Operand>(problems_.front(), allow_pairs_, [&](auto operand) {
         using T = typename decltype(operand)::type;
         const Needs of_step = needs<T>(tensors.size(), [&](std::size_t s) {
           return Shapes{.n_q = tensors[s].q.rows, .n_k = tensors[s].k.rows};
@@ -265,11 +266,13 @@ class BatchPlan {
   }
 
   std::vector<Problem> problems_ = {};  // of each sequence, of the most that it may have
+  bool allow_pairs_ = true;             // of bfloat16, where tensors are stored so
 };
 
-/// Attention of every sequence of a batch: a contiguous range of SequenceViews, as BatchPlan has
-/// them. Each out is, bit for bit, that of the sequence attended alone on the exact path. Allocates the
-/// workspace; engines that must not use BatchPlan. Throws Error as BatchPlan does, before any work.
+/// Attention of every sequence of a batch: a contiguous range of SequenceViews, as BatchPlan has them. Each
+/// out and lse is, bit for bit, that of the sequence alone by a plan with tolerance 0; with a tolerance, by
+/// one for q of float. Allocates the workspace; engines that must not use BatchPlan. Throws Error as
+/// BatchPlan does, before any work.
 template <std::ranges::contiguous_range Sequences>
 void attend_batch(const Sequences& sequences, const Options& options,
                   std::span<const SequenceOptions> own = {}) {
