@@ -128,6 +128,43 @@ TEST(Allocation, TenThousandStepsOfAGrowingCacheHaveNone) {
   EXPECT_TRUE(ok);
 }
 
+/// Slots of a batch whose caches grow, begin anew and rest; now and then one takes a chunk.
+TEST(Allocation, TenThousandStepsOfABatchOfGrowingCachesHaveNone) {
+  Inputs random(9);
+  AttentionCase c{.shapes = {4, 2, 20, 2'000, 6, 5}};
+  c.base.mask = Mask::sliding_window(100);
+  c.base.rope = Rope{};
+  set_t5(c, random, true);
+  set_sinks(c, random);
+  AttentionInputs<float> in(c.shapes, 8);
+  const BatchPlan<float> plan(std::vector<Shapes>(5, c.shapes), c.options());
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  Tensor<float> out(4, 5 * 20, 5);
+  std::vector<float> sums(5 * 4 * 20);
+  const auto rows = [](const Tensor<float>& x, Index n) {
+    return TensorView<const float>{x.values.data(), x.heads, n, x.cols, x.head_stride, x.row_stride};
+  };
+  std::vector<SequenceViews<float>> views(5);
+  std::vector<Shapes> step(5, c.shapes);
+  const long before = allocations;
+  bool ok = true;
+  for (Index n = 1; n <= 10'000; ++n) {
+    for (Index s = 0; s < 5; ++s) {
+      const Index n_k = (n + 400 * s) % 2'000 + 1, n_q = n_k % 97 == s ? 20 : n_k % 13 == s ? 0 : 1;
+      step[s].n_q = n_q;
+      step[s].n_k = n_k;
+      views[s] = {rows(in.q, n_q),
+                  rows(in.k, n_k),
+                  rows(in.v, n_k),
+                  fastrope::rows(out.view(), {20 * s, 20 * s + n_q}),
+                  {&sums[80 * s], 4, n_q, n_q}};
+    }
+    ok = ok && plan.workspace_bytes(step) <= workspace.size() && plan.run(views, workspace) == RunStatus::ok;
+  }
+  EXPECT_EQ(allocations - before, 0);
+  EXPECT_TRUE(ok);
+}
+
 TEST(Allocation, RunOfABatchHasNone) {
   Inputs random(5);
   AttentionCase c{.shapes = {4, 2, 100, 150, 6, 5}};

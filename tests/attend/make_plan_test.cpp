@@ -82,12 +82,27 @@ TEST(Plan, UnboundedHeadsTakeTheExactPath) {
 TEST(Plan, ShortSequencesTakeTheExactPathBecauseItIsFaster) {
   const AttentionCase tiny = small_entries(64, 1e-3);
   AttentionInputs<float> in = on_spheres(tiny, 0.5);
-  // attend() does not look where looking costs more than the exact path; a plan always does.
-  const Report not_looked = attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), tiny.options());
-  EXPECT_EQ(not_looked.heads[0].path, Path::exact);
-  EXPECT_THAT(not_looked.heads[0].reason, HasSubstr("costs less"));
-  EXPECT_TRUE(std::isnan(not_looked.heads[0].entry_bound));
-  EXPECT_NEAR(plan_of(tiny, in).report().heads[0].entry_bound, 0.5, 0.01);
+  // Nothing is looked at where looking costs more than the exact path.
+  const Report attended = attend(in.q.view(), in.k.view(), in.v.view(), in.out.view(), tiny.options());
+  for (const Report& report : {attended, plan_of(tiny, in).report()}) {
+    EXPECT_EQ(report.heads[0].path, Path::exact);
+    EXPECT_THAT(report.heads[0].reason, HasSubstr("costs less"));
+    EXPECT_TRUE(std::isnan(report.heads[0].entry_bound));
+    EXPECT_TRUE(std::isinf(report.heads[0].error_bound));
+  }
+  // Lengths that are read for nothing bound the exact path's rounding, which may be more than the tolerance.
+  CostModel reads;
+  reads.element = 1e30;
+  for (const double tolerance : {1e-3, 1e-9}) {
+    AttentionCase c = tiny;
+    c.base.tolerance = tolerance;
+    const HeadReport head =
+        make_plan(in.q.view(), in.k.view(), in.v.view(), c.options(), reads).report().heads[0];
+    EXPECT_NEAR(head.entry_bound, 0.5, 0.01);
+    EXPECT_LT(head.error_bound, 1e-3);
+    EXPECT_THAT(head.reason, HasSubstr("costs less"));
+    EXPECT_EQ(head.reason.find("can promise only") != std::string::npos, tolerance == 1e-9) << head.reason;
+  }
   AttentionCase wide = small_entries(2000, 1e-3);
   wide.shapes.d = 16;
   const auto few = on_spheres(wide, 1.5);

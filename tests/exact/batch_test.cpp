@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <fastrope/fastrope.hpp>
 #include <stdexcept>
@@ -195,6 +196,34 @@ TYPED_TEST(BatchTest, TheOrderOfSequencesDoesNotChangeABit) {
   EXPECT_EQ(batch.attend(), expected);
 }
 
+TYPED_TEST(BatchTest, LogSumsAreThoseOfASequenceAlone) {
+  Inputs random(7);
+  AttentionCase c = shared_case();
+  set_alibi(c, random);
+  set_sinks(c, random);
+  Batch<TypeParam> batch(c, kMixed);
+  set_ring_positions(batch, random);
+  const auto expected = batch.attend();
+  auto views = batch.views();
+  std::vector<std::vector<TypeParam>> sums;
+  for (auto& view : views) {
+    const Index n_q = view.q.rows;
+    sums.emplace_back(static_cast<std::size_t>(4 * n_q), TypeParam(NAN));
+    if (view.k.rows != 300) view.lse = {sums.back().data(), 4, n_q, n_q};  // one goes without
+  }
+  attend_batch(views, batch.options(), batch.positions());
+  for (std::size_t s = 0; s < views.size(); ++s) {
+    const AttentionInputs<TypeParam>& in = batch.inputs[s];
+    EXPECT_EQ(in.out.values, expected[s]) << "sequence " << s;
+    if (views[s].lse.data == nullptr) continue;
+    std::vector<TypeParam> alone(sums[s].size());
+    Tensor<TypeParam> out = in.out;
+    attend_partial(in.q.view(), in.k.view(), in.v.view(), out.view(),
+                   MatrixView<TypeParam>{alone.data(), 4, views[s].q.rows}, batch.cases[s].options());
+    EXPECT_EQ(sums[s], alone) << "sequence " << s;
+  }
+}
+
 TEST(BatchPlan, WaitsForItsThreadsAsOftenAsOneCallDoes) {
   for (const Index sequences : {1, 64}) {
     int rounds = 0;
@@ -271,8 +300,10 @@ TEST(BatchPlan, RunRefusesWhatItWasNotMadeFor) {
       for (float x : in.out.values) ASSERT_TRUE(std::isnan(x));
   };
   auto views = batch.views();
-  expect(RunStatus::workspace_too_small, views, std::span(workspace).first(workspace.size() - 1));
-  views.pop_back();
+  expect(RunStatus::workspace_too_small, views,
+         std::span(workspace).first(plan.workspace_bytes(batch.shapes()) / 2));
+  expect(RunStatus::workspace_too_small, views, std::span(workspace).first(9));
+  views.push_back(views.back());
   expect(RunStatus::shape_mismatch, views, workspace);
   views = batch.views();
   std::swap(views[0], views[1]);
@@ -283,7 +314,137 @@ TEST(BatchPlan, RunRefusesWhatItWasNotMadeFor) {
   views = batch.views();
   views[1].out.data = nullptr;
   expect(RunStatus::shape_mismatch, views, workspace);
+  views = batch.views();
+  std::vector<float> sums(4 * 50);
+  views[2].lse = {sums.data(), 4, 49, 50};
+  expect(RunStatus::shape_mismatch, views, workspace);
+  views[2].lse = {sums.data(), 4, 50, 49};
+  expect(RunStatus::shape_mismatch, views, workspace);
   EXPECT_EQ(plan.run(batch.views(), workspace), RunStatus::ok);
+}
+
+/// A step with the first sequences of a plan for the most that they may have: what each gets alone, in just
+/// the memory that was asked for.
+template <class Real>
+void expect_step_as_alone(const BatchPlan<Real>& plan, const AttentionCase& c,
+                          const std::vector<std::pair<Index, Index>>& lengths) {
+  Batch<Real> step(c, lengths);
+  const auto shapes = step.shapes();
+  const std::size_t bytes = plan.workspace_bytes(shapes);
+  EXPECT_LE(bytes, plan.workspace_bytes());
+  std::vector<std::byte> workspace(bytes + 64, std::byte{0xff});
+  auto views = step.views();
+  std::vector<std::vector<Real>> sums;
+  for (auto& view : views) {
+    sums.emplace_back(static_cast<std::size_t>(c.shapes.heads * view.q.rows), Real(NAN));
+    view.lse = {sums.back().data(), c.shapes.heads, view.q.rows};
+  }
+  ASSERT_EQ(plan.run(views, std::span(workspace).first(bytes)), RunStatus::ok);
+  for (const std::byte b : std::span(workspace).last(64)) EXPECT_EQ(b, std::byte{0xff});
+  for (std::size_t s = 0; s < views.size(); ++s) {
+    const AttentionInputs<Real>& in = step.inputs[s];
+    Tensor<Real> out = in.out;
+    std::vector<Real> alone(sums[s].size());
+    attend_partial(in.q.view(), in.k.view(), in.v.view(), out.view(),
+                   MatrixView<Real>{alone.data(), c.shapes.heads, views[s].q.rows}, step.cases[s].options());
+    EXPECT_EQ(in.out.values, out.values) << "sequence " << s << ": " << step.cases[s];
+    EXPECT_EQ(sums[s], alone) << "sequence " << s << ": " << step.cases[s];
+  }
+}
+
+TYPED_TEST(BatchTest, APlanOfTheMostTakesEveryStep) {
+  Inputs random(8);
+  std::vector<AttentionCase> cases(4, shared_case());
+  cases[1].base.mask = Mask::sliding_window(90);
+  set_alibi(cases[1], random);
+  cases[2].base.rope.reset();
+  cases[2].base.weights = random_weights(random, 12, 4, 1500);
+  cases[3].shapes.kv_heads = 1;
+  set_sinks(cases[3], random);
+  for (const AttentionCase& c : cases) {
+    Options options = c.options();
+    options.executor = threads(2);
+    const Shapes prompt{4, c.shapes.kv_heads, 60, 700, 12, 9}, token{4, c.shapes.kv_heads, 1, 1300, 12, 9};
+    const BatchPlan<TypeParam> plan(std::vector{prompt, token, prompt, prompt, token}, options);
+    for (std::size_t s = 0; s < plan.size(); ++s) EXPECT_TRUE(plan.has_capacity(s));
+    expect_step_as_alone(plan, c, {{60, 700}, {1, 1300}, {60, 700}, {60, 700}, {1, 1300}});
+    expect_step_as_alone(plan, c, {{60, 60}, {1, 1}, {0, 700}, {1, 63}, {1, 1299}});
+    expect_step_as_alone(plan, c, {{0, 0}, {0, 900}, {2, 512}, {59, 470}});
+    expect_step_as_alone(plan, c, {{0, 0}, {0, 900}});
+    for (int i = 0; i < 10; ++i) {
+      std::vector<std::pair<Index, Index>> lengths;
+      for (const Shapes& most : {prompt, token, prompt})
+        lengths.push_back({random.integer(0, most.n_q), random.integer(0, most.n_k)});
+      expect_step_as_alone(plan, c, lengths);
+    }
+  }
+}
+
+TEST(BatchPlan, ItsWorkspaceIsThatOfTheLargestStep) {
+  Inputs random(9);
+  for (int i = 0; i < 30; ++i) {
+    Options options;
+    options.mask = random.integer(0, 2) == 0 ? Mask::causal() : Mask::sliding_window(random.integer(1, 3000));
+    if (random.integer(0, 1) == 0) options.rope = Rope{};
+    options.executor = threads(random.integer(1, 9));
+    const Index kv_heads = random.integer(1, 2), group = random.integer(0, 2) == 0 ? 40 : 2;
+    std::vector<Shapes> shapes(3, {kv_heads * group, kv_heads, 1, 1, 16, 16});
+    for (Shapes& s : shapes) {
+      s.n_q = random.integer(1, 300);
+      s.n_k = random.integer(1, 6000);
+    }
+    shapes.push_back(shapes.back());
+    const BatchPlan plan(shapes, options);
+    EXPECT_LE(plan.workspace_bytes(shapes), plan.workspace_bytes());
+    for (int j = 0; j < 40; ++j) {
+      std::vector<Shapes> step = shapes;
+      for (Shapes& s : step) {
+        s.n_q = random.integer(0, s.n_q);
+        s.n_k = random.integer(0, s.n_k);
+      }
+      EXPECT_LE(plan.workspace_bytes(step), plan.workspace_bytes());
+    }
+  }
+}
+
+TEST(BatchPlan, AStepNeedsWhatItsOwnSizesTake) {
+  // Slots for prompts of a length that no memory could hold all at once.
+  const std::vector<Shapes> slots(64, {32, 8, 2048, Index{1} << 31, 128, 128});
+  Options options;
+  options.mask = Mask::causal();
+  const BatchPlan plan(slots, options);
+  std::vector<Shapes> step(64, {32, 8, 0, 5000, 128, 128});
+  const std::size_t idle = plan.workspace_bytes(step);
+  step[9].n_q = 1;
+  const std::size_t token = plan.workspace_bytes(step);
+  EXPECT_LT(token, idle + (1 << 20));
+  EXPECT_GT(token, idle);
+  EXPECT_GT(plan.workspace_bytes(), std::size_t{1} << 40);
+  EXPECT_EQ(plan.workspace_bytes(std::vector<Shapes>{}), 0u);
+}
+
+TEST(BatchPlan, SequencesWithRowsOfTheirOwnTakeTheirSizesOnly) {
+  Batch<float> batch(shared_case(), {{4, 20}, {4, 20}, {4, 20}, {4, 20}});
+  const std::vector<Position> positions(20, 7);
+  const std::vector<Range> ranges(4, {0, 20});
+  std::array<bool, 20> seen;
+  seen.fill(true);
+  std::vector<SequenceOptions> own(4);
+  own[1].keys = positions;
+  own[2].key_ranges = {ranges, 1};
+  own[3].dense_mask = {seen.data(), 4, 4, 20, 0, 0};
+  Options options = batch.options();
+  options.mask = Mask::full();
+  options.rope.reset();
+  const BatchPlan plan(batch.shapes(), options, own);
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  for (std::size_t s = 0; s < 4; ++s) {
+    auto views = batch.views();
+    --views[s].k.rows;
+    --views[s].v.rows;
+    EXPECT_EQ(plan.has_capacity(s), s == 0);
+    EXPECT_EQ(plan.run(views, workspace), plan.has_capacity(s) ? RunStatus::ok : RunStatus::shape_mismatch);
+  }
 }
 
 TEST(BatchPlan, RunReportsAnExecutorThatThrows) {
@@ -306,6 +467,13 @@ TEST(BatchPlan, SequencesWriteToPlacesOfTheirOwn) {
   views[2].out.row_stride = 3;
   EXPECT_THAT(error_of([&] { attend_batch(views, batch.options()); }),
               AllOf(HasSubstr("sequence 2: out is"), HasSubstr("row_stride 3")));
+  views = batch.views();
+  std::vector<float> sums(16);
+  for (auto& view : views) view.lse = {sums.data(), 4, view.q.rows};
+  EXPECT_EQ(error_of([&] { attend_batch(views, batch.options()); }), "sequences 0 and 2 have the same lse");
+  views[2].lse.rows = 3;
+  EXPECT_EQ(error_of([&] { attend_batch(views, batch.options()); }),
+            "sequence 2: lse is [3, 4], the result is [heads = 4, n_q = 4]");
 }
 
 TEST(BatchPlan, NothingToDoIsValid) {
@@ -405,6 +573,25 @@ TEST(AttendBatch, TakesRowsOfConcatenatedTokens) {
     const auto reference = reference_attention(s.q, s.k, s.v, options);
     EXPECT_LE(max_abs_difference(s.out, reference.out.view()), 4 * kBatchTolerance<float>) << s.q.rows;
   }
+}
+
+TEST(AttendBatch, WithAToleranceProductsAreNotOfBfloat16) {
+  using Short = TensorView<const bfloat16>;
+  Inputs random(10);
+  const auto q = random.gaussian<bfloat16>(4, 70, 12), k = random.gaussian<bfloat16>(2, 90, 12),
+             v = random.gaussian<bfloat16>(2, 90, 9);
+  Tensor<float> wide(4, 70, 12), of_short(4, 70, 9), of_wide(4, 70, 9);
+  for (Index h = 0; h < 4; ++h)
+    for (Index i = 0; i < 70; ++i)
+      for (Index c = 0; c < 12; ++c) wide(h, i, c) = static_cast<float>(q(h, i, c));
+  Options options = shared_case().options();
+  options.tolerance = 1e-4;
+  attend_batch(std::vector<SequenceViews<bfloat16, Short, Short, float>>{{q.view(), k.view(), v.view(),
+                                                                          of_short.view()}},
+               options);
+  attend_batch(std::vector<SequenceViews<float, Short>>{{wide.view(), k.view(), v.view(), of_wide.view()}},
+               options);
+  EXPECT_EQ(of_short.values, of_wide.values);
 }
 
 /// A pool of pages [pages, heads, page_rows, cols] that all sequences share.

@@ -1,6 +1,7 @@
 // Any bytes make a call of attend(): shapes, strides, options and values, with subnormal, huge and non-finite
 // ones among them. It is refused with an Error, or every output is as far from the double-precision reference
-// as the report promises, and the report keeps to the tolerance.
+// as the report promises, and the report keeps to the tolerance. Plans and batches of larger capacity give
+// the exact path's bits, and its sums.
 //
 // libFuzzer's interface; replay.cpp runs it where there is no libFuzzer.
 #include <algorithm>
@@ -355,6 +356,76 @@ void add_ranges(Bytes& bytes, AttentionCase& c) {
   }
 }
 
+/// out [heads, n_q, d_v] and lse [heads, n_q] of an exact run, in memory that begins as `content`.
+template <class Real>
+struct Exact {
+  Tensor<Real> out;
+  std::vector<Real> lse;
+
+  explicit Exact(const Shapes& s)
+      : out(s.heads, s.n_q, s.d_v), lse(static_cast<std::size_t>(s.heads * s.n_q), Real(7)) {}
+
+  MatrixView<Real> sums() { return {lse.data(), out.heads, out.rows}; }
+  /// Bit for bit.
+  bool operator==(const Exact& other) const {
+    const auto same = [](const std::vector<Real>& a, const std::vector<Real>& b) {
+      return a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(Real)) == 0;
+    };
+    return same(out.values, other.out.values) && same(lse, other.lse);
+  }
+};
+
+/// Holds a plan and a batch of larger capacity, where there are such, against a plan of just these sizes.
+template <class T, class K, class V>
+void check_capacity(Bytes& bytes, const AttentionCase& c, const Tensor<T>& q, const K& k, const V& v) {
+  using Real = ArithmeticOf<T>;
+  Shapes most = c.shapes;
+  most.n_q += bytes.integer(0, 40);
+  most.n_k += 5 * bytes.integer(0, 200);
+  const std::byte content{static_cast<unsigned char>(bytes.next())};
+  Options options = c.options();
+  options.tolerance = 0;
+  options.path = Path::exact;
+  const auto run = [&](const Plan<Real>& plan) {
+    Exact<Real> result(c.shapes);
+    std::vector<std::byte> memory(plan.workspace_bytes(), content);
+    if (plan.run(q.view(), k.view(), v.view(), result.out.view(), result.sums(), memory) != RunStatus::ok)
+      fail(c, "a plan of " + std::to_string(plan.shapes().n_q) + ", " + std::to_string(plan.shapes().n_k) +
+                  " does not run");
+    return result;
+  };
+  const auto own = make_plan<Real>(c.shapes, options);
+  const Exact<Real> expected = run(own);
+  const bool grows = own.has_capacity();
+  if (grows && !(run(make_plan<Real>(most, options)) == expected))
+    fail(c, "a plan of larger capacity gives other bits");
+
+  const SequenceOptions of{options.query_positions,
+                           options.key_positions,
+                           options.query_section_positions,
+                           options.key_section_positions,
+                           options.key_ranges,
+                           options.dense_bias,
+                           options.dense_mask};
+  options.query_positions = options.key_positions = {};
+  options.query_section_positions = options.key_section_positions = {};
+  options.key_ranges = {};
+  options.dense_bias = {};
+  options.dense_mask = {};
+  const BatchPlan<Real> plan(std::vector<Shapes>(3, grows ? most : c.shapes), options,
+                             std::vector<SequenceOptions>(3, of));
+  Exact<Real> first(c.shapes), second(c.shapes);
+  std::vector<SequenceViews<T, decltype(as_rows(k.view())), decltype(as_rows(v.view())), Real>> views;
+  for (Exact<Real>* result : {&first, &second})
+    views.push_back({q.view(), k.view(), v.view(), result->out.view(), result->sums()});
+  if (grows)  // a slot that rests
+    views.insert(views.begin() + bytes.integer(0, 1),
+                 {rows(q.view(), {0, 0}), k.view(), v.view(), rows(first.out.view(), {0, 0})});
+  std::vector<std::byte> memory(plan.workspace_bytes(), content);
+  if (plan.run(views, memory) != RunStatus::ok) fail(c, "a batch does not run");
+  if (!(first == expected && second == expected)) fail(c, "a sequence of a batch has other bits");
+}
+
 template <class T, class K = T, class V = K>
 void check(Bytes& bytes) {
   using Real = ArithmeticOf<T>;
@@ -373,6 +444,10 @@ void check(Bytes& bytes) {
     report = attend(q.view(), stored_k.view(), stored_v.view(), out.view(), c.options());
   } catch (const Error&) {
     return;
+  }
+  try {
+    check_capacity(bytes, c, q, stored_k, stored_v);
+  } catch (const Error&) {  // larger sizes than the options cover
   }
 
   // The rounding of the result to T comes on top of the tolerance.

@@ -17,7 +17,7 @@
   prefix template fastrope::Plan<Real> fastrope::detail::plan_tensors<Real>(                      \
       const fastrope::StoredRows&, const fastrope::StoredRows&, const fastrope::StoredRows&,      \
       const fastrope::Storage&, const fastrope::Options&, fastrope::CacheBounds<Real>*,           \
-      const fastrope::CostModel&, bool);                                                          \
+      const fastrope::CostModel&);                                                                \
   prefix template fastrope::RunStatus fastrope::Plan<Real>::run_tensors<Real>(                    \
       const fastrope::ExactTensors<Real>&, std::span<std::byte>, const fastrope::RunDetails&)     \
       const noexcept;                                                                             \

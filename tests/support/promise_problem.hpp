@@ -108,6 +108,8 @@ struct PromiseProblem {
     if (eager) {
       model.weigh = 1;  // scores a second: any approximation is cheaper
       model.look = 1e30;
+    } else {
+      model.element = 1e30;  // rows are read in no time: exact heads state their bounds
     }
     return model;
   }

@@ -18,8 +18,9 @@ namespace fastrope::inline FASTROPE_TARGET {
 template <class Real>
 class CacheBounds {
  public:
-  /// Keys that were looked at so far. They and their values must be what they were when make_plan sees them
-  /// again, and at the same positions.
+  /// Keys that were looked at so far: a plan that does not look, since that could not pay, leaves its keys to
+  /// the next. They and their values must be what they were when make_plan sees them again, and at the same
+  /// positions.
   Index rows() const { return rows_; }
 
   /// Begins anew, as for another sequence, or when a cache has dropped keys.

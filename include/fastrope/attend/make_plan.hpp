@@ -114,12 +114,13 @@ Work least_work(const Problem& problem, const CostModel& cost) {
   });
 }
 
-/// Why every head is to be exact whatever the data; empty where a look at them could pay, or was asked for.
+/// Why every head is to be exact whatever the data; empty where a look at them could pay, or a path is
+/// forced.
 template <class Real>
-std::string exact_reason(const Problem& problem, const Options& options, const CostModel& cost, bool asked) {
+std::string exact_reason(const Problem& problem, const Options& options, const CostModel& cost) {
   if (problem.shapes.empty() || problem.shapes.n_k == 0) return "there is nothing to attend to";
   if (options.path == Path::exact) return "forced";
-  if (asked || options.path != Path::automatic) return {};
+  if (options.path != Path::automatic) return {};
   const bool pays = cost.seconds<Real>(exact_work<Real>(problem)) >
                     1 / cost.look + cost.seconds<Real>(least_work<Real>(problem, cost));
   return pays ? ""
@@ -137,19 +138,18 @@ bool lengths_pay(const Problem& problem, const CostModel& cost) {
   return seconds <= kShare * cost.seconds<Real>(exact_work<Real>(problem));
 }
 
-/// look: whether make_plan was asked for, which looks at the rows wherever an approximation is possible;
-/// attend only where that could pay.
+/// A plan for these tensors. seen: what earlier plans have seen of them, or null.
 template <class Real>
 Plan<Real> plan_tensors(const StoredRows& q, const StoredRows& k, const StoredRows& v, const Storage& storage,
-                        const Options& options, CacheBounds<Real>* seen, const CostModel& cost, bool look) {
+                        const Options& options, CacheBounds<Real>* seen, const CostModel& cost) {
   const Shapes shapes = shapes_of(q, k, v);
   require_tolerance(options);
   if (options.tolerance == 0 || !options.kernel.is_softmax()) return make_plan<Real>(shapes, options, cost);
   const Problem problem(shapes, options);
   const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>,
                         factorisations());
-  const std::string exact = exact_reason<Real>(problem, options, cost, look);
-  const bool lengths = !shapes.empty() && (look || lengths_pay<Real>(problem, cost));
+  const std::string exact = exact_reason<Real>(problem, options, cost);
+  const bool lengths = !shapes.empty() && lengths_pay<Real>(problem, cost);
   const auto plan = [&](std::vector<KeyMemory>& heads) {
     return plan_groups<Real>(problem, options.tolerance, storage, problem.executor, [&](Index kv) {
       if (!exact.empty() && !lengths) return planner.plan_exact(kv, exact, nullptr);
@@ -170,17 +170,18 @@ Plan<Real> plan_tensors(const StoredRows& q, const StoredRows& k, const StoredRo
 /// A plan for these tensors, each a view or an Eigen row-major object, k and v also paged: validates, bounds
 /// the entries, and chooses the cheapest path that meets options.tolerance for each head. Throws Error,
 /// naming the values, for tensors and options that clash and for a forced path that cannot meet the
-/// tolerance. Cost: a sample of the rows, and one pass over them for lengths or, where an approximation may
-/// pay, for more.
+/// tolerance. Cost: where no approximation of these shapes can pay, that of looking at shapes and options,
+/// and of the lengths of all rows if they take at most 2 % of the exact path, for its bound; else a sample of
+/// the rows and one pass over them.
 template <TensorLike Q, RowsLike K, RowsLike V>
 Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, const Options& options,
                                            const CostModel& cost = {}) {
   using Real = ArithmeticOf<ElementOf<Q>>;
   return detail::plan_tensors<Real>(as_tensor(q), as_rows(k), as_rows(v),
-                                    storage_of<Real, Q, K, V, ElementOf<Q>>(), options, nullptr, cost, true);
+                                    storage_of<Real, Q, K, V, ElementOf<Q>>(), options, nullptr, cost);
 }
 
-/// The same for a cache whose first seen.rows() keys and values earlier plans have looked at: the look costs
+/// The same for a cache whose first seen.rows() keys and values earlier plans have looked at: a look costs
 /// O(n_q + new keys) rows.
 template <TensorLike Q, RowsLike K, RowsLike V>
 Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, const Options& options,
@@ -188,7 +189,7 @@ Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, c
                                            const CostModel& cost = {}) {
   using Real = ArithmeticOf<ElementOf<Q>>;
   return detail::plan_tensors<Real>(as_tensor(q), as_rows(k), as_rows(v),
-                                    storage_of<Real, Q, K, V, ElementOf<Q>>(), options, &seen, cost, true);
+                                    storage_of<Real, Q, K, V, ElementOf<Q>>(), options, &seen, cost);
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

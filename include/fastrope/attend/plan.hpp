@@ -171,14 +171,6 @@ class Plan {
   template <class Operand>
   RunStatus run_tensors(const ExactTensors<Real>& x, std::span<std::byte> memory,
                         const RunDetails& details) const noexcept;
-  /// The shapes of a run with these tensors, if the plan takes them, else its own.
-  Shapes shapes_of_run(const ExactTensors<Real>& x) const {
-    Shapes s = problem_.shapes;
-    if (!has_capacity()) return s;
-    s.n_q = std::clamp<Index>(x.q.rows, 0, s.n_q);
-    s.n_k = std::clamp<Index>(x.k.rows, 0, s.n_k);
-    return s;
-  }
   Report verify_rows(const StoredRows& q, const KeyRows<double>& k, const ValueRows<double>& v,
                      const StoredRows& out, Index rows) const;
 
@@ -265,10 +257,9 @@ template <class Operand>
 RunStatus Plan<Real>::run_tensors(const ExactTensors<Real>& x, std::span<std::byte> memory,
                                   const RunDetails& details) const noexcept {
   const auto& [repaired_rows, row_bounds] = details;
-  const Shapes shapes = shapes_of_run(x);
+  const Shapes shapes = has_capacity() ? problem_.sized_shapes(x.q.rows, x.k.rows) : problem_.shapes;
   const Index heads = shapes.heads, n_q = shapes.n_q;
-  if (!fits(shapes, x.q, x.k, x.v, x.out) ||
-      (x.lse.data != nullptr && (x.lse.rows != heads || x.lse.cols != n_q || x.lse.row_stride < n_q)) ||
+  if (!fits(shapes, x.q, x.k, x.v, x.out, x.lse) ||
       (!repaired_rows.empty() && std::ssize(repaired_rows) != heads) ||
       (!row_bounds.empty() && std::ssize(row_bounds) != heads * n_q))
     return RunStatus::shape_mismatch;
@@ -281,9 +272,8 @@ RunStatus Plan<Real>::run_tensors(const ExactTensors<Real>& x, std::span<std::by
   if (shapes.empty() && x.lse.data == nullptr) return RunStatus::ok;
   try {
     Workspace workspace(memory);
-    std::optional<Problem> sized;
-    const Problem& problem =
-        shapes == problem_.shapes ? problem_ : sized.emplace(problem_.sized(shapes.n_q, shapes.n_k));
+    const SizedProblem sized(problem_, shapes.n_q, shapes.n_k);
+    const Problem& problem = sized.get();
     if (!all_exact())
       Mixture(*this, workspace).template run<Operand>(*this, x, details);
     else if (!row_bounds.empty() && !problem_.kernel.is_softmax())

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "fastrope/core/paged_view.hpp"
-#include "fastrope/core/row_overlap.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
@@ -30,10 +29,7 @@ void attend_partial(const Q& q, const K& k, const V& v, Out&& out, MatrixView<Ar
   const ExactTensors<Real> x{as_tensor(q), k, v, as_tensor(out), lse};
   const Shapes shapes = shapes_of(x.q, x.k, x.v);
   require_output(shapes, x.out);
-  if (lse.rows != shapes.heads || lse.cols != shapes.n_q || (lse.data == nullptr && lse.rows * lse.cols != 0))
-    detail::fail("lse is [", lse.rows, ", ", lse.cols, lse.data == nullptr ? "] and null" : "]",
-                 ", the result is [heads = ", shapes.heads, ", n_q = ", shapes.n_q, "]");
-  detail::require_separate_rows("lse", lse);
+  require_lse(shapes, lse);
   if (!options.kernel.is_softmax())
     detail::fail(
         "attend_partial gives the log of a sum of exponentials, and options.kernel is a polynomial of "

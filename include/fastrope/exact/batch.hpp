@@ -1,8 +1,7 @@
 // A batch: many sequences of different lengths in one call, each attended exactly, as if it were alone.
 //
 // Engines that serve many requests mix prompts, chunks of prompts over a cache and single new tokens in one
-// step. Each stage of all sequences is one round of tasks, those of the longest sequences first: threads wait
-// for each other as often as in one call, and all have work whatever the mix of lengths.
+// step; a plan of the most that each may have takes every step (BatchStep runs it).
 //
 //     std::vector<SequenceViews<float>> batch;  // tokens one after the other, sequence s at offsets[s]
 //     batch.push_back({rows(q, {offsets[s], offsets[s + 1]}), k_cache[s], v_cache[s],
@@ -11,10 +10,9 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
+#include <cstddef>
 #include <functional>
 #include <memory>
-#include <numeric>
 #include <ranges>
 #include <span>
 #include <type_traits>
@@ -26,9 +24,9 @@
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
+#include "fastrope/exact/batch_step.hpp"
 #include "fastrope/exact/exact_call.hpp"
 #include "fastrope/exact/row_kernels.hpp"
-#include "fastrope/exact/stage.hpp"
 #include "fastrope/problem/options.hpp"
 #include "fastrope/problem/problem.hpp"
 #include "fastrope/problem/run_status.hpp"
@@ -36,13 +34,16 @@
 namespace fastrope::inline FASTROPE_TARGET {
 
 /// One sequence's tensors. q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads,
-/// n_q, d_v]; K and V are a TensorView or a PagedView. n_q and n_k may be 0.
+/// n_q, d_v]; K and V are a TensorView or a PagedView. n_q and n_k may be 0. lse: [heads, n_q], the natural
+/// log of each row's sum of exponentials, as merge() wants it, of a polynomial kernel the sum itself; without
+/// data where it is not wanted.
 template <class Q, class K = TensorView<const Q>, class V = K, class Out = Q>
 struct SequenceViews {
   TensorView<const Q> q;
   K k;
   V v;
   TensorView<Out> out;
+  MatrixView<ArithmeticOf<Q>> lse = {};
 };
 
 namespace detail {
@@ -57,36 +58,43 @@ auto in_sequence(std::size_t s, F&& f) {
   }
 }
 
-/// Throws Error where two sequences write to the same place from their first element on.
-template <class Views>
-void require_separate_outs(std::span<Views> views) {
+/// Throws Error where two sequences write to the same place from their first element on. data(s): of
+/// sequence s, null where it writes nothing.
+template <class Data>
+void require_separate(const char* name, std::size_t sequences, Data&& data) {
   std::vector<std::size_t> order;
-  for (std::size_t s = 0; s < views.size(); ++s)
-    if (views[s].out.heads > 0 && views[s].out.rows > 0 && views[s].out.cols > 0) order.push_back(s);
-  const auto data = [&](std::size_t s) { return views[s].out.data; };
+  for (std::size_t s = 0; s < sequences; ++s)
+    if (data(s) != nullptr) order.push_back(s);
   std::ranges::stable_sort(order, std::ranges::less{}, data);
   const auto same = std::ranges::adjacent_find(order, std::ranges::equal_to{}, data);
-  if (same != order.end()) fail("sequences ", same[0], " and ", same[1], " have the same out");
+  if (same != order.end()) fail("sequences ", same[0], " and ", same[1], " have the same ", name);
 }
 
 }  // namespace detail
 
-/// A checked batch of given shapes with arithmetic in Real, to be run any number of times: once for each
-/// layer of a model, say. One plan may be run by several threads at once, each with its own workspace.
+/// A checked batch with arithmetic in Real, to be run any number of times: for each layer of a model, and for
+/// each step. One plan may be run by several threads at once, each with its own workspace.
+///
+/// A sequence without positions, key ranges, dense bias and dense mask of its own has capacity: run takes any
+/// n_q and n_k up to the plan's, and gives, bit for bit, what a plan for these sizes would. So its cache may
+/// grow, and one that is not there has n_q = 0.
 template <class Real = float>
 class BatchPlan {
  public:
-  /// shapes: of each sequence; n_q and n_k differ, the rest is the same for all. own: of each sequence, or
-  /// empty. Masks, biases and the like are those of `options` for every sequence; its tolerance is met by
-  /// all, since all are exact. Throws Error for options and shapes that clash, naming the sequence and the
-  /// values, and for what belongs to a single call: a path other than exact, and what SequenceOptions has.
+  /// shapes: of each sequence, the most that it may have; n_q and n_k differ, the rest is the same for all.
+  /// own: of each sequence, or empty. Masks, biases and the like are those of `options` for every sequence.
+  /// All are exact; with a tolerance, which products of bfloat16 might exceed, these are of float. Throws
+  /// Error for options and shapes that clash, naming the sequence and the values, and for what belongs to a
+  /// single call: a path other than exact, and what SequenceOptions has.
   BatchPlan(std::span<const Shapes> shapes, const Options& options,
             std::span<const SequenceOptions> own = {}) {
     require_shared(options);
+    allow_pairs_ = options.tolerance == 0;
     if (!own.empty() && own.size() != shapes.size())
       detail::fail("options are given for ", own.size(), " of ", shapes.size(), " sequences");
     if (shapes.empty()) return;
     const Problem shared(with_lengths(shapes.front(), 0, 0), options);
+    problems_.reserve(shapes.size());
     for (std::size_t s = 0; s < shapes.size(); ++s)
       detail::in_sequence(s, [&] {
         require_same_heads(shapes[s], shared.shapes);
@@ -95,49 +103,140 @@ class BatchPlan {
         problems_.back().set_dense(of.dense_bias, of.dense_mask);
       });
     keep_rotations();
-    number_tasks();
-    workspace_bytes_ = most_of_operands<Real>([&](auto operand) {
-      return Workspace::bytes_of([&](Workspace& w) {
-        w.take<ExactTensors<Real>>(std::ssize(problems_));
-        make_calls<typename decltype(operand)::type>(w);
-      });
+  }
+
+  /// Sequences of the plan.
+  std::size_t size() const { return problems_.size(); }
+  /// Whether run takes fewer queries and keys of a sequence than its shapes have.
+  bool has_capacity(std::size_t sequence) const { return problems_[sequence].takes_any_sizes(); }
+
+  /// Scratch memory that is enough for every run. It is computed, not kept: O(256 / group) for a sequence,
+  /// once for those next to each other that are alike.
+  std::size_t workspace_bytes() const {
+    if (problems_.empty()) return 0;
+    return most_of_operands<Real>(
+        [&](auto operand) { return capacity_bytes<typename decltype(operand)::type>(); });
+  }
+  /// Scratch memory that is enough for a run of sequences with n_q and n_k of `step`: engines whose sequences
+  /// are rarely all as long as they may be need not have more. Allocates nothing.
+  std::size_t workspace_bytes(std::span<const Shapes> step) const noexcept {
+    if (problems_.empty()) return 0;
+    return most_of_operands<Real>([&](auto operand) {
+      return needs<typename decltype(operand)::type>(std::min(step.size(), problems_.size()),
+                                                     [&](std::size_t s) { return step[s]; })
+          .bytes;
     });
   }
 
-  /// Scratch memory that run needs.
-  std::size_t workspace_bytes() const { return workspace_bytes_; }
-
-  /// Computes every sequence's out. sequences: a contiguous range of SequenceViews of the plan's shapes.
-  /// Allocates nothing and throws nothing. An out must not overlap any input.
+  /// Computes every sequence's out, and lse where it is wanted. sequences: a contiguous range of
+  /// SequenceViews, of shapes that the plan takes, in its order; those that are left out at the end are idle.
+  /// Takes any workspace of workspace_bytes() or, for just these shapes, workspace_bytes(step). Allocates
+  /// nothing and throws nothing. An out must not overlap any input. Cost beside attention: O(1) for a
+  /// sequence, nothing for one without queries.
   template <std::ranges::contiguous_range Sequences>
   RunStatus run(const Sequences& sequences, std::span<std::byte> workspace) const noexcept {
     const std::span views(sequences);
-    if (views.size() != problems_.size()) return RunStatus::shape_mismatch;
-    if (workspace.size() < workspace_bytes_) return RunStatus::workspace_too_small;
+    if (views.size() > problems_.size()) return RunStatus::shape_mismatch;
     if (views.empty()) return RunStatus::ok;
+    if (workspace.size() < Workspace::bytes_of([&](Workspace& w) { take_tensors(views.size(), w); }))
+      return RunStatus::workspace_too_small;
     Workspace memory(workspace);
-    const auto tensors = memory.take<ExactTensors<Real>>(std::ssize(views));
+    const auto tensors = take_tensors(views.size(), memory);
     for (std::size_t s = 0; s < views.size(); ++s) {
-      const auto& [q, k, v, out] = views[s];
-      const ExactTensors<Real>& x = *std::construct_at(&tensors[s], ExactTensors<Real>{q, k, v, out});
-      if (!fits(problems_[s].shapes, x.q, x.k, x.v, x.out)) return RunStatus::shape_mismatch;
+      const auto& [q, k, v, out, lse] = views[s];
+      const ExactTensors<Real>& x = *std::construct_at(&tensors[s], ExactTensors<Real>{q, k, v, out, lse});
+      const Shapes shapes = problems_[s].sized_shapes(x.q.rows, x.k.rows);
+      if (!fits(shapes, x.q, x.k, x.v, x.out, x.lse)) return RunStatus::shape_mismatch;
     }
     const auto& x = views.front();
-    return run_tensors<OperandOf<Real, decltype(x.q), decltype(x.k), decltype(x.v)>>(tensors, memory);
+    return run_tensors<OperandOf<Real, decltype(x.q), decltype(x.k), decltype(x.v)>>(tensors, memory,
+                                                                                     workspace.size());
   }
 
  private:
+  /// What the calls of a step take.
+  struct Needs {
+    Index calls = 0;  // of sequences with queries
+    std::size_t worker_bytes = 0;
+    std::size_t bytes = 0;  // of all
+  };
+
+  static std::span<ExactTensors<Real>> take_tensors(std::size_t sequences, Workspace& workspace) {
+    return workspace.take<ExactTensors<Real>>(static_cast<Index>(sequences));
+  }
+  const Executor& executor() const { return problems_.front().executor; }
+
+  /// Of a step of the first `sequences` sequences, multiplied as T. sizes(s): Shapes with n_q and n_k of
+  /// sequence s.
+  template <class T, class Sizes>
+  Needs needs(std::size_t sequences, Sizes&& sizes) const {
+    Needs needs;
+    Workspace counting;
+    take_tensors(sequences, counting);
+    for (std::size_t s = 0; s < sequences; ++s) {
+      const Shapes of_step = sizes(s);
+      const Shapes shapes = problems_[s].sized_shapes(of_step.n_q, of_step.n_k);
+      if (shapes.n_q == 0) continue;
+      const SizedProblem problem(problems_[s], shapes.n_q, shapes.n_k);
+      const ExactCall<T> call(problem.get(), WorkerScratch{}, counting);
+      needs.worker_bytes = std::max(needs.worker_bytes, call.worker_bytes(problem.get()));
+      ++needs.calls;
+    }
+    BatchStep<T>(needs.calls, needs.worker_bytes, executor(), counting);
+    needs.bytes = counting.bytes();
+    return needs;
+  }
+
+  /// The most that needs<T> may come to.
+  template <class T>
+  std::size_t capacity_bytes() const {
+    std::size_t worker_bytes = 0, call_bytes = 0;
+    Workspace counting;
+    take_tensors(problems_.size(), counting);
+    const Problem* before = nullptr;
+    for (const Problem& problem : problems_) {
+      const auto see = [&](auto way, const Problem& sized) {
+        Workspace of_call;
+        const typename decltype(way)::type call(sized, WorkerScratch{}, of_call);
+        call_bytes = std::max(call_bytes, of_call.bytes());
+        worker_bytes = std::max(worker_bytes, call.worker_bytes(sized));
+      };
+      const bool any = problem.takes_any_sizes();
+      if (before == nullptr || !any || !before->takes_any_sizes() || before->shapes != problem.shapes) {
+        call_bytes = 0;
+        any ? for_largest_calls<Real, TiledAttention<T>, DecodeAttention<Real>>(problem, see)
+            : see(std::type_identity<ExactCall<T>>{}, problem);
+      }
+      counting.take<std::byte>(static_cast<Index>(call_bytes));
+      before = &problem;
+    }
+    BatchStep<T>(std::ssize(problems_), worker_bytes, executor(), counting);
+    return counting.bytes();
+  }
+
   template <class Operand>
-  RunStatus run_tensors(std::span<const ExactTensors<Real>> tensors, Workspace& memory) const noexcept {
+  RunStatus run_tensors(std::span<const ExactTensors<Real>> tensors, Workspace& memory,
+                        std::size_t bytes) const noexcept {
+    RunStatus status = RunStatus::ok;
     try {
-      with_operand<Operand>(problems_.front(), true, [&](auto operand) {
-        const auto calls = make_calls<typename decltype(operand)::type>(memory);
-        for (const Stage stage : kStages) run_stage(stage, calls, tensors);
+      with_operand<Operand>(problems_.front(), allow_pairs_, [&](auto operand) {
+        using T = typename decltype(operand)::type;
+        const Needs of_step = needs<T>(tensors.size(), [&](std::size_t s) {
+          return Shapes{.n_q = tensors[s].q.rows, .n_k = tensors[s].k.rows};
+        });
+        if (bytes < of_step.bytes) {
+          status = RunStatus::workspace_too_small;
+          return;
+        }
+        BatchStep<T> step(of_step.calls, of_step.worker_bytes, executor(), memory);
+        for (std::size_t s = 0; s < tensors.size(); ++s)
+          if (tensors[s].q.rows > 0) step.add(problems_[s], tensors[s], memory);
+        step.run();
       });
     } catch (...) {
       return RunStatus::executor_failed;
     }
-    return RunStatus::ok;
+    return status;
   }
 
   static Shapes with_lengths(Shapes s, Index n_q, Index n_k) {
@@ -177,67 +276,14 @@ class BatchPlan {
     for (Problem& problem : problems_) problem.rotation = rotation;
   }
 
-  /// Finds order_, first_task_ and worker_bytes_.
-  void number_tasks() {
-    order_.resize(problems_.size());
-    std::iota(order_.begin(), order_.end(), std::size_t{0});
-    std::stable_sort(order_.begin(), order_.end(), [&](std::size_t a, std::size_t b) {
-      return task_size(problems_[a].shapes) > task_size(problems_[b].shapes);
-    });
-    first_task_.fill({0});
-    for (const std::size_t s : order_) {
-      Workspace counting;
-      const ExactCall<Real> call(problems_[s], WorkerScratch{}, counting);
-      worker_bytes_ =
-          std::max(worker_bytes_, most_of_operands<Real>([&](auto operand) {
-                     using T = typename decltype(operand)::type;
-                     return ExactCall<T>(problems_[s], WorkerScratch{}, counting).worker_bytes(problems_[s]);
-                   }));
-      for (const Stage stage : kStages) {
-        std::vector<Index>& first = first_task_[static_cast<std::size_t>(stage)];
-        first.push_back(first.back() + call.tasks(problems_[s], stage));
-      }
-    }
-  }
-
-  /// Pairs of a query and a key in one of a sequence's tasks, about.
-  static Index task_size(const Shapes& s) { return std::min(s.n_q, QueryBlock<Real>::kRows) * s.n_k; }
-
-  /// The calls in the order of their tasks; all workers' scratch is shared by all of them. Nothing when
-  /// counting.
-  template <class T>
-  std::span<ExactCall<T>> make_calls(Workspace& workspace) const {
-    static_assert(std::is_trivially_destructible_v<ExactCall<T>>);
-    const WorkerScratch scratch(problems_.front().executor.workers(), worker_bytes_, workspace);
-    const auto calls = workspace.take<ExactCall<T>>(static_cast<Index>(order_.size()));
-    for (std::size_t m = 0; m < order_.size(); ++m) {
-      const ExactCall<T> call(problems_[order_[m]], scratch, workspace);
-      if (!workspace.counting()) std::construct_at(&calls[m], call);
-    }
-    return calls;
-  }
-
-  template <class T>
-  void run_stage(Stage stage, std::span<ExactCall<T>> calls,
-                 std::span<const ExactTensors<Real>> tensors) const {
-    const std::vector<Index>& first = first_task_[static_cast<std::size_t>(stage)];
-    problems_.front().executor.parallel_for(first.back(), [&](Index task, Index worker) {
-      const auto m = std::upper_bound(first.begin(), first.end(), task) - first.begin() - 1;
-      const auto s = order_[static_cast<std::size_t>(m)];
-      calls[m].run_task(problems_[s], stage, task - first[m], worker, tensors[s]);
-    });
-  }
-
-  std::vector<Problem> problems_ = {};   // of each sequence
-  std::vector<std::size_t> order_ = {};  // the sequences, those of the longest tasks first
-  std::array<std::vector<Index>, std::size(kStages)> first_task_ = {};  // of each in order_, and the end
-  std::size_t worker_bytes_ = 0;
-  std::size_t workspace_bytes_ = 0;
+  std::vector<Problem> problems_ = {};  // of each sequence, of the most that it may have
+  bool allow_pairs_ = true;             // of bfloat16, where tensors are stored so
 };
 
-/// Attention of every sequence of a batch: a contiguous range of SequenceViews, as BatchPlan has
-/// them. Each out is, bit for bit, that of the sequence attended alone on the exact path. Allocates the
-/// workspace; engines that must not use BatchPlan. Throws Error as BatchPlan does, before any work.
+/// Attention of every sequence of a batch: a contiguous range of SequenceViews, as BatchPlan has them. Each
+/// out and lse is, bit for bit, that of the sequence alone by a plan with tolerance 0; with a tolerance, by
+/// one for q of float. Allocates the workspace; engines that must not use BatchPlan. Throws Error as
+/// BatchPlan does, before any work.
 template <std::ranges::contiguous_range Sequences>
 void attend_batch(const Sequences& sequences, const Options& options,
                   std::span<const SequenceOptions> own = {}) {
@@ -248,10 +294,15 @@ void attend_batch(const Sequences& sequences, const Options& options,
     detail::in_sequence(s, [&] {
       shapes.push_back(shapes_of(views[s].q, as_rows(views[s].k), as_rows(views[s].v)));
       require_output(shapes.back(), views[s].out);
+      if (views[s].lse.data != nullptr) require_lse(shapes.back(), views[s].lse);
     });
-  detail::require_separate_outs(views);
+  detail::require_separate("out", views.size(),
+                           [&](std::size_t s) { return shapes[s].empty() ? nullptr : views[s].out.data; });
+  detail::require_separate("lse", views.size(), [&](std::size_t s) {
+    return shapes[s].heads * shapes[s].n_q == 0 ? nullptr : views[s].lse.data;
+  });
   const BatchPlan<Real> plan(shapes, options, own);
-  std::vector<std::byte> workspace(plan.workspace_bytes());
+  std::vector<std::byte> workspace(plan.workspace_bytes(shapes));
   if (plan.run(views, workspace) != RunStatus::ok) detail::fail("the executor failed while attending");
 }
 

@@ -31,7 +31,8 @@ ExactChains exact_chains(const Problem& problem) {
   const Index chains = std::min(d, kChain) + ceil_div(d, kChain) - 1;
   return {
       .products = kPairs ? 2 * words_of<T>(d) : std::max({chains, ceil_div(d, kLanes) + lanes, support + 2}),
-      // Both begin with additions to 0, which are exact: room for weights that are multiplied by a block's scale.
+      // Both begin with additions to 0, which are exact: room for weights that are multiplied by a block's
+      // scale.
       .values = (kPairs ? kStretch : kChain + kStretch / kChain) + 2,
       .ones = std::max(kKeys / kLanes + kStretch / kKeys, kDecodeBlock / kLanes + kStretch / kDecodeBlock) +
               lanes + 1};

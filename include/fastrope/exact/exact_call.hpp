@@ -174,45 +174,45 @@ std::size_t bytes_of_way(const Problem& problem) {
 
 }  // namespace detail
 
-/// The most of tiled_bytes(sized) and decode_bytes(sized), of the two ways, over calls of any numbers of
-/// queries and keys up to the problem's. Requires problem.takes_any_sizes().
+/// see(std::type_identity<Way>{}, sized), Way = Tiled or Decode, for calls of at most the problem's queries
+/// and keys, of which one takes the most memory of all such calls, and one the most for a worker. Requires
+/// problem.takes_any_sizes().
 ///
 /// Either way takes more for more keys, but for where the keys of a window begin in the panels and splits
 /// that hold them: they fill the most where the first key is the last of one. And more for more queries, but
 /// for how decoding divides its rows into groups, so that each number that it may be given is asked. Rotation
 /// tables that a plan keeps are of use where there are as many keys as queries: fewer are asked for too.
-template <class Real, class TiledBytes, class DecodeBytes>
-std::size_t most_of_sizes(const Problem& problem, TiledBytes&& tiled_bytes, DecodeBytes&& decode_bytes) {
+template <class Real, class Tiled, class Decode, class See>
+void for_largest_calls(const Problem& problem, See&& see) {
   using Rows = DecodeRows<Real>;
   const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
-  std::size_t most = 0;
-  const auto see = [&](Index queries, Index keys) {
-    const Index begin = problem.sized(queries, keys).grid.keys_of(Range{0, queries}).begin;
-    for (const Index unit : {Index{1}, kTileCols<Real>, kStretch}) {
-      const Problem sized = problem.sized(queries, keys - std::min(begin, (begin + 1) % unit));
-      if (!Rows::must_suit(sized)) most = std::max(most, tiled_bytes(sized));
-      if (Rows::may_suit(sized)) most = std::max(most, decode_bytes(sized));
+  const auto ask = [&](auto way, Index queries) {
+    for (const Index keys : {n_k, std::min(n_k, queries - 1)}) {
+      const Index begin = problem.sized(queries, keys).grid.keys_of(Range{0, queries}).begin;
+      for (const Index unit : {Index{1}, kTileCols<Real>, kStretch})
+        see(way, problem.sized(queries, keys - std::min(begin, (begin + 1) % unit)));
     }
   };
-  const auto see_all = [&](Index queries) {
-    see(queries, n_k);
-    see(queries, std::min(n_k, std::max<Index>(queries - 1, 0)));
-  };
-  see_all(n_q);
-  for (Index queries = std::min(n_q, Rows::kMaxRows); queries > 0; --queries) see_all(queries);
-  return most;
+  if (n_q > 0 && !Rows::must_suit(problem)) ask(std::type_identity<Tiled>{}, n_q);
+  for (Index queries = 1; queries <= n_q; ++queries) {
+    if (!Rows::may_suit(problem.sized(queries, n_k))) return;  // neither do more
+    ask(std::type_identity<Decode>{}, queries);
+  }
 }
 
-/// Workspace for an exact call of any numbers of queries and keys up to the problem's. Requires
-/// problem.takes_any_sizes().
+/// Workspace for an exact call of any numbers of queries and keys up to the problem's, with tensors of any
+/// storage. Requires problem.takes_any_sizes().
 template <class Real>
 std::size_t exact_capacity_bytes(const Problem& problem) {
-  const auto tiled_bytes = [](const Problem& sized) {
-    return most_of_operands<Real>([&](auto operand) {
-      return detail::bytes_of_way<TiledAttention<typename decltype(operand)::type>>(sized);
-    });
-  };
-  return most_of_sizes<Real>(problem, tiled_bytes, detail::bytes_of_way<DecodeAttention<Real>>);
+  return most_of_operands<Real>([&](auto operand) {
+    using T = typename decltype(operand)::type;
+    std::size_t most = 0;
+    for_largest_calls<Real, TiledAttention<T>, DecodeAttention<Real>>(
+        problem, [&](auto way, const Problem& sized) {
+          most = std::max(most, detail::bytes_of_way<typename decltype(way)::type>(sized));
+        });
+    return most;
+  });
 }
 
 /// Attends with exact_workspace_bytes of memory. Operand: of the tensors, as OperandOf has it.

@@ -168,8 +168,12 @@ std::size_t weights_workspace_bytes(const Problem& problem) {
 /// The same for any numbers of queries and keys up to the problem's. Requires problem.takes_any_sizes().
 template <class Real>
 std::size_t weights_capacity_bytes(const Problem& problem) {
-  return most_of_sizes<Real>(problem, weights_workspace_bytes<Real, TiledScores<Real>>,
-                             weights_workspace_bytes<Real, DecodeScores<Real>>);
+  std::size_t most = 0;
+  for_largest_calls<Real, TiledScores<Real>, DecodeScores<Real>>(
+      problem, [&](auto way, const Problem& sized) {
+        most = std::max(most, weights_workspace_bytes<Real, typename decltype(way)::type>(sized));
+      });
+  return most;
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

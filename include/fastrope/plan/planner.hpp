@@ -70,10 +70,10 @@ class Planner {
     for (Index query = 0; query < problem_.group(); ++query) {
       HeadPlan& plan = plans.emplace_back(HeadPlan{.head = kv * problem_.group() + query});
       plan.report.candidates = {unknown_exact(plan)};
-      plan.report.candidates[0].reason = reason;
-      if (look != nullptr)
-        plan.report.entry_bound = bound_exact(*look, query, plan.report.candidates[0], plan);
-      take(plan, 0, reason);
+      Candidate& exact = plan.report.candidates[0];
+      exact.reason = reason;
+      if (look != nullptr) plan.report.entry_bound = bound_exact(*look, query, exact, plan);
+      take(plan, 0, look != nullptr ? reason + shortfall(exact) : reason);
     }
     return plans;
   }
@@ -230,10 +230,14 @@ class Planner {
     const Candidate& closest = runner_up(candidates);
     std::string reason =
         says_little ? detail::message(closest.path, ": ", closest.reason) : candidates[winner].reason;
-    if (candidates[winner].error_bound > planning_.tolerance && problem_.kernel.is_softmax())
-      reason += detail::message("; exact arithmetic can promise only ", candidates[winner].error_bound,
-                                ", not the tolerance");
+    if (problem_.kernel.is_softmax()) reason += shortfall(candidates[winner]);
     take(plan, winner, reason);
+  }
+
+  /// What a reason has to add of a bound that is more than the tolerance.
+  std::string shortfall(const Candidate& c) const {
+    if (c.error_bound <= planning_.tolerance) return {};
+    return detail::message("; exact arithmetic can promise only ", c.error_bound, ", not the tolerance");
   }
 
   void take(HeadPlan& plan, std::size_t winner, const std::string& reason) const {

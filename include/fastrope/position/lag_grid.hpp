@@ -110,13 +110,20 @@ class LagGrid {
     return pieces_of(shares_ranges() ? i : h * n_q_ + i);
   }
 
-  /// The smallest range that holds the keys of every query in `rows`.
+  /// The smallest range that holds the keys of every query in `rows`. Cost: O(1) where consecutive() without
+  /// key ranges.
   Range keys_of(Range rows) const {
+    if (consecutive() && !has_ranges() && !rows.empty()) {
+      // From a row to the next the mask's lags move by a key: together they are one range.
+      const Range all{lower_bound(query_position(rows.begin) - mask_.last, {0, n_k_}),
+                      lower_bound(query_position(rows.end - 1) - mask_.first + 1, {0, n_k_})};
+      return all.empty() ? Range{} : all;
+    }
     Range all;
     for (Index i = rows.begin; i < rows.end; ++i) all = hull(all, keys_of(i));
     return all;
   }
-  /// The keys that some query of some head may attend to. Views the grid. Cost: O(n_q) without key ranges.
+  /// The keys that some query of some head may attend to. Views the grid. Cost: that of keys_of.
   KeySet reached() const { return has_ranges() ? KeySet(reached_) : keys_of(Range{0, n_q_}); }
 
   /// Queries stand in ascending order, so begin and end of keys_of(i) never decrease.

@@ -3,19 +3,22 @@
 // Angles position * theta are formed in double (a float product would be off by 0.1 rad at position 2^20) and
 // turned by angle addition: with position = high + low, low < 64,
 //     cos(p theta) = cos(high theta) cos(low theta) - sin(high theta) sin(low theta),
-// two library calls per pair for 64 rows. Where sections turn by positions of their own, each pair takes the
-// factors of its section's high and low; the sums are the same, so that equal positions give equal tables.
+// two library calls per pair for 64 rows. The 64 of low theta, made with the frequencies, are formed so too,
+// of multiples of 8 theta and the 8 below them. Where sections turn by positions of their own, each pair
+// takes the factors of its section's high and low; the sums are the same, so that equal positions give equal
+// tables.
 //
 // Rounding, u = 2^-53, a the attention factor, P = max |p|, Theta = max theta. theta is off by up to t u
 // theta (rope.hpp; t = 1.25 with a long double of 64 bits), and the product with an integer below 2^53 rounds
-// once more: both angles together are off by (|high| + low) (t + 1) u Theta, |high| + low <= P + 126, and no
-// cosine or sine changes by more than its angle. Beyond that,
-//     sqrt(2) u for the library's cos and sin of high theta, each within u (a unit in the last place),
-//     sqrt(2) u for those of low theta,  u for the products with a,  u for those of cosines and sines,
-//     u for their sum,
-// relative to a, since (cos, sin) has length 1. So each entry is within
-//     phase_error(P) = a u [(t + 1.05) (P + 128) Theta + 6],
-// where 1.05 and 6 > 2 sqrt(2) + 3 leave room for second orders: 2.7e-10 at 2^20, 5.5e-7 at 2^31, for a = 1
+// once more: all angles together are off by (|high| + low) (t + 1) u Theta, |high| + low <= P + 126, and no
+// cosine or sine changes by more than its angle. Beyond that, in the length of (cos, sin), which is 1,
+//     3 sqrt(2) u for the library's cos and sin of high theta and of both parts of low theta, each within u
+//     (a unit in the last place), sqrt(2) u for the products of both parts: with p, q and r, s the sizes of
+//     their cosines and sines, (p r + q s)^2 + (q r + p s)^2 = 1 + 4 p q r s <= 2,  and u for their sums;
+// and in an entry, relative to a, u for the products with a, u for those of high and low, u for their sum. So
+// each entry is within
+//     phase_error(P) = a u [(t + 1.05) (P + 128) Theta + 10],
+// where 1.05 and 10 > 4 sqrt(2) + 4 leave room for second orders: 2.7e-10 at 2^20, 5.5e-7 at 2^31, for a = 1
 // and Theta <= 1.
 #pragma once
 
@@ -44,10 +47,18 @@ class Rotation {
   /// Without frequencies, rows are left as they are.
   explicit Rotation(RopeFrequencies frequencies = {})
       : frequencies_(std::make_shared<const RopeFrequencies>(std::move(frequencies))) {
-    std::vector<double> table;
+    // Row after row, those of multiples of kSome and below it by the library, the others from two of them.
+    const Index n = pairs();
+    std::vector<double> table(static_cast<std::size_t>(kBlock * row_size()));
     for (Index low = 0; low < kBlock; ++low) {
-      for (double theta : frequencies_->theta) table.push_back(std::cos(static_cast<double>(low) * theta));
-      for (double theta : frequencies_->theta) table.push_back(std::sin(static_cast<double>(low) * theta));
+      const bool by_library = low < kSome || low % kSome == 0;
+      double* row = table.data() + low * row_size();
+      const double *x = row - low % kSome * row_size(), *y = table.data() + low % kSome * row_size();
+      for (Index m = 0; m < n; ++m) {
+        const double angle = static_cast<double>(low) * frequencies_->theta[m];
+        row[m] = by_library ? std::cos(angle) : x[m] * y[m] - x[n + m] * y[n + m];
+        row[n + m] = by_library ? std::sin(angle) : x[n + m] * y[m] + x[m] * y[n + m];
+      }
     }
     low_ = std::make_shared<const std::vector<double>>(std::move(table));
   }
@@ -66,7 +77,7 @@ class Rotation {
         1 + 0x1p9 * static_cast<double>(std::numeric_limits<long double>::epsilon() / 0x1p-52L);
     return frequencies_->attention_factor * kUnit *
            ((kTheta + 1.05) * (static_cast<double>(farthest) + 2 * kBlock) * frequencies_->largest_theta() +
-            6);
+            10);
   }
 
   /// table: [rows.size(), row_size()] for positions position_of(i, section), i in rows; within
@@ -130,6 +141,8 @@ class Rotation {
 
  private:
   static constexpr Index kBlock = 64;  // positions that share a `high`
+  static constexpr Index kSome = 8;    // and of these, what `low` is split by
+  static_assert(kBlock % kSome == 0);
   static constexpr Index kPairs = 64;  // pairs whose cosines at `high` are held at once
 
   template <class Real, class PositionOf>

@@ -71,7 +71,16 @@ struct Problem {
   /// that clash and lags that the bias or weights lack.
   Problem with(Index n_q, Index n_k, const SequenceOptions& own) const;
   /// Whether sized() may be asked for: nothing was given for each query, key or pair.
-  bool takes_any_sizes() const { return any_sizes_; }
+  bool takes_any_sizes() const { return default_places_ && !is_dense(); }
+  /// The shapes of a run of so many queries and keys: its own, but for the sizes where any are taken, those
+  /// beyond its own cut.
+  Shapes sized_shapes(Index n_q, Index n_k) const {
+    Shapes s = shapes;
+    if (!takes_any_sizes()) return s;
+    s.n_q = std::clamp<Index>(n_q, 0, s.n_q);
+    s.n_k = std::clamp<Index>(n_k, 0, s.n_k);
+    return s;
+  }
   /// The same request for fewer queries and keys, at their default positions. Allocates nothing. Requires
   /// takes_any_sizes(), 0 <= n_q <= shapes.n_q and 0 <= n_k <= shapes.n_k, whose positions and lags are among
   /// those that were checked.
@@ -100,12 +109,28 @@ struct Problem {
   Position farthest_turn() const;
 
  private:
-  bool any_sizes_ = false;
+  bool default_places_ = false;  // no positions or key ranges were given
 
   void require_dense() const;
   void require_positions() const;
   void require_lags() const;
   void require_no_exponent() const;
+};
+
+/// The problem of a run of a plan for another: itself, not copied, or one of fewer queries and keys.
+/// Allocates nothing. The other must outlive it.
+class SizedProblem {
+ public:
+  /// Requires problem.sized(n_q, n_k) or its own sizes.
+  SizedProblem(const Problem& problem, Index n_q, Index n_k) : whole_(problem) {
+    if (n_q != problem.shapes.n_q || n_k != problem.shapes.n_k) sized_.emplace(problem.sized(n_q, n_k));
+  }
+
+  const Problem& get() const { return sized_ ? *sized_ : whole_; }
+
+ private:
+  const Problem& whole_;
+  std::optional<Problem> sized_ = {};
 };
 
 namespace detail {
@@ -164,11 +189,22 @@ void require_output(const Shapes& s, const Out& out) {
   detail::require_separate_rows("out", out);
 }
 
-/// Whether these are the tensors of a call of shapes s.
-template <class Q, class K, class V, class Out>
-bool fits(const Shapes& s, const Q& q, const K& k, const V& v, const Out& out) noexcept {
+/// Throws Error unless lse is [heads, n_q], not null, and no two of its rows share memory.
+template <class Real>
+void require_lse(const Shapes& s, const MatrixView<Real>& lse) {
+  if (lse.rows != s.heads || lse.cols != s.n_q || (lse.data == nullptr && lse.rows * lse.cols != 0))
+    detail::fail("lse is [", lse.rows, ", ", lse.cols, lse.data == nullptr ? "] and null" : "]",
+                 ", the result is [heads = ", s.heads, ", n_q = ", s.n_q, "]");
+  detail::require_separate_rows("lse", lse);
+}
+
+/// Whether these are the tensors of a call of shapes s. lse may be without data: it is not wanted then.
+template <class Q, class K, class V, class Out, class Real = double>
+bool fits(const Shapes& s, const Q& q, const K& k, const V& v, const Out& out,
+          const MatrixView<Real>& lse = {}) noexcept {
   try {
     require_output(s, out);
+    if (lse.data != nullptr) require_lse(s, lse);
     return shapes_of(q, k, v) == s;
   } catch (...) {
     return false;
@@ -222,8 +258,8 @@ inline Problem::Problem(const Shapes& s, const Options& options)
   if (!kernel.is_softmax()) require_no_exponent();
   require_positions();
   require_lags();
-  any_sizes_ = options.query_positions.empty() && options.key_positions.empty() && turns_by_lag() &&
-               !options.key_ranges.given() && !is_dense();
+  default_places_ = options.query_positions.empty() && options.key_positions.empty() && turns_by_lag() &&
+                    !options.key_ranges.given();
 }
 
 inline void Problem::require_dense() const {
@@ -293,7 +329,8 @@ inline Problem Problem::with(Index n_q, Index n_k, const SequenceOptions& own) c
   other.key_sections = {"key_sections", own.key_sections, sections, n_k};
   other.require_positions();
   other.require_lags();
-  other.any_sizes_ = false;
+  other.default_places_ =
+      own.queries.empty() && own.keys.empty() && other.turns_by_lag() && !own.key_ranges.given();
   return other;
 }
 
