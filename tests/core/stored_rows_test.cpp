@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <limits>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "support/error_of.hpp"
@@ -56,6 +58,17 @@ TYPED_TEST(Stored, RowsOfAnyLengthAndStride) {
         for (Index j = 0; j < 3; ++j) this->expect_row(rows, h, j, y.view().head(h).row(j));
     }
   }
+}
+
+TYPED_TEST(Stored, WhatIsNotFiniteStaysSo) {
+  using Limits = std::numeric_limits<TypeParam>;
+  std::vector<TypeParam> x(40, Limits::quiet_NaN());
+  for (std::size_t i = 0; i < 40; i += 3) x[i] = Limits::infinity();
+  const StoredRows rows = fastrope::contiguous(std::as_const(x).data(), 1, 1, 40);
+  std::vector<float> read(40);
+  rows.head(0).read(0, 40, read.data());
+  for (std::size_t i = 0; i < 40; ++i) EXPECT_EQ(std::isnan(read[i]), i % 3 != 0) << i;
+  for (std::size_t i = 0; i < 40; i += 3) EXPECT_EQ(read[i], std::numeric_limits<float>::infinity());
 }
 
 TYPED_TEST(Stored, BackwardsAndRepeated) {

@@ -82,6 +82,10 @@ HWY_INLINE void store(Vec<Real> x, Real* p) {
   hn::StoreU(x, Tag<Real>{}, p);
 }
 
+/// Whether there are instructions that convert float16: Highway's own code takes its infinity and NaN for
+/// numbers.
+inline constexpr bool kConvertsHalves =
+    (HWY_ARCH_X86 && HWY_TARGET < HWY_SSE4) || (HWY_ARCH_ARM_A64 && HWY_TARGET < HWY_EMU128);
 /// float16 numbers, given by their bits, as float.
 template <class V>
 HWY_INLINE Vec<float> from_half_words(V bits) {
@@ -112,7 +116,7 @@ HWY_INLINE Vec<Real> load_as(const T* p) {
     const hn::RebindToUnsigned<Tag<float>> words;
     const auto bits = hn::LoadU(half_words, reinterpret_cast<const std::uint16_t*>(p));
     return hn::BitCast(Tag<float>{}, hn::ShiftLeft<16>(hn::PromoteTo(words, bits)));
-  } else if constexpr (std::is_same_v<Real, float> && std::is_same_v<T, float16>) {
+  } else if constexpr (kConvertsHalves && std::is_same_v<Real, float> && std::is_same_v<T, float16>) {
     const hn::Rebind<hwy::float16_t, Tag<float>> halves;
     return hn::PromoteTo(Tag<float>{}, hn::LoadU(halves, reinterpret_cast<const hwy::float16_t*>(p)));
   } else if constexpr (std::is_same_v<Real, double> && std::is_same_v<T, float>) {
@@ -120,11 +124,11 @@ HWY_INLINE Vec<Real> load_as(const T* p) {
     return hn::PromoteTo(Tag<double>{}, hn::LoadU(halves, p));
   } else if constexpr (std::is_same_v<T, std::int8_t>) {
     return from_integers<Real>(load_integers<Real>(p));
-  } else if constexpr (std::is_same_v<Real, float> && std::is_same_v<T, float8_e5m2>) {
+  } else if constexpr (kConvertsHalves && std::is_same_v<Real, float> && std::is_same_v<T, float8_e5m2>) {
     const hn::Rebind<std::uint16_t, Tag<float>> half_words;
     const auto bits = hn::LoadU(hn::Rebind<std::uint8_t, Tag<float>>{}, &p->bits);
     return from_half_words(hn::ShiftLeft<8>(hn::PromoteTo(half_words, bits)));
-  } else if constexpr (std::is_same_v<Real, float> && std::is_same_v<T, float8_e4m3>) {
+  } else if constexpr (kConvertsHalves && std::is_same_v<Real, float> && std::is_same_v<T, float8_e4m3>) {
     // As halves these are 2^8 times smaller, and their NaN is 480.
     const hn::Rebind<std::int16_t, Tag<float>> half_words;
     const auto bits =
@@ -157,10 +161,14 @@ HWY_INLINE V copy_sign(V x, V y) {
 /// *p in every lane. Reads 8 bytes, as a block of quantised numbers has: a narrower load would cost more.
 template <class Real>
 HWY_INLINE Vec<Real> set_half(const float16* p) {
-  const hn::CappedTag<float, 4> some;
-  const hn::Rebind<hwy::float16_t, decltype(some)> halves;
-  const auto x = hn::PromoteTo(some, hn::LoadU(halves, reinterpret_cast<const hwy::float16_t*>(p)));
-  return set(static_cast<Real>(hn::GetLane(x)));
+  if constexpr (kConvertsHalves) {
+    const hn::CappedTag<float, 4> some;
+    const hn::Rebind<hwy::float16_t, decltype(some)> halves;
+    const auto x = hn::PromoteTo(some, hn::LoadU(halves, reinterpret_cast<const hwy::float16_t*>(p)));
+    return set(static_cast<Real>(hn::GetLane(x)));
+  } else {
+    return set(static_cast<Real>(*p));
+  }
 }
 /// The numbers (n - 8) scale, n a half of a byte. A register of AVX-512 holds all sixteen.
 template <class Real>
