@@ -154,7 +154,8 @@ TEST(TensorView, RowsThatDoNotExistAreNoShare) {
 
 TEST(TensorView, ContiguousStridesDoNotOverflow) {
   constexpr Index kLargest = std::numeric_limits<Index>::max();
-  static_assert(fastrope::contiguous(static_cast<float*>(nullptr), 1, kLargest, kMost).head_stride == kMost);
+  static_assert(fastrope::contiguous(static_cast<float*>(nullptr), 1, kLargest, kLargest).head_stride ==
+                kLargest);
   static_assert(fastrope::contiguous(static_cast<float*>(nullptr), 2, 3, 4).head_stride == 12);
 }
 

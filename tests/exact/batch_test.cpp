@@ -170,6 +170,14 @@ TYPED_TEST(BatchTest, EverySequenceIsAsAloneInRingCaches) {
   }
 }
 
+TYPED_TEST(BatchTest, TokensThatBeginElsewhereDoNotTurnByTheTableOfTheOthers) {
+  Batch<TypeParam> batch(shared_case(), {{3, 200}, {3, 200}, {70, 90}});
+  AttentionCase& c = batch.cases[1];
+  for (Position p = 7; p < 207; ++p) c.key_positions.push_back(p);
+  c.query_positions = {204, 205, 206};
+  batch.expect_as_alone();
+}
+
 TYPED_TEST(BatchTest, ThreadsAndTheOrderOfTasksDoNotChangeABit) {
   Inputs random(3);
   AttentionCase c = shared_case();

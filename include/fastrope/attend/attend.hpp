@@ -28,9 +28,9 @@ Report attend(const Q& q, const K& k, const V& v, Out&& out, const Options& opti
   const Shapes shapes = shapes_of(as_tensor(q), as_rows(k), as_rows(v));
   require_output(shapes, out_view);
   if (options.verify < 0) detail::fail("a spot check is of 0 rows or more, got ", options.verify);
-  const Plan<Real> plan = detail::plan_tensors<Real>(as_tensor(q), as_rows(k), as_rows(v),
-                                                     storage_of<Real, Q, K, V, ElementOf<Out>>(), options,
-                                                     nullptr, CostModel{});
+  const Plan<Real> plan =
+      detail::plan_tensors<Real>(as_tensor(q), as_rows(k), as_rows(v),
+                                 storage_of<Real, Q, K, V, ElementOf<Out>>(), options, nullptr, CostModel{});
   std::vector<std::byte> workspace(plan.workspace_bytes());
   std::vector<Index> repaired(static_cast<std::size_t>(shapes.heads));
   std::vector<double> row_bounds;
