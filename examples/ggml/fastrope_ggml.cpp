@@ -1,0 +1,559 @@
+// fastrope as a backend of ggml: a device of type ACCEL that takes GGML_OP_FLASH_ATTN_EXT and nothing else.
+//
+//     ggml_backend_load("libfastrope_ggml.so");  // before a context is made; or GGML_BACKEND_PATH
+//
+// Tensors stay where the CPU backend has them. A mask of 0 and -infinity is read as ranges of keys, which are
+// kept until its bytes change, so that the layers of a graph share them and their plan:
+//
+//     every row up to its own key, or all rows the same keys   a plan with capacity, which serves a growing
+//     cache other ranges: windows, sequences in one cache            a plan of just these ranges other values
+//     (ALiBi), ranges too many to be worth it     a dense bias
+#include "fastrope_ggml.h"
+
+#include <algorithm>
+#include <atomic>
+#include <bit>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <fastrope/fastrope.hpp>
+#include <list>
+#include <map>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <type_traits>
+#include <vector>
+
+#include "ggml-backend-impl.h"
+
+namespace {
+
+using fastrope::float16;
+using fastrope::Index;
+using fastrope::Range;
+using fastrope::TensorView;
+
+// What is counted
+// ---------------------------------------------------------------------------------------------
+
+struct Counters {
+  std::atomic<int64_t> nodes, causal, ranges, dense, plans, masks, refused, failed, nanoseconds;
+
+  fastrope_ggml_stats stats() const {
+    return {.nodes = nodes,
+            .planes = causal + ranges + dense,
+            .causal = causal,
+            .ranges = ranges,
+            .dense = dense,
+            .plans = plans,
+            .masks = masks,
+            .refused = refused,
+            .failed = failed,
+            .seconds = 1e-9 * static_cast<double>(nanoseconds)};
+  }
+  ~Counters() {
+    const char* wanted = std::getenv("FASTROPE_GGML_STATS");
+    if (wanted == nullptr || std::strcmp(wanted, "1") != 0) return;
+    const fastrope_ggml_stats s = stats();
+    std::fprintf(
+        stderr,
+        "fastrope: %lld nodes in %.3f s: %lld causal, %lld of ranges, %lld dense; %lld plans made, %lld "
+        "masks read, %lld times refused, %lld failed\n",
+        static_cast<long long>(s.nodes), s.seconds, static_cast<long long>(s.causal),
+        static_cast<long long>(s.ranges), static_cast<long long>(s.dense), static_cast<long long>(s.plans),
+        static_cast<long long>(s.masks), static_cast<long long>(s.refused), static_cast<long long>(s.failed));
+  }
+};
+Counters counters;
+
+// Plans
+// -------------------------------------------------------------------------------------------------------
+
+/// Plans for shapes and options, each made when it is first asked for.
+class Plans {
+ public:
+  /// A plan that takes these shapes. The options' spans must live while it is used; their contents are
+  /// compared.
+  const fastrope::Plan<float>& find(const fastrope::Shapes& shapes, const fastrope::Options& options) {
+    for (const Kept& kept : kept_)
+      if (kept.takes(shapes, options)) return kept.plan;
+    if (std::size(kept_) == kMost) kept_.pop_front();
+    fastrope::Shapes capacity = shapes;
+    if (!options.key_ranges.given() && options.dense_bias.data == nullptr) {
+      // As a cache grows, few plans are made.
+      capacity.n_q = round_to_power(shapes.n_q);
+      capacity.n_k = std::max<Index>(round_to_power(shapes.n_k), 1024);
+    }
+    ++counters.plans;
+    return kept_.emplace_back(capacity, options).plan;
+  }
+
+ private:
+  static constexpr std::size_t kMost = 128;  // a plan for each layer, where layers have sinks of their own
+
+  struct Kept {
+    fastrope::Options options;
+    std::vector<float> sinks;
+    fastrope::Plan<float> plan;
+
+    Kept(const fastrope::Shapes& shapes, const fastrope::Options& wanted)
+        : options(wanted),
+          sinks(wanted.sinks.begin(), wanted.sinks.end()),
+          plan(fastrope::make_plan<float>(shapes, wanted)) {}
+
+    bool takes(const fastrope::Shapes& s, const fastrope::Options& o) const {
+      fastrope::Shapes sizes = plan.shapes();
+      if (plan.has_capacity() && s.n_q <= sizes.n_q && s.n_k <= sizes.n_k) {
+        sizes.n_q = s.n_q;
+        sizes.n_k = s.n_k;
+      }
+      return sizes == s && options.scale == o.scale && options.softcap == o.softcap &&
+             options.mask == o.mask && options.executor.workers() == o.executor.workers() &&
+             options.key_ranges.ranges.data() == o.key_ranges.ranges.data() &&
+             options.dense_bias.data == o.dense_bias.data &&
+             options.dense_bias.head_stride == o.dense_bias.head_stride &&
+             options.dense_bias.row_stride == o.dense_bias.row_stride && std::ranges::equal(sinks, o.sinks);
+    }
+  };
+
+  static Index round_to_power(Index n) {
+    return static_cast<Index>(std::bit_ceil(static_cast<std::size_t>(std::max<Index>(n, 1))));
+  }
+
+  std::list<Kept> kept_;
+};
+
+// Masks
+// -------------------------------------------------------------------------------------------------------
+
+/// A plane [n_q, n_kv] of a mask: the keys that each row sees.
+class MaskPlane {
+ public:
+  enum class Kind { same, causal, ranges, dense };
+
+  /// Reads n_q rows of n_kv values, `stride` apart, unless they are those that it has.
+  void read(const std::uint16_t* rows, Index n_q, Index n_kv, Index stride) {
+    const auto bytes = static_cast<std::size_t>(n_kv) * sizeof(*rows);
+    const auto is_kept = [&] {
+      for (Index i = 0; i < n_q; ++i)
+        if (std::memcmp(copy_.data() + i * n_kv, rows + i * stride, bytes) != 0) return false;
+      return true;
+    };
+    if (n_q == n_q_ && n_kv == n_kv_ && is_kept()) return;
+    n_q_ = n_q;
+    n_kv_ = n_kv;
+    copy_.resize(static_cast<std::size_t>(n_q * n_kv));
+    for (Index i = 0; i < n_q; ++i) std::memcpy(copy_.data() + i * n_kv, rows + i * stride, bytes);
+    ++counters.masks;
+    plans = {};
+    find_kind();
+  }
+
+  Kind kind() const { return kind_; }
+  /// From the first to the last key that some row sees.
+  Range keys() const { return keys_; }
+  /// The ranges of keys that rows see, where the kind is `ranges`, the first of keys() being key 0.
+  fastrope::KeyRanges ranges() const { return {ranges_, per_row_}; }
+
+  Plans plans;  ///< for the ranges, or the bias, of these values
+
+ private:
+  static constexpr std::uint16_t kMasked = 0xfc00;  // -infinity
+  /// Ranges of a row that are worth it, for so many keys: beyond, they take as much memory as the mask.
+  static constexpr Index kKeysOfRange = 8;
+
+  void find_kind() {
+    kind_ = Kind::dense;
+    keys_ = {0, n_kv_};
+    std::vector<Range> found;      // of all rows
+    std::vector<std::size_t> end;  // of a row's
+    for (Index i = 0; i < n_q_; ++i) {
+      if (!append_ranges(copy_.data() + i * n_kv_, found)) return;
+      end.push_back(found.size());
+    }
+    const auto of_row = [&](std::size_t i) {
+      const std::size_t begin = i == 0 ? 0 : end[i - 1];
+      return std::span(found).subspan(begin, end[i] - begin);
+    };
+    per_row_ = 1;
+    Range hull;
+    for (std::size_t i = 0; i < end.size(); ++i) {
+      for (const Range range : of_row(i)) hull = fastrope::hull(hull, range);
+      per_row_ = std::max(per_row_, std::ssize(of_row(i)));
+    }
+    keys_ = hull;
+    const Range last = per_row_ == 1 && !found.empty() ? found.back() : Range{};
+    bool same = std::ssize(found) == n_q_, causal = same;
+    for (std::size_t i = 0; i < end.size() && (same || causal); ++i) {
+      const Range range = of_row(i).empty() ? Range{} : of_row(i).front();
+      same = same && range == last;
+      causal = causal && range == Range{last.begin, last.end - (n_q_ - 1 - static_cast<Index>(i))};
+    }
+    if (per_row_ > std::max<Index>(1, n_kv_ / kKeysOfRange)) return;
+    kind_ = same ? Kind::same : causal ? Kind::causal : Kind::ranges;
+    ranges_.clear();
+    if (kind_ != Kind::ranges) return;
+    for (std::size_t i = 0; i < end.size(); ++i) {
+      for (const Range range : of_row(i))
+        ranges_.push_back({range.begin - keys_.begin, range.end - keys_.begin});
+      ranges_.resize((i + 1) * static_cast<std::size_t>(per_row_));
+    }
+  }
+
+  /// Appends the ranges of keys that a row sees; false where a value is neither 0 nor -infinity.
+  bool append_ranges(const std::uint16_t* row, std::vector<Range>& found) const {
+    constexpr Index kBlock = 64;
+    std::uint16_t value = kMasked;  // of the run that the last key is of
+    for (Index j = 0; j < n_kv_; j += kBlock) {
+      const Index end = std::min(j + kBlock, n_kv_);
+      std::uint16_t differs = 0;
+      for (Index m = j; m < end; ++m) differs |= row[m] ^ value;
+      if (differs == 0) continue;
+      for (Index m = j; m < end; ++m) {
+        if (row[m] == value) continue;
+        value = row[m];
+        if (value == 0)
+          found.push_back({m, n_kv_});
+        else if (value == kMasked)
+          found.back().end = m;
+        else
+          return false;
+      }
+    }
+    return true;
+  }
+
+  Index n_q_ = 0, n_kv_ = 0;
+  std::vector<std::uint16_t> copy_ = {};  // [n_q, n_kv]
+  Kind kind_ = Kind::same;
+  Range keys_ = {};
+  std::vector<Range> ranges_ = {};  // [n_q, per_row]
+  Index per_row_ = 1;
+};
+
+// The operation
+// -----------------------------------------------------------------------------------------------
+
+/// f(view) of some rows of a stream, as fastrope sees them; false for types that it does not read.
+template <class F>
+bool with_rows(const ggml_tensor* x, Index stream, Range rows, F&& f) {
+  const auto view = [&]<class T>(std::type_identity<T>) {
+    const char* data = static_cast<const char*>(x->data) + stream * static_cast<Index>(x->nb[3]) +
+                       rows.begin * static_cast<Index>(x->nb[1]);
+    f(TensorView<const T>(reinterpret_cast<const T*>(data), x->ne[2], rows.size(), x->ne[0],
+                          static_cast<Index>(x->nb[2] / sizeof(T)),
+                          static_cast<Index>(x->nb[1] / sizeof(T))));
+    return true;
+  };
+  switch (x->type) {
+    case GGML_TYPE_F32:
+      return view(std::type_identity<float>{});
+    case GGML_TYPE_F16:
+      return view(std::type_identity<float16>{});
+    case GGML_TYPE_BF16:
+      return view(std::type_identity<fastrope::bfloat16>{});
+    default:
+      return false;
+  }
+}
+
+/// The parameters of a node.
+struct Parameters {
+  float scale, max_bias, softcap;
+
+  explicit Parameters(const ggml_tensor* node) { std::memcpy(this, node->op_params, sizeof *this); }
+};
+
+/// What a head's mask is multiplied by, as ggml has it.
+float alibi_slope(float max_bias, Index heads, Index h) {
+  const auto power = static_cast<Index>(std::bit_floor(static_cast<std::size_t>(heads)));
+  const float first = std::exp2(-max_bias / static_cast<float>(power));
+  const float second = std::exp2(-max_bias / 2 / static_cast<float>(power));
+  return h < power ? std::pow(first, static_cast<float>(h + 1))
+                   : std::pow(second, static_cast<float>(2 * (h - power) + 1));
+}
+
+class Backend {
+ public:
+  void set_threads(int threads) {
+    if (threads != executor_.workers()) executor_ = fastrope::Executor::openmp(std::max(threads, 1));
+  }
+
+  /// Throws fastrope::Error where the node cannot be run.
+  void attend(const ggml_tensor* node) {
+    const ggml_tensor *q = node->src[0], *k = node->src[1], *mask = node->src[3];
+    for (Index stream = 0; stream < q->ne[3]; ++stream) {
+      if (mask == nullptr) {
+        ++counters.causal;
+        attend_all(node, stream, {0, k->ne[1]}, fastrope::Mask::full());
+        continue;
+      }
+      const auto* values = reinterpret_cast<const std::uint16_t*>(
+          static_cast<const char*>(mask->data) + stream % mask->ne[3] * static_cast<Index>(mask->nb[3]));
+      if (std::size(masks_) >= kMostMasks && !masks_.contains(values)) masks_.clear();
+      MaskPlane& plane = masks_[values];
+      plane.read(values, q->ne[1], mask->ne[0], static_cast<Index>(mask->nb[1] / sizeof *values));
+      switch (plane.kind()) {
+        case MaskPlane::Kind::same:
+        case MaskPlane::Kind::causal:
+          ++counters.causal;
+          attend_all(
+              node, stream, plane.keys(),
+              plane.kind() == MaskPlane::Kind::same ? fastrope::Mask::full() : fastrope::Mask::causal());
+          break;
+        case MaskPlane::Kind::ranges: {
+          ++counters.ranges;
+          fastrope::Options options = options_of(node);
+          options.key_ranges = plane.ranges();
+          run(node, stream, {0, q->ne[2]}, plane.keys(), plane.plans, options);
+          break;
+        }
+        case MaskPlane::Kind::dense:
+          ++counters.dense;
+          attend_dense(node, stream, values, plane);
+      }
+    }
+  }
+
+ private:
+  static constexpr std::size_t kMostMasks = 512;  // planes; graphs that are made anew have masks elsewhere
+
+  fastrope::Options options_of(const ggml_tensor* node) const {
+    const Parameters p(node);
+    fastrope::Options options;
+    options.scale = p.scale;
+    options.softcap = p.softcap;
+    options.executor = executor_;
+    if (const ggml_tensor* sinks = node->src[4])
+      options.sinks = {static_cast<const float*>(sinks->data), static_cast<std::size_t>(sinks->ne[0])};
+    return options;
+  }
+
+  void attend_all(const ggml_tensor* node, Index stream, Range keys, const fastrope::Mask& mask) {
+    fastrope::Options options = options_of(node);
+    options.mask = mask;
+    run(node, stream, {0, node->src[0]->ne[2]}, keys, plans_, options);
+  }
+
+  /// The mask as a bias. Where heads have slopes, each has a bias of its own, of some heads at a time.
+  void attend_dense(const ggml_tensor* node, Index stream, const std::uint16_t* values, MaskPlane& plane) {
+    const ggml_tensor *q = node->src[0], *mask = node->src[3];
+    const Index n_q = q->ne[1], n_kv = mask->ne[0], heads = q->ne[2], group = heads / node->src[1]->ne[2];
+    const auto* bias = reinterpret_cast<const float16*>(values);
+    const auto stride = static_cast<Index>(mask->nb[1] / sizeof *bias);
+    const float max_bias = Parameters(node).max_bias;
+    fastrope::Options options = options_of(node);
+    if (max_bias == 0) {
+      options.dense_bias = TensorView<const float16>(bias, heads, n_q, n_kv, 0, stride);
+      return run(node, stream, {0, heads}, {0, n_kv}, plane.plans, options);
+    }
+    constexpr Index kMostElements = Index{1} << 24;
+    const Index some = group * std::max<Index>(1, kMostElements / std::max<Index>(1, n_q * n_kv * group));
+    biases_.resize(static_cast<std::size_t>(std::min(some, heads) * n_q * n_kv));
+    const std::span<const float> sinks = options.sinks;
+    for (Index h = 0; h < heads; h += some) {
+      const Range part{h, std::min(h + some, heads)};
+      executor_.parallel_for(part.size() * n_q, [&](Index task, Index) {
+        const float slope = alibi_slope(max_bias, heads, part.begin + task / n_q);
+        const float16* row = bias + task % n_q * stride;
+        fastrope::simd::convert(row, n_kv, biases_.data() + task * n_kv);
+        for (Index j = 0; j < n_kv; ++j) biases_[static_cast<std::size_t>(task * n_kv + j)] *= slope;
+      });
+      options.dense_bias = TensorView<const float>(biases_.data(), part.size(), n_q, n_kv, n_q * n_kv, n_kv);
+      if (!sinks.empty())
+        options.sinks =
+            sinks.subspan(static_cast<std::size_t>(part.begin), static_cast<std::size_t>(part.size()));
+      run(node, stream, part, {0, n_kv}, plane.plans, options);
+    }
+  }
+
+  /// Some heads of a stream over some of its keys.
+  void run(const ggml_tensor* node, Index stream, Range heads, Range keys, Plans& plans,
+           const fastrope::Options& options) {
+    const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2];
+    const Index group = q->ne[2] / k->ne[2];
+    const Range kv_heads{heads.begin / group, heads.end / group};
+    const fastrope::Plan<float>& plan =
+        plans.find({heads.size(), kv_heads.size(), q->ne[1], keys.size(), q->ne[0], v->ne[0]}, options);
+    if (plan.workspace_bytes() > workspace_bytes_) {
+      workspace_.reset();
+      workspace_bytes_ = plan.workspace_bytes();
+      workspace_ = std::make_unique_for_overwrite<std::byte[]>(workspace_bytes_);
+    }
+    const auto of_heads = [](auto view, Range some) {
+      view.data += some.begin * view.head_stride;
+      view.heads = some.size();
+      return view;
+    };
+    auto* result =
+        reinterpret_cast<float*>(static_cast<char*>(node->data) + stream * static_cast<Index>(node->nb[3]));
+    const TensorView<float> out = of_heads(TensorView<float>(result, node->ne[1], node->ne[2], node->ne[0],
+                                                             static_cast<Index>(node->nb[1] / sizeof(float)),
+                                                             static_cast<Index>(node->nb[2] / sizeof(float))),
+                                           heads);
+    auto status = fastrope::RunStatus::shape_mismatch;
+    with_rows(k, stream, keys, [&](auto k_rows) {
+      with_rows(v, stream, keys, [&](auto v_rows) {
+        const TensorView<const float> queries(
+            reinterpret_cast<const float*>(static_cast<const char*>(q->data) +
+                                           stream * static_cast<Index>(q->nb[3])),
+            q->ne[2], q->ne[1], q->ne[0], static_cast<Index>(q->nb[2] / sizeof(float)),
+            static_cast<Index>(q->nb[1] / sizeof(float)));
+        status = plan.run(of_heads(queries, heads), of_heads(k_rows, kv_heads), of_heads(v_rows, kv_heads),
+                          out, std::span(workspace_.get(), workspace_bytes_));
+      });
+    });
+    if (status != fastrope::RunStatus::ok) throw std::runtime_error("the tensors are not those of the plan");
+  }
+
+  fastrope::Executor executor_ = fastrope::Executor::serial();
+  Plans plans_;                                  // with capacity
+  std::map<const void*, MaskPlane> masks_ = {};  // by where their values lie
+  std::vector<float> biases_ = {};               // [heads, n_q, n_kv], of ALiBi
+  std::unique_ptr<std::byte[]> workspace_ = {};  // not initialised
+  std::size_t workspace_bytes_ = 0;
+};
+
+/// Whether Backend::attend computes a node.
+bool is_supported(const ggml_tensor* node) {
+  const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2], *mask = node->src[3],
+                    *sinks = node->src[4];
+  const Parameters p(node);
+  const auto has_rows = [](const ggml_tensor* x) {
+    const bool readable = x->type == GGML_TYPE_F32 || x->type == GGML_TYPE_F16 || x->type == GGML_TYPE_BF16;
+    return readable && x->nb[0] == ggml_type_size(x->type);
+  };
+  return q->type == GGML_TYPE_F32 && node->type == GGML_TYPE_F32 && has_rows(q) && has_rows(k) &&
+         has_rows(v) && k->ne[2] == v->ne[2] && q->ne[2] % k->ne[2] == 0 && k->ne[3] == q->ne[3] &&
+         v->ne[3] == q->ne[3] && std::abs(p.scale) <= 1e30f && p.softcap >= 0 && p.max_bias >= 0 &&
+         (mask == nullptr ||
+          (mask->type == GGML_TYPE_F16 && mask->nb[0] == sizeof(float16) && mask->ne[2] == 1 &&
+           mask->ne[0] == k->ne[1] && mask->ne[1] >= q->ne[1] && q->ne[3] % mask->ne[3] == 0)) &&
+         (sinks == nullptr ||
+          (sinks->type == GGML_TYPE_F32 && ggml_is_contiguous(sinks) && sinks->ne[0] == q->ne[2]));
+}
+
+// ggml's interface
+// --------------------------------------------------------------------------------------------
+
+const char* device_name(ggml_backend_dev_t) { return "fastrope"; }
+
+ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
+  const auto begin = std::chrono::steady_clock::now();
+  ggml_status status = GGML_STATUS_SUCCESS;
+  for (int i = 0; i < ggml_graph_n_nodes(graph) && status == GGML_STATUS_SUCCESS; ++i) {
+    const ggml_tensor* node = ggml_graph_node(graph, i);
+    // Views are nothing to compute.
+    if (node->op != GGML_OP_FLASH_ATTN_EXT || (node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0) continue;
+    try {
+      static_cast<Backend*>(backend->context)->attend(node);
+      ++counters.nodes;
+    } catch (const std::exception& error) {
+      std::fprintf(stderr, "fastrope: %s: %s\n", node->name, error.what());
+      ++counters.failed;
+      status = GGML_STATUS_FAILED;
+    }
+  }
+  counters.nanoseconds += (std::chrono::steady_clock::now() - begin).count();
+  return status;
+}
+
+const ggml_backend_i backend_interface = {
+    .get_name = [](ggml_backend_t backend) { return device_name(backend->device); },
+    .free =
+        [](ggml_backend_t backend) {
+          delete static_cast<Backend*>(backend->context);
+          delete backend;
+        },
+    .set_tensor_async = nullptr,
+    .get_tensor_async = nullptr,
+    .set_tensor_2d_async = nullptr,
+    .get_tensor_2d_async = nullptr,
+    .cpy_tensor_async = nullptr,
+    .synchronize = nullptr,
+    .graph_plan_create = nullptr,
+    .graph_plan_free = nullptr,
+    .graph_plan_update = nullptr,
+    .graph_plan_compute = nullptr,
+    .graph_compute = graph_compute,
+    .event_record = nullptr,
+    .event_wait = nullptr,
+    .graph_optimize = nullptr,
+};
+
+ggml_backend_t init_backend(ggml_backend_dev_t device, const char*) {
+  static ggml_guid guid = {'f', 'a', 's', 't', 'r', 'o', 'p', 'e', '-', 'g', 'g', 'm', 'l', 0, 0, 1};
+  return new ggml_backend{
+      .guid = &guid, .iface = backend_interface, .device = device, .context = new Backend};
+}
+
+void device_props(ggml_backend_dev_t device, ggml_backend_dev_props* props) {
+  *props = {};
+  props->name = device_name(device);
+  props->description = device->iface.get_description(device);
+  props->type = GGML_BACKEND_DEVICE_TYPE_ACCEL;
+  props->caps.buffer_from_host_ptr = true;
+}
+
+bool supports_op(ggml_backend_dev_t, const ggml_tensor* op) {
+  if (op->op != GGML_OP_FLASH_ATTN_EXT) return false;
+  const bool supported = is_supported(op);
+  if (!supported) ++counters.refused;
+  return supported;
+}
+
+const ggml_backend_device_i device_interface = {
+    .get_name = device_name,
+    .get_description = [](ggml_backend_dev_t) { return "fastrope's attention"; },
+    .get_memory = [](ggml_backend_dev_t, size_t* free, size_t* total) { *free = *total = 0; },
+    .get_type = [](ggml_backend_dev_t) { return GGML_BACKEND_DEVICE_TYPE_ACCEL; },
+    .get_props = device_props,
+    .init_backend = init_backend,
+    .get_buffer_type = [](ggml_backend_dev_t) { return ggml_backend_cpu_buffer_type(); },
+    .get_host_buffer_type = nullptr,
+    .buffer_from_host_ptr = [](ggml_backend_dev_t, void* data, size_t size,
+                               size_t) { return ggml_backend_cpu_buffer_from_ptr(data, size); },
+    .supports_op = supports_op,
+    .supports_buft = [](ggml_backend_dev_t,
+                        ggml_backend_buffer_type_t type) { return ggml_backend_buft_is_host(type); },
+    .offload_op = nullptr,
+    .event_new = nullptr,
+    .event_free = nullptr,
+    .event_synchronize = nullptr,
+};
+
+void* proc_address(ggml_backend_reg_t, const char* name) {
+  if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) {
+    const ggml_backend_set_n_threads_t set_threads = [](ggml_backend_t backend, int threads) {
+      static_cast<Backend*>(backend->context)->set_threads(threads);
+    };
+    return reinterpret_cast<void*>(set_threads);
+  }
+  if (std::strcmp(name, "fastrope_ggml_stats") == 0) {
+    const fastrope_ggml_stats_t stats = [] { return counters.stats(); };
+    return reinterpret_cast<void*>(stats);
+  }
+  return nullptr;
+}
+
+ggml_backend_dev_t device(ggml_backend_reg_t reg, size_t) {
+  static ggml_backend_device only = {.iface = device_interface, .reg = reg, .context = nullptr};
+  return &only;
+}
+
+}  // namespace
+
+/// What ggml's loader looks for.
+extern "C" ggml_backend_reg_t ggml_backend_init() {
+  static ggml_backend_reg reg = {.api_version = GGML_BACKEND_API_VERSION,
+                                 .iface = {.get_name = [](ggml_backend_reg_t) { return "fastrope"; },
+                                           .get_device_count = [](ggml_backend_reg_t) { return size_t{1}; },
+                                           .get_device = device,
+                                           .get_proc_address = proc_address},
+                                 .context = nullptr};
+  return &reg;
+}

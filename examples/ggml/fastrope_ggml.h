@@ -1,0 +1,22 @@
+// fastrope's backend of ggml: what a program may ask of it beside ggml's own interface.
+#pragma once
+
+#include <cstdint>
+
+/// Of all contexts, since the start of the program.
+struct fastrope_ggml_stats {
+  int64_t nodes;    ///< GGML_OP_FLASH_ATTN_EXT that ran
+  int64_t planes;   ///< [n_q, n_kv] of them, one for each stream: the sum of the three that follow
+  int64_t causal;   ///< without a mask, or of one that a plan with capacity serves
+  int64_t ranges;   ///< of a mask that was read as ranges of keys
+  int64_t dense;    ///< of a mask that was added to the logits
+  int64_t plans;    ///< made
+  int64_t masks;    ///< planes of masks that were read
+  int64_t refused;  ///< times that supports_op said no to the operation
+  int64_t failed;   ///< nodes that could not be run: their graph failed
+  double seconds;   ///< in graph_compute
+};
+
+/// What ggml_backend_reg_get_proc_address(reg, "fastrope_ggml_stats") returns. With FASTROPE_GGML_STATS=1 in
+/// the environment the numbers are also printed when the program ends.
+typedef struct fastrope_ggml_stats (*fastrope_ggml_stats_t)(void);
