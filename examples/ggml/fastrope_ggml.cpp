@@ -29,6 +29,7 @@
 #include <vector>
 
 #include "ggml-backend-impl.h"
+#include "mask_plane.hpp"
 
 namespace {
 
@@ -36,9 +37,9 @@ using fastrope::float16;
 using fastrope::Index;
 using fastrope::Range;
 using fastrope::TensorView;
+using fastrope_ggml::MaskPlane;
 
-// What is counted
-// ---------------------------------------------------------------------------------------------
+// --- What is counted ---
 
 struct Counters {
   std::atomic<int64_t> nodes, causal, ranges, dense, plans, masks, refused, failed, nanoseconds;
@@ -70,8 +71,7 @@ struct Counters {
 };
 Counters counters;
 
-// Plans
-// -------------------------------------------------------------------------------------------------------
+// --- Plans ---
 
 /// Plans for shapes and options, each made when it is first asked for.
 class Plans {
@@ -127,116 +127,7 @@ class Plans {
   std::list<Kept> kept_;
 };
 
-// Masks
-// -------------------------------------------------------------------------------------------------------
-
-/// A plane [n_q, n_kv] of a mask: the keys that each row sees.
-class MaskPlane {
- public:
-  enum class Kind { same, causal, ranges, dense };
-
-  /// Reads n_q rows of n_kv values, `stride` apart, unless they are those that it has.
-  void read(const std::uint16_t* rows, Index n_q, Index n_kv, Index stride) {
-    const auto bytes = static_cast<std::size_t>(n_kv) * sizeof(*rows);
-    const auto is_kept = [&] {
-      for (Index i = 0; i < n_q; ++i)
-        if (std::memcmp(copy_.data() + i * n_kv, rows + i * stride, bytes) != 0) return false;
-      return true;
-    };
-    if (n_q == n_q_ && n_kv == n_kv_ && is_kept()) return;
-    n_q_ = n_q;
-    n_kv_ = n_kv;
-    copy_.resize(static_cast<std::size_t>(n_q * n_kv));
-    for (Index i = 0; i < n_q; ++i) std::memcpy(copy_.data() + i * n_kv, rows + i * stride, bytes);
-    ++counters.masks;
-    plans = {};
-    find_kind();
-  }
-
-  Kind kind() const { return kind_; }
-  /// From the first to the last key that some row sees.
-  Range keys() const { return keys_; }
-  /// The ranges of keys that rows see, where the kind is `ranges`, the first of keys() being key 0.
-  fastrope::KeyRanges ranges() const { return {ranges_, per_row_}; }
-
-  Plans plans;  ///< for the ranges, or the bias, of these values
-
- private:
-  static constexpr std::uint16_t kMasked = 0xfc00;  // -infinity
-  /// Ranges of a row that are worth it, for so many keys: beyond, they take as much memory as the mask.
-  static constexpr Index kKeysOfRange = 8;
-
-  void find_kind() {
-    kind_ = Kind::dense;
-    keys_ = {0, n_kv_};
-    std::vector<Range> found;      // of all rows
-    std::vector<std::size_t> end;  // of a row's
-    for (Index i = 0; i < n_q_; ++i) {
-      if (!append_ranges(copy_.data() + i * n_kv_, found)) return;
-      end.push_back(found.size());
-    }
-    const auto of_row = [&](std::size_t i) {
-      const std::size_t begin = i == 0 ? 0 : end[i - 1];
-      return std::span(found).subspan(begin, end[i] - begin);
-    };
-    per_row_ = 1;
-    Range hull;
-    for (std::size_t i = 0; i < end.size(); ++i) {
-      for (const Range range : of_row(i)) hull = fastrope::hull(hull, range);
-      per_row_ = std::max(per_row_, std::ssize(of_row(i)));
-    }
-    keys_ = hull;
-    const Range last = per_row_ == 1 && !found.empty() ? found.back() : Range{};
-    bool same = std::ssize(found) == n_q_, causal = same;
-    for (std::size_t i = 0; i < end.size() && (same || causal); ++i) {
-      const Range range = of_row(i).empty() ? Range{} : of_row(i).front();
-      same = same && range == last;
-      causal = causal && range == Range{last.begin, last.end - (n_q_ - 1 - static_cast<Index>(i))};
-    }
-    if (per_row_ > std::max<Index>(1, n_kv_ / kKeysOfRange)) return;
-    kind_ = same ? Kind::same : causal ? Kind::causal : Kind::ranges;
-    ranges_.clear();
-    if (kind_ != Kind::ranges) return;
-    for (std::size_t i = 0; i < end.size(); ++i) {
-      for (const Range range : of_row(i))
-        ranges_.push_back({range.begin - keys_.begin, range.end - keys_.begin});
-      ranges_.resize((i + 1) * static_cast<std::size_t>(per_row_));
-    }
-  }
-
-  /// Appends the ranges of keys that a row sees; false where a value is neither 0 nor -infinity.
-  bool append_ranges(const std::uint16_t* row, std::vector<Range>& found) const {
-    constexpr Index kBlock = 64;
-    std::uint16_t value = kMasked;  // of the run that the last key is of
-    for (Index j = 0; j < n_kv_; j += kBlock) {
-      const Index end = std::min(j + kBlock, n_kv_);
-      std::uint16_t differs = 0;
-      for (Index m = j; m < end; ++m) differs |= row[m] ^ value;
-      if (differs == 0) continue;
-      for (Index m = j; m < end; ++m) {
-        if (row[m] == value) continue;
-        value = row[m];
-        if (value == 0)
-          found.push_back({m, n_kv_});
-        else if (value == kMasked)
-          found.back().end = m;
-        else
-          return false;
-      }
-    }
-    return true;
-  }
-
-  Index n_q_ = 0, n_kv_ = 0;
-  std::vector<std::uint16_t> copy_ = {};  // [n_q, n_kv]
-  Kind kind_ = Kind::same;
-  Range keys_ = {};
-  std::vector<Range> ranges_ = {};  // [n_q, per_row]
-  Index per_row_ = 1;
-};
-
-// The operation
-// -----------------------------------------------------------------------------------------------
+// --- The operation ---
 
 /// f(view) of some rows of a stream, as fastrope sees them; false for types that it does not read.
 template <class F>
@@ -295,8 +186,11 @@ class Backend {
       const auto* values = reinterpret_cast<const std::uint16_t*>(
           static_cast<const char*>(mask->data) + stream % mask->ne[3] * static_cast<Index>(mask->nb[3]));
       if (std::size(masks_) >= kMostMasks && !masks_.contains(values)) masks_.clear();
-      MaskPlane& plane = masks_[values];
-      plane.read(values, q->ne[1], mask->ne[0], static_cast<Index>(mask->nb[1] / sizeof *values));
+      auto& [plane, plans] = masks_[values];
+      if (plane.read(values, q->ne[1], mask->ne[0], static_cast<Index>(mask->nb[1] / sizeof *values))) {
+        ++counters.masks;
+        plans = {};
+      }
       switch (plane.kind()) {
         case MaskPlane::Kind::same:
         case MaskPlane::Kind::causal:
@@ -309,17 +203,23 @@ class Backend {
           ++counters.ranges;
           fastrope::Options options = options_of(node);
           options.key_ranges = plane.ranges();
-          run(node, stream, {0, q->ne[2]}, plane.keys(), plane.plans, options);
+          run(node, stream, {0, q->ne[2]}, plane.keys(), plans, options);
           break;
         }
         case MaskPlane::Kind::dense:
           ++counters.dense;
-          attend_dense(node, stream, values, plane);
+          attend_dense(node, stream, values, plans);
       }
     }
   }
 
  private:
+  /// A plane of a mask and the plans for its ranges or its values.
+  struct ReadMask {
+    MaskPlane plane;
+    Plans plans;
+  };
+
   static constexpr std::size_t kMostMasks = 512;  // planes; graphs that are made anew have masks elsewhere
 
   fastrope::Options options_of(const ggml_tensor* node) const {
@@ -340,7 +240,7 @@ class Backend {
   }
 
   /// The mask as a bias. Where heads have slopes, each has a bias of its own, of some heads at a time.
-  void attend_dense(const ggml_tensor* node, Index stream, const std::uint16_t* values, MaskPlane& plane) {
+  void attend_dense(const ggml_tensor* node, Index stream, const std::uint16_t* values, Plans& plans) {
     const ggml_tensor *q = node->src[0], *mask = node->src[3];
     const Index n_q = q->ne[1], n_kv = mask->ne[0], heads = q->ne[2], group = heads / node->src[1]->ne[2];
     const auto* bias = reinterpret_cast<const float16*>(values);
@@ -349,7 +249,7 @@ class Backend {
     fastrope::Options options = options_of(node);
     if (max_bias == 0) {
       options.dense_bias = TensorView<const float16>(bias, heads, n_q, n_kv, 0, stride);
-      return run(node, stream, {0, heads}, {0, n_kv}, plane.plans, options);
+      return run(node, stream, {0, heads}, {0, n_kv}, plans, options);
     }
     constexpr Index kMostElements = Index{1} << 24;
     const Index some = group * std::max<Index>(1, kMostElements / std::max<Index>(1, n_q * n_kv * group));
@@ -367,7 +267,7 @@ class Backend {
       if (!sinks.empty())
         options.sinks =
             sinks.subspan(static_cast<std::size_t>(part.begin), static_cast<std::size_t>(part.size()));
-      run(node, stream, part, {0, n_kv}, plane.plans, options);
+      run(node, stream, part, {0, n_kv}, plans, options);
     }
   }
 
@@ -412,7 +312,7 @@ class Backend {
 
   fastrope::Executor executor_ = fastrope::Executor::serial();
   Plans plans_;                                  // with capacity
-  std::map<const void*, MaskPlane> masks_ = {};  // by where their values lie
+  std::map<const void*, ReadMask> masks_ = {};   // by where their values lie
   std::vector<float> biases_ = {};               // [heads, n_q, n_kv], of ALiBi
   std::unique_ptr<std::byte[]> workspace_ = {};  // not initialised
   std::size_t workspace_bytes_ = 0;
@@ -437,8 +337,7 @@ bool is_supported(const ggml_tensor* node) {
           (sinks->type == GGML_TYPE_F32 && ggml_is_contiguous(sinks) && sinks->ne[0] == q->ne[2]));
 }
 
-// ggml's interface
-// --------------------------------------------------------------------------------------------
+// --- ggml's interface ---
 
 const char* device_name(ggml_backend_dev_t) { return "fastrope"; }
 

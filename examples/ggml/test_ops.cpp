@@ -258,6 +258,42 @@ int test(ggml_backend_t cpu, ggml_backend_t backend, ggml_backend_dev_t device, 
   return failed == 0 && all_ran ? 0 : 1;
 }
 
+/// Milliseconds of one operation by each backend, in turns; medians.
+void bench(ggml_backend_t cpu, ggml_backend_t backend, ggml_backend_set_n_threads_t set_threads) {
+  std::printf("%-100s threads   ggml ms  fastrope ms\n", "");
+  const auto time = [](Operation& operation, ggml_backend_t by) {
+    const auto begin = std::chrono::steady_clock::now();
+    operation.compute(by);
+    return 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  for (const int threads : {1, 2})
+    for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16})
+      for (const int64_t n_q : {512, 4, 1})
+        for (const MaskKind mask : {MaskKind::causal, MaskKind::sequences, MaskKind::interleaved})
+          for (const int64_t n_kv : {1024, 4096, 16384}) {
+            const Case c{.k_type = type,
+                         .v_type = type,
+                         .heads = 16,
+                         .kv_heads = 8,
+                         .n_q = n_q,
+                         .n_kv = n_kv,
+                         .mask = mask};
+            Operation operation(c);
+            ggml_backend_cpu_set_n_threads(cpu, threads);
+            set_threads(backend, threads);
+            std::vector<double> times[2];
+            for (int round = 0; round < (n_q == 512 ? 3 : 15); ++round) {
+              times[0].push_back(time(operation, cpu));
+              times[1].push_back(time(operation, backend));
+            }
+            for (std::vector<double>& of : times)
+              std::nth_element(of.begin(), of.begin() + std::ssize(of) / 2, of.end());
+            std::printf("%-100s %7d %9.3f %12.3f\n", to_string(c).c_str(), threads,
+                        times[0][times[0].size() / 2], times[1][times[1].size() / 2]);
+            std::fflush(stdout);
+          }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -269,6 +305,11 @@ int main(int argc, char** argv) {
       reinterpret_cast<fastrope_ggml_stats_t>(ggml_backend_reg_get_proc_address(reg, "fastrope_ggml_stats"));
   ggml_backend_t cpu = ggml_backend_cpu_init(), backend = ggml_backend_dev_init(device, nullptr);
   ggml_backend_cpu_set_n_threads(cpu, 1);
+  if (argc > 2 && std::strcmp(argv[2], "--bench") == 0) {
+    const auto set_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(
+        ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"));
+    return bench(cpu, backend, set_threads), 0;
+  }
   const int result = test(cpu, backend, device, stats);
   ggml_backend_free(backend);
   ggml_backend_free(cpu);
