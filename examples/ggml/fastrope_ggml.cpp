@@ -38,16 +38,17 @@ using fastrope::Index;
 using fastrope::Range;
 using fastrope::TensorView;
 using fastrope_ggml::MaskPlane;
+using fastrope_ggml::Run;
 
 // --- What is counted ---
 
 struct Counters {
-  std::atomic<int64_t> nodes, causal, ranges, dense, plans, masks, refused, failed, nanoseconds;
+  std::atomic<int64_t> nodes, runs, ranges, dense, plans, masks, refused, failed, nanoseconds;
 
   fastrope_ggml_stats stats() const {
     return {.nodes = nodes,
-            .planes = causal + ranges + dense,
-            .causal = causal,
+            .planes = runs + ranges + dense,
+            .runs = runs,
             .ranges = ranges,
             .dense = dense,
             .plans = plans,
@@ -62,9 +63,9 @@ struct Counters {
     const fastrope_ggml_stats s = stats();
     std::fprintf(
         stderr,
-        "fastrope: %lld nodes in %.3f s: %lld causal, %lld of ranges, %lld dense; %lld plans made, %lld "
+        "fastrope: %lld nodes in %.3f s: %lld runs, %lld of ranges, %lld dense; %lld plans made, %lld "
         "masks read, %lld times refused, %lld failed\n",
-        static_cast<long long>(s.nodes), s.seconds, static_cast<long long>(s.causal),
+        static_cast<long long>(s.nodes), s.seconds, static_cast<long long>(s.runs),
         static_cast<long long>(s.ranges), static_cast<long long>(s.dense), static_cast<long long>(s.plans),
         static_cast<long long>(s.masks), static_cast<long long>(s.refused), static_cast<long long>(s.failed));
   }
@@ -129,16 +130,19 @@ class Plans {
 
 // --- The operation ---
 
-/// f(view) of some rows of a stream, as fastrope sees them; false for types that it does not read.
+/// f(view) of a stream's rows as fastrope sees them: some, or those that are listed. Nothing for types that
+/// it does not read.
 template <class F>
-bool with_rows(const ggml_tensor* x, Index stream, Range rows, F&& f) {
+void with_rows(const ggml_tensor* x, Index stream, Range rows, std::span<const std::int32_t> cells, F&& f) {
+  const char* data = static_cast<const char*>(x->data) + stream * static_cast<Index>(x->nb[3]);
   const auto view = [&]<class T>(std::type_identity<T>) {
-    const char* data = static_cast<const char*>(x->data) + stream * static_cast<Index>(x->nb[3]) +
-                       rows.begin * static_cast<Index>(x->nb[1]);
-    f(TensorView<const T>(reinterpret_cast<const T*>(data), x->ne[2], rows.size(), x->ne[0],
-                          static_cast<Index>(x->nb[2] / sizeof(T)),
-                          static_cast<Index>(x->nb[1] / sizeof(T))));
-    return true;
+    const auto* first = reinterpret_cast<const T*>(data);
+    const auto row = static_cast<Index>(x->nb[1] / sizeof(T)),
+               head = static_cast<Index>(x->nb[2] / sizeof(T));
+    if (cells.empty())
+      f(TensorView<const T>(first + rows.begin * row, x->ne[2], rows.size(), x->ne[0], head, row));
+    else  // pages of a row
+      f(fastrope::PagedView<const T>{first, x->ne[2], std::ssize(cells), x->ne[0], 1, cells, row, head, row});
   };
   switch (x->type) {
     case GGML_TYPE_F32:
@@ -148,7 +152,7 @@ bool with_rows(const ggml_tensor* x, Index stream, Range rows, F&& f) {
     case GGML_TYPE_BF16:
       return view(std::type_identity<fastrope::bfloat16>{});
     default:
-      return false;
+      return;
   }
 }
 
@@ -179,8 +183,8 @@ class Backend {
     const ggml_tensor *q = node->src[0], *k = node->src[1], *mask = node->src[3];
     for (Index stream = 0; stream < q->ne[3]; ++stream) {
       if (mask == nullptr) {
-        ++counters.causal;
-        attend_all(node, stream, {0, k->ne[1]}, fastrope::Mask::full());
+        ++counters.runs;
+        attend_run(node, stream, {.rows = {0, q->ne[1]}, .keys = {0, k->ne[1]}});
         continue;
       }
       const auto* values = reinterpret_cast<const std::uint16_t*>(
@@ -192,18 +196,15 @@ class Backend {
         plans = {};
       }
       switch (plane.kind()) {
-        case MaskPlane::Kind::same:
-        case MaskPlane::Kind::causal:
-          ++counters.causal;
-          attend_all(
-              node, stream, plane.keys(),
-              plane.kind() == MaskPlane::Kind::same ? fastrope::Mask::full() : fastrope::Mask::causal());
+        case MaskPlane::Kind::runs:
+          ++counters.runs;
+          for (const Run& run : plane.runs()) attend_run(node, stream, run);
           break;
         case MaskPlane::Kind::ranges: {
           ++counters.ranges;
           fastrope::Options options = options_of(node);
           options.key_ranges = plane.ranges();
-          run(node, stream, {0, q->ne[2]}, plane.keys(), plans, options);
+          run(node, {stream, {0, q->ne[2]}, {0, q->ne[1]}, plane.keys()}, plans, options);
           break;
         }
         case MaskPlane::Kind::dense:
@@ -233,10 +234,10 @@ class Backend {
     return options;
   }
 
-  void attend_all(const ggml_tensor* node, Index stream, Range keys, const fastrope::Mask& mask) {
+  void attend_run(const ggml_tensor* node, Index stream, const Run& of) {
     fastrope::Options options = options_of(node);
-    options.mask = mask;
-    run(node, stream, {0, node->src[0]->ne[2]}, keys, plans_, options);
+    if (of.grows) options.mask = fastrope::Mask::causal();
+    run(node, {stream, {0, node->src[0]->ne[2]}, of.rows, of.keys, of.cells}, plans_, options);
   }
 
   /// The mask as a bias. Where heads have slopes, each has a bias of its own, of some heads at a time.
@@ -249,7 +250,7 @@ class Backend {
     fastrope::Options options = options_of(node);
     if (max_bias == 0) {
       options.dense_bias = TensorView<const float16>(bias, heads, n_q, n_kv, 0, stride);
-      return run(node, stream, {0, heads}, {0, n_kv}, plans, options);
+      return run(node, {stream, {0, heads}, {0, n_q}, {0, n_kv}}, plans, options);
     }
     constexpr Index kMostElements = Index{1} << 24;
     const Index some = group * std::max<Index>(1, kMostElements / std::max<Index>(1, n_q * n_kv * group));
@@ -267,44 +268,49 @@ class Backend {
       if (!sinks.empty())
         options.sinks =
             sinks.subspan(static_cast<std::size_t>(part.begin), static_cast<std::size_t>(part.size()));
-      run(node, stream, part, {0, n_kv}, plans, options);
+      run(node, {stream, part, {0, n_q}, {0, n_kv}}, plans, options);
     }
   }
 
-  /// Some heads of a stream over some of its keys.
-  void run(const ggml_tensor* node, Index stream, Range heads, Range keys, Plans& plans,
-           const fastrope::Options& options) {
+  /// Some heads and rows of a stream over some of its keys.
+  struct Part {
+    Index stream;
+    Range heads, rows, keys;
+    std::span<const std::int32_t> cells = {};
+  };
+
+  void run(const ggml_tensor* node, const Part& part, Plans& plans, const fastrope::Options& options) {
     const ggml_tensor *q = node->src[0], *k = node->src[1], *v = node->src[2];
     const Index group = q->ne[2] / k->ne[2];
-    const Range kv_heads{heads.begin / group, heads.end / group};
+    const Range kv_heads{part.heads.begin / group, part.heads.end / group};
+    const Index n_k = part.cells.empty() ? part.keys.size() : std::ssize(part.cells);
     const fastrope::Plan<float>& plan =
-        plans.find({heads.size(), kv_heads.size(), q->ne[1], keys.size(), q->ne[0], v->ne[0]}, options);
+        plans.find({part.heads.size(), kv_heads.size(), part.rows.size(), n_k, q->ne[0], v->ne[0]}, options);
     if (plan.workspace_bytes() > workspace_bytes_) {
       workspace_.reset();
+      workspace_bytes_ = 0;
+      workspace_ = std::make_unique_for_overwrite<std::byte[]>(plan.workspace_bytes());
       workspace_bytes_ = plan.workspace_bytes();
-      workspace_ = std::make_unique_for_overwrite<std::byte[]>(workspace_bytes_);
     }
-    const auto of_heads = [](auto view, Range some) {
-      view.data += some.begin * view.head_stride;
-      view.heads = some.size();
+    const auto of_heads = [](auto view, Range heads) {
+      view.data += heads.begin * view.head_stride;
+      view.heads = heads.size();
       return view;
     };
-    auto* result =
-        reinterpret_cast<float*>(static_cast<char*>(node->data) + stream * static_cast<Index>(node->nb[3]));
-    const TensorView<float> out = of_heads(TensorView<float>(result, node->ne[1], node->ne[2], node->ne[0],
-                                                             static_cast<Index>(node->nb[1] / sizeof(float)),
-                                                             static_cast<Index>(node->nb[2] / sizeof(float))),
-                                           heads);
+    // Rows of q [d, n_q, heads, streams] and of the result [d_v, heads, n_q, streams].
+    const auto floats = [&](const ggml_tensor* x, int row, int head) {
+      char* data = static_cast<char*>(x->data) + part.stream * static_cast<Index>(x->nb[3]) +
+                   part.rows.begin * static_cast<Index>(x->nb[row]);
+      return of_heads(TensorView<float>(reinterpret_cast<float*>(data), x->ne[head], part.rows.size(),
+                                        x->ne[0], static_cast<Index>(x->nb[head] / sizeof(float)),
+                                        static_cast<Index>(x->nb[row] / sizeof(float))),
+                      part.heads);
+    };
     auto status = fastrope::RunStatus::shape_mismatch;
-    with_rows(k, stream, keys, [&](auto k_rows) {
-      with_rows(v, stream, keys, [&](auto v_rows) {
-        const TensorView<const float> queries(
-            reinterpret_cast<const float*>(static_cast<const char*>(q->data) +
-                                           stream * static_cast<Index>(q->nb[3])),
-            q->ne[2], q->ne[1], q->ne[0], static_cast<Index>(q->nb[2] / sizeof(float)),
-            static_cast<Index>(q->nb[1] / sizeof(float)));
-        status = plan.run(of_heads(queries, heads), of_heads(k_rows, kv_heads), of_heads(v_rows, kv_heads),
-                          out, std::span(workspace_.get(), workspace_bytes_));
+    with_rows(k, part.stream, part.keys, part.cells, [&](auto keys) {
+      with_rows(v, part.stream, part.keys, part.cells, [&](auto values) {
+        status = plan.run(floats(q, 1, 2), of_heads(keys, kv_heads), of_heads(values, kv_heads),
+                          floats(node, 2, 1), std::span(workspace_.get(), workspace_bytes_));
       });
     });
     if (status != fastrope::RunStatus::ok) throw std::runtime_error("the tensors are not those of the plan");

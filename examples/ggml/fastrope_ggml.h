@@ -7,7 +7,7 @@
 struct fastrope_ggml_stats {
   int64_t nodes;    ///< GGML_OP_FLASH_ATTN_EXT that ran
   int64_t planes;   ///< [n_q, n_kv] of them, one for each stream: the sum of the three that follow
-  int64_t causal;   ///< without a mask, or of one that a plan with capacity serves
+  int64_t runs;     ///< without a mask, or of a mask of causal or full runs of rows: plans with capacity
   int64_t ranges;   ///< of a mask that was read as ranges of keys
   int64_t dense;    ///< of a mask that was added to the logits
   int64_t plans;    ///< made
