@@ -2,12 +2,12 @@
 //
 //     ggml_backend_load("libfastrope_ggml.so");  // before a context is made; or GGML_BACKEND_PATH
 //
-// Tensors stay where the CPU backend has them. A mask of 0 and -infinity is read as ranges of keys, which are
-// kept until its bytes change, so that the layers of a graph share them and their plan:
+// Tensors stay where the CPU backend has them. What a mask says (mask_plane.hpp) is kept until its bytes
+// change, so that the layers of a graph share it. Runs of rows, which is nearly all that engines ask for, are
+// served by plans with capacity, made once while a cache grows; other ranges by a plan that the layers share;
+// the rest by a dense bias.
 //
-//     every row up to its own key, or all rows the same keys   a plan with capacity, which serves a growing
-//     cache other ranges: windows, sequences in one cache            a plan of just these ranges other values
-//     (ALiBi), ranges too many to be worth it     a dense bias
+// To read a type of keys and values more, say how in with_rows() and claim it in is_supported().
 #include "fastrope_ggml.h"
 
 #include <algorithm>
@@ -15,11 +15,11 @@
 #include <bit>
 #include <chrono>
 #include <cmath>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
 #include <fastrope/fastrope.hpp>
+#include <iostream>
 #include <list>
 #include <map>
 #include <memory>
@@ -47,7 +47,6 @@ struct Counters {
 
   fastrope_ggml_stats stats() const {
     return {.nodes = nodes,
-            .planes = runs + ranges + dense,
             .runs = runs,
             .ranges = ranges,
             .dense = dense,
@@ -61,13 +60,10 @@ struct Counters {
     const char* wanted = std::getenv("FASTROPE_GGML_STATS");
     if (wanted == nullptr || std::strcmp(wanted, "1") != 0) return;
     const fastrope_ggml_stats s = stats();
-    std::fprintf(
-        stderr,
-        "fastrope: %lld nodes in %.3f s: %lld runs, %lld of ranges, %lld dense; %lld plans made, %lld "
-        "masks read, %lld times refused, %lld failed\n",
-        static_cast<long long>(s.nodes), s.seconds, static_cast<long long>(s.runs),
-        static_cast<long long>(s.ranges), static_cast<long long>(s.dense), static_cast<long long>(s.plans),
-        static_cast<long long>(s.masks), static_cast<long long>(s.refused), static_cast<long long>(s.failed));
+    std::cerr << "fastrope: " << s.nodes << " nodes in " << s.seconds << " s; masks of " << s.runs
+              << " runs, " << s.ranges << " ranges, " << s.dense << " dense; " << s.plans << " plans made, "
+              << s.masks << " masks read, " << s.refused << " times refused, " << s.failed
+              << " nodes failed\n";
   }
 };
 Counters counters;
@@ -189,8 +185,7 @@ class Backend {
       }
       const auto* values = reinterpret_cast<const std::uint16_t*>(
           static_cast<const char*>(mask->data) + stream % mask->ne[3] * static_cast<Index>(mask->nb[3]));
-      if (std::size(masks_) >= kMostMasks && !masks_.contains(values)) masks_.clear();
-      auto& [plane, plans] = masks_[values];
+      auto& [plane, plans] = mask_at(values);
       if (plane.read(values, q->ne[1], mask->ne[0], static_cast<Index>(mask->nb[1] / sizeof *values))) {
         ++counters.masks;
         plans = {};
@@ -221,7 +216,14 @@ class Backend {
     Plans plans;
   };
 
-  static constexpr std::size_t kMostMasks = 512;  // planes; graphs that are made anew have masks elsewhere
+  /// Graphs that are made anew have their masks elsewhere: where many bytes are kept, they are forgotten.
+  ReadMask& mask_at(const void* values) {
+    constexpr std::size_t kMostBytes = std::size_t{1} << 28;
+    std::size_t bytes = 0;
+    for (const auto& [at, mask] : masks_) bytes += mask.plane.bytes();
+    if (bytes > kMostBytes && !masks_.contains(values)) masks_.clear();
+    return masks_[values];
+  }
 
   fastrope::Options options_of(const ggml_tensor* node) const {
     const Parameters p(node);
@@ -358,7 +360,7 @@ ggml_status graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
       static_cast<Backend*>(backend->context)->attend(node);
       ++counters.nodes;
     } catch (const std::exception& error) {
-      std::fprintf(stderr, "fastrope: %s: %s\n", node->name, error.what());
+      std::cerr << "fastrope: " << node->name << ": " << error.what() << '\n';
       ++counters.failed;
       status = GGML_STATUS_FAILED;
     }

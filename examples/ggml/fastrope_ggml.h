@@ -5,13 +5,12 @@
 
 /// Of all contexts, since the start of the program.
 struct fastrope_ggml_stats {
-  int64_t nodes;    ///< GGML_OP_FLASH_ATTN_EXT that ran
-  int64_t planes;   ///< [n_q, n_kv] of them, one for each stream: the sum of the three that follow
-  int64_t runs;     ///< without a mask, or of a mask of causal or full runs of rows: plans with capacity
-  int64_t ranges;   ///< of a mask that was read as ranges of keys
-  int64_t dense;    ///< of a mask that was added to the logits
-  int64_t plans;    ///< made
-  int64_t masks;    ///< planes of masks that were read
+  int64_t nodes;  ///< GGML_OP_FLASH_ATTN_EXT that ran
+  int64_t runs;   ///< planes [n_q, n_kv] of them, one for each stream, whose mask is of runs (mask_plane.hpp)
+  int64_t ranges;   ///< planes whose mask is of ranges
+  int64_t dense;    ///< planes whose mask was added to the logits
+  int64_t plans;    ///< plans made
+  int64_t masks;    ///< planes of masks read, since they were new or had changed
   int64_t refused;  ///< times that supports_op said no to the operation
   int64_t failed;   ///< nodes that could not be run: their graph failed
   double seconds;   ///< in graph_compute

@@ -58,6 +58,7 @@ class MaskPlane {
   std::span<const Run> runs() const { return runs_; }
   /// From the first to the last key that some row sees; the first is key 0 of ranges().
   Range keys() const { return keys_; }
+  std::size_t bytes() const { return values_.size() * sizeof(std::uint16_t); }
   fastrope::KeyRanges ranges() const { return {ranges_, per_row_}; }
 
  private:

@@ -2,11 +2,12 @@
 // keys and values, heads, sizes, masks, softcap, sinks, streams, as ggml's test-backend-ops has them.
 //
 //     test_ops libfastrope_ggml.so           every case; fails where one is beyond the bound, or did not run
-//     test_ops libfastrope_ggml.so --bench   times of the operation alone
+//     test_ops libfastrope_ggml.so --bench [d (64)]   times of the operation alone
 #include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -263,7 +264,7 @@ int test(ggml_backend_t cpu, ggml_backend_t backend, ggml_backend_dev_t device, 
 }
 
 /// Milliseconds of one operation by each backend, in turns; medians.
-void bench(ggml_backend_t cpu, ggml_backend_t backend, ggml_backend_set_n_threads_t set_threads) {
+void bench(ggml_backend_t cpu, ggml_backend_t backend, ggml_backend_set_n_threads_t set_threads, int64_t d) {
   std::printf("%-100s threads   ggml ms  fastrope ms\n", "");
   const auto time = [](Operation& operation, ggml_backend_t by) {
     const auto begin = std::chrono::steady_clock::now();
@@ -271,31 +272,30 @@ void bench(ggml_backend_t cpu, ggml_backend_t backend, ggml_backend_set_n_thread
     return 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   };
   for (const int threads : {1, 2})
-    for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_BF16})
-      for (const int64_t n_q : {512, 4, 1})
-        for (const MaskKind mask : {MaskKind::causal, MaskKind::interleaved, MaskKind::packed})
-          for (const int64_t n_kv : {1024, 4096, 16384}) {
-            const Case c{.k_type = type,
-                         .v_type = type,
-                         .heads = 16,
-                         .kv_heads = 8,
-                         .n_q = n_q,
-                         .n_kv = n_kv,
-                         .mask = mask};
-            Operation operation(c);
-            ggml_backend_cpu_set_n_threads(cpu, threads);
-            set_threads(backend, threads);
-            std::vector<double> times[2];
-            for (int round = 0; round < (n_q == 512 ? 3 : 15); ++round) {
-              times[0].push_back(time(operation, cpu));
-              times[1].push_back(time(operation, backend));
-            }
-            for (std::vector<double>& of : times)
-              std::nth_element(of.begin(), of.begin() + std::ssize(of) / 2, of.end());
-            std::printf("%-100s %7d %9.3f %12.3f\n", to_string(c).c_str(), threads,
-                        times[0][times[0].size() / 2], times[1][times[1].size() / 2]);
-            std::fflush(stdout);
+    for (const int64_t n_q : {512, 4, 1})
+      for (const MaskKind mask : {MaskKind::causal, MaskKind::interleaved, MaskKind::packed})
+        for (const int64_t n_kv : {1024, 4096, 16384}) {
+          const Case c{.d = d,
+                       .d_v = d,
+                       .heads = 1024 / d,
+                       .kv_heads = d == 64 ? 8 : 2,
+                       .n_q = n_q,
+                       .n_kv = n_kv,
+                       .mask = mask};
+          Operation operation(c);
+          ggml_backend_cpu_set_n_threads(cpu, threads);
+          set_threads(backend, threads);
+          std::vector<double> times[2];
+          for (int round = 0; round < (n_q == 512 ? 3 : 15); ++round) {
+            times[0].push_back(time(operation, cpu));
+            times[1].push_back(time(operation, backend));
           }
+          for (std::vector<double>& of : times)
+            std::nth_element(of.begin(), of.begin() + std::ssize(of) / 2, of.end());
+          std::printf("%-100s %7d %9.3f %12.3f\n", to_string(c).c_str(), threads,
+                      times[0][times[0].size() / 2], times[1][times[1].size() / 2]);
+          std::fflush(stdout);
+        }
 }
 
 }  // namespace
@@ -312,7 +312,7 @@ int main(int argc, char** argv) {
   if (argc > 2 && std::strcmp(argv[2], "--bench") == 0) {
     const auto set_threads = reinterpret_cast<ggml_backend_set_n_threads_t>(
         ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"));
-    return bench(cpu, backend, set_threads), 0;
+    return bench(cpu, backend, set_threads, argc > 3 ? std::atoi(argv[3]) : 64), 0;
   }
   const int result = test(cpu, backend, device, stats);
   ggml_backend_free(backend);
