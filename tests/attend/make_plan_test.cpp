@@ -316,7 +316,10 @@ TEST(Plan, ADecodeLoopRunsInTheWorkspaceOfItsCapacity) {
   whole.base.rope = Rope{};
   whole.base.mask = Mask::causal();
   const AttentionInputs<float> tokens(whole.shapes, 9);
-  std::vector<std::byte> workspace(make_plan(whole.shapes, whole.options()).workspace_bytes());
+  // Of the last step: its positions given, since then a plan keeps no table of them.
+  AttentionCase last = whole;
+  last.query_positions = {kCapacity - 1};
+  std::vector<std::byte> workspace(make_plan(last.shapes, last.options()).workspace_bytes());
   for (const Index n : {1, 2, 63, 65, 1024, 1025, 1500}) {
     AttentionCase used = whole;
     used.shapes.n_k = n;
