@@ -147,6 +147,10 @@ void with_rows(const ggml_tensor* x, Index stream, Range rows, std::span<const s
       return view(std::type_identity<float16>{});
     case GGML_TYPE_BF16:
       return view(std::type_identity<fastrope::bfloat16>{});
+    case GGML_TYPE_Q8_0:
+      return view(std::type_identity<fastrope::Q8_0>{});
+    case GGML_TYPE_Q4_0:
+      return view(std::type_identity<fastrope::Q4_0>{});
     default:
       return;
   }
@@ -332,7 +336,8 @@ bool is_supported(const ggml_tensor* node) {
                     *sinks = node->src[4];
   const Parameters p(node);
   const auto has_rows = [](const ggml_tensor* x) {
-    const bool readable = x->type == GGML_TYPE_F32 || x->type == GGML_TYPE_F16 || x->type == GGML_TYPE_BF16;
+    const bool readable = x->type == GGML_TYPE_F32 || x->type == GGML_TYPE_F16 || x->type == GGML_TYPE_BF16 ||
+                          x->type == GGML_TYPE_Q8_0 || x->type == GGML_TYPE_Q4_0;
     return readable && x->nb[0] == ggml_type_size(x->type);
   };
   return q->type == GGML_TYPE_F32 && node->type == GGML_TYPE_F32 && has_rows(q) && has_rows(k) &&

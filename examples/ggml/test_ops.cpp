@@ -151,17 +151,22 @@ class Operation {
   ggml_cgraph* graph_ = nullptr;
 };
 
+constexpr ggml_type kTypes[] = {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0};
+
 std::vector<Case> cases() {
   std::vector<Case> all;
-  const auto add = [&](const Case& c) { all.push_back(c); };
+  const auto add = [&](const Case& c) {
+    // Rows are whole blocks.
+    if (c.d % ggml_blck_size(c.k_type) == 0 && c.d_v % ggml_blck_size(c.v_type) == 0) all.push_back(c);
+  };
   // Types, all pairs.
-  for (const ggml_type k : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16})
-    for (const ggml_type v : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16})
+  for (const ggml_type k : kTypes)
+    for (const ggml_type v : kTypes)
       for (const int64_t n_q : {1, 3, 75})
         for (const bool in_heads : {false, true})
           for (const MaskKind mask : {MaskKind::none, MaskKind::causal})
             add({.k_type = k, .v_type = v, .n_q = n_q, .n_kv = 256, .mask = mask, .in_heads = in_heads});
-  for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16}) {
+  for (const ggml_type type : kTypes) {
     // Sizes of heads: those of models, keys wider than values too.
     for (const auto& [d, d_v] : std::vector<std::pair<int64_t, int64_t>>{{8, 8},
                                                                          {40, 40},
@@ -251,11 +256,9 @@ int test(ggml_backend_t cpu, ggml_backend_t backend, ggml_backend_dev_t device, 
     most = std::max(most, error);
   }
   const fastrope_ggml_stats s = stats();
-  std::printf(
-      "%d cases, %d failed; normalised squared error at most %.1e (F32), %.1e (F16), %.1e (BF16), %.1e "
-      "(mixed), bound %.0e\n",
-      ran, failed, largest[GGML_TYPE_F32], largest[GGML_TYPE_F16], largest[GGML_TYPE_BF16],
-      largest[GGML_TYPE_COUNT - 1], kBound);
+  std::printf("%d cases, %d failed; normalised squared error at most", ran, failed);
+  for (const ggml_type type : kTypes) std::printf(" %.1e (%s),", largest[type], ggml_type_name(type));
+  std::printf(" %.1e (mixed), bound %.0e\n", largest[GGML_TYPE_COUNT - 1], kBound);
   std::printf("fastrope ran %lld nodes in %.1f s: planes %lld runs, %lld of ranges, %lld dense\n",
               (long long)s.nodes, s.seconds, (long long)s.runs, (long long)s.ranges, (long long)s.dense);
   const bool all_ran = s.nodes == ran && s.runs > 0 && s.ranges > 0 && s.dense > 0;
