@@ -72,6 +72,7 @@ class Rotation {
   /// attention factor, for positions of at most `farthest` in absolute value. Requires farthest <=
   /// frequencies().max_position().
   double phase_error(Position farthest) const {
+    if (pairs() == 0) return 0;  // nothing is turned
     constexpr double kUnit = 0x1p-53;
     constexpr double kTheta =
         1 + 0x1p9 * static_cast<double>(std::numeric_limits<long double>::epsilon() / 0x1p-52L);
