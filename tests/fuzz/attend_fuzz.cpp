@@ -454,7 +454,8 @@ void check(Bytes& bytes) {
   for (const HeadReport& head : report.heads)
     if (head.path != Path::exact && c.base.kernel.is_softmax() &&
         !(head.error_bound - result_rounding<Real, T>() * (1 + head.error_bound) <= c.base.tolerance))
-      fail(c, "the report promises more than was asked for");
+      fail(c, "the report promises " + std::to_string(head.error_bound) +
+                  ", more than was asked for: " + head.reason);
   const auto queries = row_norms(q), keys = row_norms(k);
   const double size = entry_size<T>(c, largest_tame(queries), largest_tame(keys)) + c.bias_size;
   // Rounding of a logit, and of the sums; where the hardware multiplies bfloat16, that of its operands.

@@ -58,6 +58,10 @@ struct LowRankBounds {
 inline std::vector<RowBounds> measure_rows(const LowRankRows& rows, double scale, ProjectionChoice& choice,
                                            RowBounds& keys);
 
+/// Of what is left of a tolerance, what is given away: the rest is room for the rounding of the sums by which
+/// it is told what is left, and what is promised.
+inline constexpr double kBudgetShare = 1 - 1e-6;
+
 /// Fits features to rows with these bounds, of measure_rows, all finite. Ensures error_bound <= tolerance and
 /// rank <= kMaxRank; without a fit, `reason` says why, with figures. Cost: a few polynomials.
 inline std::optional<LowRankFit> fit_low_rank(const ProjectionChoice& choice, const LowRankBounds& bounds,
@@ -140,9 +144,6 @@ class LowRankSearch {
     if (far_field(far_).empty()) return 0;
     return scale_ * product * (1 + 8 * epsilon_) + 8 * epsilon_ * plain_radius_ * stretch;
   }
-
-  /// Room for the rounding of the budgets themselves.
-  static constexpr double kBudgetShare = 1 - 1e-6;
 
   /// The candidates with these axes: degrees from the lowest whose polynomial is good enough on, until two
   /// have been feasible, as a higher degree leaves more of the tolerance to the tail. In the rows' own axes

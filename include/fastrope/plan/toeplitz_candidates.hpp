@@ -141,7 +141,7 @@ class ToeplitzCandidates {
     const std::vector<double> expected = with_real(costs.arithmetic(), [&](auto real) {
       return expected_transform_rounding<typename decltype(real)::type>(problem_, run, terms);
     });
-    const double left = planning_.tolerance - c.error_bound;
+    const double left = kBudgetShare * (planning_.tolerance - c.error_bound);
     double exact_pairs = 0, worst = 0;
     constexpr Index kTile = QueryBlock<float>::kTileRows;
     for (Index begin = 0; begin < problem_.shapes.n_q; begin += kTile) {
