@@ -291,9 +291,9 @@ HWY_INLINE void store_pairs(V a, V b, Real* p) {
 /// to[0 .. count) = from[0 .. count) in Real.
 template <class Real, class T>
 HWY_INLINE void convert(const T* from, Index count, Real* to) {
-  Index i = 0;
-  for (; i + kLanes<Real> <= count; i += kLanes<Real>) store<Real>(load_as<Real>(from + i), to + i);
-  for (; i < count; ++i) to[i] = static_cast<Real>(from[i]);
+  const Index whole = count - count % kLanes<Real>;
+  for (Index i = 0; i < whole; i += kLanes<Real>) store<Real>(load_as<Real>(from + i), to + i);
+  for (Index i = whole; i < count; ++i) to[i] = static_cast<Real>(from[i]);
 }
 
 template <class V>

@@ -19,14 +19,20 @@ infinity do not occur removes the checks that keep them in their rows and take t
 reorders sums or rounds otherwise breaks the proof of every error bound"
 #endif
 
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define FASTROPE_WITH_VNNI(target) target##_vnni
+#else
+#define FASTROPE_WITH_VNNI(target) target
+#endif
+
 #if defined(__AMX_BF16__)
-#define FASTROPE_TARGET amx_bf16
+#define FASTROPE_TARGET FASTROPE_WITH_VNNI(amx_bf16)
 #elif defined(__AVX512BF16__)
-#define FASTROPE_TARGET avx512_bf16
+#define FASTROPE_TARGET FASTROPE_WITH_VNNI(avx512_bf16)
 #elif defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512DQ__) && defined(__AVX512VL__)
-#define FASTROPE_TARGET avx512
+#define FASTROPE_TARGET FASTROPE_WITH_VNNI(avx512)
 #elif defined(__AVX2__) && defined(__FMA__)
-#define FASTROPE_TARGET avx2
+#define FASTROPE_TARGET FASTROPE_WITH_VNNI(avx2)
 #elif defined(__AVX__)
 #define FASTROPE_TARGET avx
 #elif defined(__SSE4_1__)

@@ -29,8 +29,14 @@ ExactChains exact_chains(const Problem& problem) {
   constexpr auto lanes = static_cast<Index>(std::bit_width(static_cast<unsigned>(kLanes)));
   const Index d = problem.shapes.d, support = problem.weights ? std::ssize(problem.weights->support()) : 0;
   const Index chains = std::min(d, kChain) + ceil_div(d, kChain) - 1;
+  // Which are of whole blocks.
+  const Index integers =
+      simd::kIntegerProducts && std::is_same_v<Real, float> && d % IntegerQuery::kColumns == 0
+          ? detail::integer_chain(d)
+          : 0;
   return {
-      .products = kPairs ? 2 * words_of<T>(d) : std::max({chains, ceil_div(d, kLanes) + lanes, support + 2}),
+      .products = kPairs ? 2 * words_of<T>(d)
+                         : std::max({chains, ceil_div(d, kLanes) + lanes, integers, support + 2}),
       // Both begin with additions to 0, which are exact: room for weights that are multiplied by a block's
       // scale.
       .values = (kPairs ? kStretch : kChain + kStretch / kChain) + 2,

@@ -63,7 +63,7 @@ class DecodeAttention {
       case Stage::prepare:
         return rows_.prepare(problem, task);
       case Stage::load:
-        return rows_.load(problem, x.q, task, rows_.buffers(problem, share));
+        return rows_.load(problem, x.q, x.k, task, rows_.buffers(problem, share));
       case Stage::attend: {
         // Heads within a split, so that they share the rotation table's rows in the cache.
         const Index group = task % groups().count(), split = task / groups().count();

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <type_traits>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
@@ -64,6 +65,8 @@ class DecodeRows {
         padded_(lanes_ > 0 ? round_up(groups_.rows(), kRowMultiple) : groups_.rows()),
         key_stride_(round_up(problem.shapes.d, simd::kLanes<Real>)),
         queries_(workspace.take<Real>(groups_.count() * query_rows() * key_stride_).data()),
+        blocks_(takes_integers(problem) ? problem.shapes.d / IntegerQuery::kColumns : 0),
+        integers_(workspace.take<IntegerQuery>(groups_.all_rows() * blocks_).data()),
         references_(workspace.take<BiasReference>(groups_.all_rows()).data()),
         allowed_(workspace.take<KeySet>(groups_.all_rows()).data()) {}
 
@@ -100,7 +103,8 @@ class DecodeRows {
   }
 
   /// Takes up the query row of a number, below groups().all_rows(); once all is prepared.
-  void load(const Problem& problem, const StoredRows& q, Index number, const Buffers& b) const {
+  void load(const Problem& problem, const StoredRows& q, const KeyRows<Real>& k, Index number,
+            const Buffers& b) const {
     const auto [g, r] = groups_.row(number);
     const Index i = groups_.query(g, r), h = groups_.head(g, r), d = problem.shapes.d;
     Real* x = many() ? b.keys : queries_of(g) + r * key_stride_;
@@ -109,6 +113,10 @@ class DecodeRows {
     const auto factor = static_cast<Real>(Scores<Real>::query_factor(problem));
     for (Index c = 0; c < d; ++c) x[c] *= factor;
     std::fill(x + d, x + key_stride_, Real{0});
+    if constexpr (std::is_same_v<Real, float>)
+      if (k.takes_integers)
+        for (Index c = 0; c < blocks_; ++c)
+          integers_[number * blocks_ + c].assign(x + c * IntegerQuery::kColumns);
     if (many()) {
       // The lanes after a group's last query hold what memory held: zeros are multiplied as fast as numbers.
       const Index end = r + 1 == groups_.size(g) ? lanes_ : r + 1;
@@ -163,7 +171,7 @@ class DecodeRows {
   static void fetch(RowsAhead ahead, Index cols, Range rows) {
     const Index bytes = ceil_div(cols, simd::kLanes<Real>) * ahead.step;
     for (Index m = rows.begin; m < rows.end; ++m)
-      for (Index at = 0; at < bytes; at += kLine) simd::prefetch(ahead.rows[m], at);
+      for (Index at = 0; at < bytes; at += kCacheLine) simd::prefetch(ahead.rows[m], at);
   }
 
   /// What keys are multiplied into for whole tiles of rows: zeros in the rows that a group does not have.
@@ -197,6 +205,19 @@ class DecodeRows {
   /// The queries of a group: [rows, key_stride], or where they are many, side by side, [d, lanes].
   Real* queries_of(Index g) const { return queries_ + g * query_rows() * key_stride_; }
 
+  /// Whether keys may be scored by integers: rows are few, whole blocks, and keys come as they lie.
+  bool takes_integers(const Problem& problem) const {
+    return simd::kIntegerProducts && std::is_same_v<Real, float> && !many() && !problem.rotates() &&
+           problem.shapes.d % IntegerQuery::kColumns == 0;
+  }
+  /// The queries of a group as integers; null where some have no such value.
+  const IntegerQuery* integers_of(Index g) const {
+    const IntegerQuery* first = integers_ + groups_.number(g, 0) * blocks_;
+    const bool all = std::all_of(first, first + groups_.size(g) * blocks_,
+                                 [](const IntegerQuery& q) { return q.has_value(); });
+    return all ? first : nullptr;
+  }
+
   /// The keys of a block that some row of a group may attend to, as the smallest range; empty too where dense
   /// bias and mask leave nothing of it.
   Range seen_of(const Problem& problem, Index g, Range block) const {
@@ -219,7 +240,8 @@ class DecodeRows {
     const Real* queries = queries_of(g);
     const Index rows = groups_.size(g);
     if (!many() && !problem.rotates())
-      return k.score(rows, d, queries, key_stride_, keys, ahead, count, b.scores);
+      return k.score({rows, d, queries, key_stride_, k.takes_integers ? integers_of(g) : nullptr}, keys,
+                     ahead, count, b.scores);
     std::array<const std::byte*, kBlock> turned;
     for (Index m = 0; m < kBlock; ++m) {
       const Index j = std::clamp(first + m, seen.begin, seen.end - 1);
@@ -231,7 +253,7 @@ class DecodeRows {
       turned[static_cast<std::size_t>(m)] = reinterpret_cast<const std::byte*>(x);
     }
     if (!many())
-      return detail::score_rows<Real, Real>(rows, d, queries, key_stride_, turned.data(), ahead, count,
+      return detail::score_rows<Real, Real>({rows, d, queries, key_stride_}, turned.data(), ahead, count,
                                             b.scores);
     std::fill(b.keys, b.keys + (seen.begin - first) * key_stride_, Real{0});
     std::fill(b.keys + count * key_stride_, b.keys + kPaddedBlock * key_stride_, Real{0});
@@ -253,6 +275,8 @@ class DecodeRows {
   Index padded_;               // rows of a group, in whole tiles where they are many
   Index key_stride_;           // d in whole vectors
   Real* queries_;              // of each group: queries_of
+  Index blocks_;               // of a query as integers; 0 where there are none
+  IntegerQuery* integers_;     // [all rows, blocks]
   BiasReference* references_;  // of all rows
   KeySet* allowed_;            // of all rows
 };

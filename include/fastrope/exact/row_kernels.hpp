@@ -17,22 +17,20 @@
 #include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
+#include "fastrope/exact/integer_rows.hpp"
+#include "fastrope/exact/rows_ahead.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// Keys whose scores decoding holds at once.
-inline constexpr Index kDecodeBlock = 64;
-
-/// Bytes that are fetched together.
-inline constexpr Index kLine = 64;
-
-/// Rows to fetch: `step` bytes of each for a vector of columns, rounded up.
-struct RowsAhead {
-  const std::byte* const* rows;
-  Index step;
-
-  /// Whether to fetch a line at these bytes: once a line, so 16-bit rows at every second vector.
-  HWY_INLINE bool begins_line(Index at) const { return at % kLine < step; }
+/// Query rows to be scored. Real numbers: row stride `stride`, zero past d up to whole vectors. Integers:
+/// [rows, d / 32], or null where only the numbers are to be used.
+template <class Real>
+struct DecodeQueries {
+  Index rows;
+  Index d;
+  const Real* numbers;
+  Index stride;
+  const IntegerQuery* integers = nullptr;
 };
 
 namespace detail {
@@ -176,16 +174,34 @@ HWY_INLINE void for_query_tiles(Index rows, Tile&& tile) {
   if (r < rows) tile(std::integral_constant<int, 1>{}, r);
 }
 
-/// dot_block for all `rows` query rows and `count` keys, rounded up to fours.
+/// dot_block for all query rows and `count` keys, rounded up to fours.
 template <class Real, class T>
-void score_rows(Index rows, Index d, const Real* queries, Index query_stride, const std::byte* const* keys,
-                RowsAhead ahead, Index count, Real* scores) {
+void score_numbers(const DecodeQueries<Real>& q, const std::byte* const* keys, RowsAhead ahead, Index count,
+                   Real* scores) {
   for (Index j = 0; j < count; j += 4)
-    for_query_tiles(rows, [&](auto together, Index r) {
+    for_query_tiles(q.rows, [&](auto together, Index r) {
       constexpr int kQueries = together;
-      dot_block<Real, kQueries, 4, T>(d, queries + r * query_stride, query_stride, keys + j,
-                                      {ahead.rows + j, ahead.step}, scores + r * kDecodeBlock + j);
+      dot_block<Real, kQueries, 4, T>(q.d, q.numbers + r * q.stride, q.stride, keys + j, ahead.from(j),
+                                      scores + r * kDecodeBlock + j);
     });
+}
+
+/// scores [rows, kDecodeBlock] of `count` keys of T, rounded up to whole vectors at most; keys and rows ahead
+/// are kDecodeBlock.
+template <class Real, class T>
+void score_rows(const DecodeQueries<Real>& q, const std::byte* const* keys, RowsAhead ahead, Index count,
+                Real* scores) {
+#if FASTROPE_INTEGER_PRODUCTS
+  if constexpr (kScoresIntegers<Real, T>) {
+    if (q.integers != nullptr) {
+      for (Index j = 0; j < count; j += kSideBySide)
+        if (!score_integers<T>(q.rows, q.d, q.integers, keys + j, ahead.from(j), scores + j))
+          score_numbers<Real, T>(q, keys + j, ahead.from(j), kSideBySide, scores + j);
+      return;
+    }
+  }
+#endif
+  score_numbers<Real, T>(q, keys, ahead, count, scores);
 }
 
 /// add_weighted_rows for all `rows` rows of weights and all d_v columns.
@@ -228,9 +244,13 @@ using RowsElement = std::remove_cvref_t<decltype(*as_rows(std::declval<X&>()).da
 template <class Real>
 struct KeyRows : StoredRows {
   decltype(&detail::score_rows<Real, Real>) score;
+  bool takes_integers;  ///< scores are faster with them
 
   template <RowsLike X>
-  KeyRows(const X& x) : StoredRows(as_rows(x)), score(&detail::score_rows<Real, detail::RowsElement<X>>) {}
+  KeyRows(const X& x)
+      : StoredRows(as_rows(x)),
+        score(&detail::score_rows<Real, detail::RowsElement<X>>),
+        takes_integers(detail::kScoresIntegers<Real, detail::RowsElement<X>>) {}
 };
 
 /// Values, with the kernel of their type for weights of Real.

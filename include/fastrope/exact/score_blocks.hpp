@@ -155,7 +155,7 @@ class DecodeScores {
   Index load_tasks(const Problem&) const { return rows_.groups().all_rows(); }
   void load(const Problem& problem, const ScoredTensors<Real>& x, const WantedHeads&, Index task, Index,
             Workspace& share) {
-    rows_.load(problem, x.q, task, rows_.buffers(problem, share));
+    rows_.load(problem, x.q, x.k, task, rows_.buffers(problem, share));
   }
 
   template <class Visit>

@@ -7,11 +7,11 @@
 //   product, a
 //     multiply-add; the table's own error e (Rotation) moves it by 2 e. The scale is rounded, and multiplied
 //     by: 2 u. A conversion from double and the shift of keys: u each. A sum of d products takes k_d
-//     roundings of each term. Taking out the row's maximum rounds by u (2 L' + 1). tanh is taken to be within
-//     4 units in the last place: 8 u of the softcap. A bias is rounded, added and shifted: u (3 B + L') where
-//     B bounds the biases, without their reference, of keys that matter: the largest of a row is at least -T,
-//     and keys whose bias is lower by 2 L' + ln n_k
-//     + m hold at most e^-m of the row's weight. In all a logit is off by at most Delta.
+//     roundings of each term (no more by integers: integer_rows.hpp). Taking out the row's maximum rounds by
+//     u (2 L' + 1). tanh is taken to be within 4 units in the last place: 8 u of the softcap. A bias is
+//     rounded, added and shifted: u (3 B + L') where B bounds the biases, without their reference, of keys
+//     that matter: the largest of a row is at least -T, and keys whose bias is lower by 2 L' + ln n_k + m
+//     hold at most e^-m of the row's weight. In all a logit is off by at most Delta.
 //   Weights. Each is off by the factor 1 + f, |f| <= delta = (1 + eps_e) e^Delta - 1 (eps_e: exp2.hpp), which
 //   moves the
 //     output by at most 2 delta / (1 + sqrt(1 - delta^2)) value_spread max|V| (certificate.hpp).
