@@ -23,6 +23,7 @@
 #include "support/attention_case.hpp"
 #include "support/executors.hpp"
 #include "support/instances.hpp"
+#include "support/scaled_cache.hpp"
 #include "support/stored_cache.hpp"
 
 namespace {
@@ -249,6 +250,32 @@ requires(!Element<T>) struct Rows<T> {
     cache = StoredCache<T>(x);
     if constexpr (kElementsOf < T >> 1)
       for (const auto& [block, scale] : scales) cache.values[block].scale = scale;
+    numbers = cache.numbers();
+  }
+};
+
+/// Integers of 8 bits with scales of rows, columns or both.
+struct ScaledIntegers {};
+template <>
+struct Rows<ScaledIntegers> {
+  ScaledCache cache;
+  Tensor<float> numbers;
+  auto view() const { return cache.view(); }
+
+  Rows(Bytes& bytes, Index heads, Index rows, Index cols)
+      : cache(Tensor<float>(heads, rows, cols), true, false) {
+    Tensor<float> x =
+        converted<float>(TensorView<const float>(rows_from<float>(bytes, heads, rows, cols).view()));
+    std::vector<float> scales(static_cast<std::size_t>(heads * rows), 1.0F);
+    bool special = false;
+    for (std::size_t i = 0; i < x.values.size(); ++i)
+      if (!std::isfinite(x.values[i])) {
+        scales[i / static_cast<std::size_t>(cols)] = std::exchange(x.values[i], 0.0F);
+        special = true;
+      }
+    const bool of_columns = bytes.one_in(3), of_rows = !of_columns || special || bytes.one_in(2);
+    cache = ScaledCache(x, of_rows, of_columns);
+    for (std::size_t i = 0; i < scales.size() && special; ++i) cache.row_scales[i] *= scales[i];
     numbers = cache.numbers();
   }
 };
@@ -509,7 +536,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   // The inputs in the corpus are of a time before quantised rows, and begin otherwise.
   const std::uint32_t kind = bytes.next();
   constexpr std::uint32_t kQuantised = 216, kEnd = 255;
-  switch (kind < kQuantised || kind == kEnd ? kind % 6 : kQuantised + kind % 5) {
+  switch (kind < kQuantised || kind == kEnd ? kind % 6 : kQuantised + kind % 6) {
     case kQuantised:
       check<float, Q8_0>(bytes);
       break;
@@ -524,6 +551,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
       break;
     case kQuantised + 4:
       check<bfloat16, Q8_0, Q4_0>(bytes);
+      break;
+    case kQuantised + 5:
+      check<float, ScaledIntegers, ScaledIntegers>(bytes);
       break;
     case 0:
       check<double>(bytes);

@@ -25,7 +25,7 @@ namespace detail {
 inline double largest_value(const StoredHead& v, const Shapes& s) {
   double largest = 0;
   for (Index j = 0; j < s.n_k; ++j)
-    v.type->for_each_piece<double>(v.row(j), s.d_v, [&](Index, const double* x, Index count) {
+    v.for_each_piece<double>(j, s.d_v, [&](Index, const double* x, Index count) {
       for (Index c = 0; c < count; ++c)
         if (std::isfinite(x[c])) largest = std::max(largest, std::abs(x[c]));
     });
@@ -132,12 +132,11 @@ inline std::vector<double> observed_errors(const Problem& problem, const StoredR
     double largest = 0;
     for (Index r = 0; r < rows; ++r) {
       const double* expected = exact.data() + (h * rows + r) * s.d_v;
-      out.type->for_each_piece<double>(out.head(h).row(sampled[static_cast<std::size_t>(r)]), s.d_v,
-                                       [&](Index first, const double* x, Index count) {
-                                         for (Index c = 0; c < count; ++c)
-                                           largest = std::max(largest,
-                                                              detail::difference(x[c], expected[first + c]));
-                                       });
+      out.head(h).for_each_piece<double>(
+          sampled[static_cast<std::size_t>(r)], s.d_v, [&](Index first, const double* x, Index count) {
+            for (Index c = 0; c < count; ++c)
+              largest = std::max(largest, detail::difference(x[c], expected[first + c]));
+          });
     }
     const double size = detail::largest_value(v.head(problem.kv_head(h)), s);
     errors.push_back(size > 0 ? largest / size : largest);

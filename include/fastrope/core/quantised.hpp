@@ -49,7 +49,7 @@ constexpr Index blocks_of(Index count) {
 
 /// Storage types of k and v.
 template <class T>
-concept CacheElement = Element<T> || std::same_as<T, float8_e4m3> || std::same_as<T, float8_e5m2> ||
-    std::same_as<T, Q8_0> || std::same_as<T, Q4_0>;
+concept CacheElement = Element<T> || std::same_as<T, std::int8_t> || std::same_as<T, float8_e4m3> ||
+    std::same_as<T, float8_e5m2> || std::same_as<T, Q8_0> || std::same_as<T, Q4_0>;
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -126,6 +126,59 @@ inline void quantize(std::span<const float> x, std::span<float8_e5m2> to) {
 
 namespace detail {
 
+/// n = x / scale to the nearest integer, ties to even. Requires |x / scale| <= 127.
+inline std::int8_t nearest_int8(float x, float inverse) {
+  return static_cast<std::int8_t>(std::lrint(x * inverse));
+}
+
+/// 127 / most, or 0; `scale` is what takes integers back. Throws Error where `most` is not finite.
+inline float inverse_of_largest(float most, const char* of, Index number, float& scale) {
+  if (!std::isfinite(most))
+    fail("the largest number of ", of, " ", number, " is ", most, ": scales are finite");
+  scale = most / 127;
+  return scale >= std::numeric_limits<float>::min() ? 127 / most : 0;
+}
+
+/// |x| or what was larger; NaN from when one was met.
+inline float larger_size(float most, float x) {
+  return std::isnan(x) || std::abs(x) > most ? std::abs(x) : most;
+}
+
+inline void require_scaled(std::size_t numbers, std::size_t to, std::size_t scales) {
+  if (to != numbers || (numbers > 0 && (scales == 0 || numbers % scales != 0)))
+    fail("there are ", numbers, " floats for ", to, " integers of ", scales, " scales");
+}
+
+}  // namespace detail
+
+/// Rows of x, as many as scales, to integers with a scale each: scale = max|x| / 127 of a row, integers x /
+/// scale to the nearest, ties to even. Numbers are off by half a scale; where that is below the normal range,
+/// rows become 0. Throws Error for a number that is not finite, and for sizes that do not go together.
+inline void quantize_rows(std::span<const float> x, std::span<std::int8_t> to, std::span<float> scales) {
+  detail::require_scaled(x.size(), to.size(), scales.size());
+  const std::size_t cols = x.empty() ? 0 : x.size() / scales.size();
+  for (std::size_t r = 0; r < scales.size(); ++r) {
+    const auto row = x.subspan(r * cols, cols);
+    float most = 0;
+    for (const float number : row) most = detail::larger_size(most, number);
+    const float inverse = detail::inverse_of_largest(most, "row", static_cast<Index>(r), scales[r]);
+    for (std::size_t c = 0; c < cols; ++c) to[r * cols + c] = detail::nearest_int8(row[c], inverse);
+  }
+}
+/// The same with a scale for each column of x, [x.size() / scales.size(), scales.size()].
+inline void quantize_columns(std::span<const float> x, std::span<std::int8_t> to, std::span<float> scales) {
+  detail::require_scaled(x.size(), to.size(), scales.size());
+  const std::size_t cols = scales.size();
+  std::fill(scales.begin(), scales.end(), 0.0F);
+  for (std::size_t i = 0; i < x.size(); ++i) scales[i % cols] = detail::larger_size(scales[i % cols], x[i]);
+  for (std::size_t c = 0; c < cols; ++c) {
+    const float inverse = detail::inverse_of_largest(scales[c], "column", static_cast<Index>(c), scales[c]);
+    for (std::size_t i = c; i < x.size(); i += cols) to[i] = detail::nearest_int8(x[i], inverse);
+  }
+}
+
+namespace detail {
+
 template <class T>
 void dequantize(std::span<const T> x, std::span<float> to) {
   require_as_many<T>(to, x);
@@ -139,5 +192,17 @@ inline void dequantize(std::span<const Q8_0> x, std::span<float> to) { detail::d
 inline void dequantize(std::span<const Q4_0> x, std::span<float> to) { detail::dequantize(x, to); }
 inline void dequantize(std::span<const float8_e4m3> x, std::span<float> to) { detail::dequantize(x, to); }
 inline void dequantize(std::span<const float8_e5m2> x, std::span<float> to) { detail::dequantize(x, to); }
+
+/// The numbers that attention in float sees. Throws Error for sizes that do not go together.
+inline void dequantize_rows(std::span<const std::int8_t> x, std::span<const float> scales,
+                            std::span<float> to) {
+  detail::require_scaled(to.size(), x.size(), scales.size());
+  for (std::size_t i = 0; i < x.size(); ++i) to[i] = x[i] * scales[i / (x.size() / scales.size())];
+}
+inline void dequantize_columns(std::span<const std::int8_t> x, std::span<const float> scales,
+                               std::span<float> to) {
+  detail::require_scaled(to.size(), x.size(), scales.size());
+  for (std::size_t i = 0; i < x.size(); ++i) to[i] = x[i] * scales[i % scales.size()];
+}
 
 }  // namespace fastrope::inline FASTROPE_TARGET

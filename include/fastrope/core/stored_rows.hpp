@@ -18,6 +18,7 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/paged_view.hpp"
 #include "fastrope/core/quantised.hpp"
+#include "fastrope/core/scaled_view.hpp"
 #include "fastrope/core/simd.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
@@ -40,23 +41,13 @@ struct StoredType {
   void (*from_float)(const double* x, double factor, Index count, std::byte* to) = nullptr;
   void (*from_double)(const double* x, double factor, Index count, std::byte* to) = nullptr;
 
+  /// Whether a number takes less than 16 bits.
+  bool is_narrow() const { return 2 * elements > bytes; }
   /// Bytes of `count` elements of a row.
   Index bytes_of(Index count) const { return count / elements * bytes; }
 
   void convert(const std::byte* from, Index count, float* to) const { to_float(from, count, to); }
   void convert(const std::byte* from, Index count, double* to) const { to_double(from, count, to); }
-
-  static constexpr Index kPiece = 64;  // whole blocks
-  /// visit(c, x, count): a row in pieces x [count] from column c on, in the arithmetic of Real.
-  template <class Real, class Visit>
-  void for_each_piece(const std::byte* row, Index cols, Visit&& visit) const {
-    std::array<Real, kPiece> piece;
-    for (Index c = 0; c < cols; c += kPiece) {
-      const Index count = std::min(kPiece, cols - c);
-      convert(row + bytes_of(c), count, piece.data());
-      visit(c, static_cast<const Real*>(piece.data()), count);
-    }
-  }
 };
 
 namespace detail {
@@ -96,7 +87,7 @@ inline constexpr StoredType kStoredType<T>{
     .from_float = detail::write_stored<T, float>,
     .from_double = detail::write_stored<T, double>};
 
-/// The rows of one head, also in pages, to be read.
+/// The rows of one head, also in pages or with scales, to be read.
 struct StoredHead {
   const StoredType* type = nullptr;
   const std::byte* data = nullptr;
@@ -105,11 +96,16 @@ struct StoredHead {
   std::span<const std::int32_t> pages = {};
   Index page_rows = 0;
   Index page_stride = 0;
+  const float* row_scales = nullptr;     // of the rows in memory; null: none
+  const float* column_scales = nullptr;  // null: none
 
   const std::byte* row(Index j) const {
     if (!is_paged) return data + j * row_stride;
     return data + pages.data()[j / page_rows] * page_stride + j % page_rows * row_stride;
   }
+  /// Whether what lies in memory is still to be multiplied.
+  bool is_scaled() const { return row_scales != nullptr || column_scales != nullptr; }
+
   /// to [count] = the first elements of row j, whole blocks of them. Short rows of Real itself are worth no
   /// call.
   template <class Real>
@@ -118,6 +114,32 @@ struct StoredHead {
       simd::convert(reinterpret_cast<const Real*>(row(j)), count, to);
     else
       type->convert(row(j), count, to);
+    if (is_scaled()) scale(j, {0, count}, to);
+  }
+
+  static constexpr Index kPiece = 64;  // whole blocks
+  /// visit(c, x, count): row j in pieces x [count] from column c on, in the arithmetic of Real.
+  template <class Real, class Visit>
+  void for_each_piece(Index j, Index cols, Visit&& visit) const {
+    std::array<Real, kPiece> piece;
+    for (Index c = 0; c < cols; c += kPiece) {
+      const Index count = std::min(kPiece, cols - c);
+      type->convert(row(j) + type->bytes_of(c), count, piece.data());
+      if (is_scaled()) scale(j, {c, c + count}, piece.data());
+      visit(c, static_cast<const Real*>(piece.data()), count);
+    }
+  }
+
+ private:
+  template <class Real>
+  void scale(Index j, Range cols, Real* x) const {
+    const Index place = is_paged ? pages.data()[j / page_rows] * page_rows + j % page_rows : j;
+    const float of_row = row_scales != nullptr ? row_scales[place] : 1;
+    if (column_scales == nullptr)
+      for (Index c = 0; c < cols.size(); ++c) x[c] *= static_cast<Real>(of_row);
+    else  // in double, which makes one rounding of two
+      for (Index c = 0; c < cols.size(); ++c)
+        x[c] = static_cast<Real>(x[c] * (static_cast<double>(of_row) * column_scales[cols.begin + c]));
   }
 };
 
@@ -127,6 +149,8 @@ struct StoredRows : StoredHead {
   Index rows = 0;
   Index cols = 0;
   Index head_stride = 0;
+  MatrixView<const float> scales_of_rows = {};
+  MatrixView<const float> scales_of_columns = {};
 
   template <class T>
   StoredRows(const TensorView<T>& x)
@@ -145,15 +169,41 @@ struct StoredRows : StoredHead {
     page_rows = x.page_rows;
     page_stride = detail::byte_stride<T>(x.page_stride);
   }
+  template <class View>
+  StoredRows(const ScaledView<View>& x) : StoredRows(x.values) {
+    scales_of_rows = x.row_scales;
+    scales_of_columns = x.column_scales;
+    row_scales = scales_of_rows.data;
+    column_scales = scales_of_columns.data;
+  }
 
   StoredHead head(Index h) const {
     StoredHead one = *this;
     one.data += h * head_stride;
+    if (row_scales != nullptr) one.row_scales = scales_of_rows.row(h);
+    if (column_scales != nullptr) one.column_scales = scales_of_columns.row(h);
     return one;
   }
   /// Throws Error unless every row has a page.
   void require_pages(const char* name) const {
     if (is_paged) detail::require_pages(name, rows, page_rows, pages);
+  }
+  /// Throws Error unless there is a scale for every row that is in use, and for every column, or none.
+  void require_scales(const char* name) const {
+    const auto require = [&](const char* what, const MatrixView<const float>& scales, Index count) {
+      if (scales.data != nullptr && (scales.rows != heads || scales.cols < count))
+        detail::fail(name, " has scales of ", what, " [", scales.rows, ", ", scales.cols, "], not [", heads,
+                     ", ", count, "]");
+    };
+    Index used = rows;
+    if (is_paged) {
+      used = 0;
+      for (Index p = 0; p * page_rows < rows; ++p)
+        used = std::max(
+            used, pages[static_cast<std::size_t>(p)] * page_rows + std::min(page_rows, rows - p * page_rows));
+    }
+    require("rows", scales_of_rows, used);
+    require("columns", scales_of_columns, cols);
   }
   /// Throws Error unless rows are whole blocks.
   void require_blocks(const char* name) const {

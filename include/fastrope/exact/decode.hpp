@@ -37,9 +37,9 @@ class DecodeAttention {
         states_(groups().count() * splits_ * rows_.padded_rows(), width_, workspace),
         scratch_(scratch) {}
 
-  std::size_t worker_bytes(const Problem& problem) const {
+  std::size_t worker_bytes(const Problem&) const {
     return Workspace::bytes_of([&](Workspace& share) {
-      buffers(problem, share);
+      buffers(share);
       SoftmaxTotals(1, width_, share);
     });
   }
@@ -63,11 +63,11 @@ class DecodeAttention {
       case Stage::prepare:
         return rows_.prepare(problem, task);
       case Stage::load:
-        return rows_.load(problem, x.q, x.k, task, rows_.buffers(problem, share));
+        return rows_.load(problem, x.q, x.k, task, rows_.buffers(share));
       case Stage::attend: {
         // Heads within a split, so that they share the rotation table's rows in the cache.
         const Index group = task % groups().count(), split = task / groups().count();
-        return attend_split(problem, group, split, x.k, x.v, buffers(problem, share));
+        return attend_split(problem, group, split, x.k, x.v, buffers(share));
       }
       case Stage::finish:
         return finish_row(problem, task, share, x.out, x.lse);
@@ -80,12 +80,12 @@ class DecodeAttention {
 
   /// One worker's scratch for a block of keys.
   struct Buffers : Rows::Buffers {
-    Real* values;  // [kBlock, width], zero past d_v
+    Real* values;  // [kBlock, width], unpacked, zero past d_v
     Real* output;  // [rows, width], where they are few
   };
 
-  Buffers buffers(const Problem& problem, Workspace& w) const {
-    return {rows_.buffers(problem, w), w.take<Real>(rows_.many() ? kBlock * width_ : 0).data(),
+  Buffers buffers(Workspace& w) const {
+    return {rows_.buffers(w), w.take<Real>(kBlock * width_).data(),
             w.take<Real>(rows_.many() ? 0 : rows_.padded_rows() * width_).data()};
   }
 
@@ -110,7 +110,7 @@ class DecodeAttention {
     const StoredHead k_head = k.head(groups().kv_head(g)), v_head = v.head(groups().kv_head(g));
     BlockRows key_rows = Rows::block_rows(problem, k_head, seen);
     while (!seen.empty()) {
-      const Range block{round_down(seen.begin, kBlock), seen.end};
+      const Range met = seen;
       const BlockRows value_rows = Rows::block_rows(problem, v_head, seen);
       const Index cols = rows_.score(problem, g, k, key_rows, {value_rows.data(), Rows::step_of(v)},
                                      problem.shapes.d_v, seen, b);
@@ -118,19 +118,30 @@ class DecodeAttention {
         states.weigh(rows, b.scores, kBlock, cols);
       else
         states.weigh_polynomial(problem.kernel.coefficients(), rows, b.scores, kBlock, cols);
-      seen = rows_.next_seen(problem, g, block.begin + kBlock, keys);
+      seen = rows_.next_seen(problem, g, round_down(met.begin, kBlock) + kBlock, keys);
       if (!seen.empty()) key_rows = Rows::block_rows(problem, k_head, seen);
-      add_values(problem, g, v, value_rows.data(), {key_rows.data(), Rows::step_of(k)}, block, states, b);
+      add_values(problem, g, v, value_rows.data(), {key_rows.data(), Rows::step_of(k)}, met, states, b);
     }
   }
 
-  /// output += weights [rows, block] values [block, d_v], while the next keys are fetched.
+  /// output += weights [rows, block] values [block, d_v] of the block that holds the keys `seen`, while the
+  /// next keys are fetched.
   void add_values(const Problem& problem, Index g, const ValueRows<Real>& v, const std::byte* const* values,
-                  RowsAhead next_keys, Range block, const SoftmaxRows<Real>& states, const Buffers& b) const {
-    const Index rows = groups().size(g);
-    if (rows_.many()) return multiply_values(problem, g, v, values, next_keys, block, states, b);
+                  RowsAhead next_keys, Range seen, const SoftmaxRows<Real>& states, const Buffers& b) const {
+    const Index rows = groups().size(g), d_v = problem.shapes.d_v;
+    const Index count = seen.end - round_down(seen.begin, kBlock);
+    const StoredHead head = v.head(groups().kv_head(g));
+    if (rows_.many()) return multiply_values(problem, g, head, next_keys, seen, states, b);
     std::fill_n(b.output, rows * width_, Real{0});
-    v.sum(rows, problem.shapes.d_v, b.scores, values, next_keys, block.size(), b.output, width_);
+    if (rows_.unpacks(rows, v, false)) {
+      unpack_values(problem, head, seen, b);
+      BlockRows unpacked;
+      for (Index m = 0; m < count; ++m)
+        unpacked[static_cast<std::size_t>(m)] = reinterpret_cast<const std::byte*>(b.values + m * width_);
+      detail::sum_rows<Real, Real>(rows, d_v, b.scores, unpacked.data(), next_keys, count, b.output, width_);
+    } else {
+      v.sum(rows, d_v, b.scores, values, next_keys, count, b.output, width_);
+    }
     for (Index r = 0; r < rows; ++r) {
       const Real* sum = b.output + r * width_;
       // A masked key's weight is 0, but 0 times an infinite or NaN value is NaN: then masked keys are left
@@ -138,23 +149,29 @@ class DecodeAttention {
       if (simd::all_finite(sum, width_))
         for (Index c = 0; c < width_; ++c) states.row(r)[c] += sum[c];
       else
-        add_allowed_values(problem, g, r, *v.type, values, block, b.scores + r * kBlock, states.row(r));
+        add_allowed_values(problem, g, r, head, seen, b.scores + r * kBlock, states.row(r));
     }
   }
 
-  /// The same for many rows, by a product.
-  void multiply_values(const Problem& problem, Index g, const ValueRows<Real>& v,
-                       const std::byte* const* values, RowsAhead next_keys, Range block,
-                       const SoftmaxRows<Real>& states, const Buffers& b) const {
-    const Index rows = groups().size(g);
-    for (Index m = 0; m < block.size(); ++m) {
-      Real* x = b.values + m * width_;
-      v.type->convert(values[m], problem.shapes.d_v, x);
+  /// b.values: the values of a block up to the last of `seen` as numbers, zeros before the first of them.
+  void unpack_values(const Problem& problem, const StoredHead& v, Range seen, const Buffers& b) const {
+    const Index first = round_down(seen.begin, kBlock);
+    std::fill(b.values, b.values + (seen.begin - first) * width_, Real{0});
+    for (Index j = seen.begin; j < seen.end; ++j) {
+      Real* x = b.values + (j - first) * width_;
+      v.read(problem.grid.source(j), problem.shapes.d_v, x);
       std::fill(x + problem.shapes.d_v, x + width_, Real{0});
     }
-    if (!simd::all_finite(b.values, block.size() * width_)) {
+  }
+
+  /// add_values for many rows, by a product.
+  void multiply_values(const Problem& problem, Index g, const StoredHead& v, RowsAhead next_keys, Range seen,
+                       const SoftmaxRows<Real>& states, const Buffers& b) const {
+    const Index rows = groups().size(g), count = seen.end - round_down(seen.begin, kBlock);
+    unpack_values(problem, v, seen, b);
+    if (!simd::all_finite(b.values, count * width_)) {
       for (Index r = 0; r < rows; ++r)
-        add_allowed_values(problem, g, r, *v.type, values, block, b.scores + r * kBlock, states.row(r));
+        add_allowed_values(problem, g, r, v, seen, b.scores + r * kBlock, states.row(r));
       return;
     }
     constexpr Index kSome = kRowMultiple;
@@ -163,23 +180,23 @@ class DecodeAttention {
       Rows::fetch(next_keys, problem.shapes.d, {kBlock * part / parts, kBlock * (part + 1) / parts});
       const Index r = part * kSome;
       if (r >= rows) continue;  // the last group of a head may have fewer
-      multiply<true, Real>(std::min(kSome, rows - r), width_, block.size(),
+      multiply<true, Real>(std::min(kSome, rows - r), width_, count,
                            BroadcastOperand<Real>{b.scores + r * kBlock, kBlock, 1}, b.values, width_,
                            states.row(r), width_);
     }
   }
 
-  void add_allowed_values(const Problem& problem, Index g, Index r, const StoredType& type,
-                          const std::byte* const* values, Range block, const Real* weights,
-                          Real* output) const {
-    rows_.allowed(g, r).for_each(block, [&](Range some) {
+  void add_allowed_values(const Problem& problem, Index g, Index r, const StoredHead& v, Range seen,
+                          const Real* weights, Real* output) const {
+    const Index first_key = round_down(seen.begin, kBlock);
+    rows_.allowed(g, r).for_each(seen, [&](Range some) {
       for (Index j = some.begin; j < some.end; ++j)
         if (dense_allows(problem, groups().head(g, r), groups().query(g, r), j))
-          type.for_each_piece<Real>(values[j - block.begin], problem.shapes.d_v,
-                                    [&](Index first, const Real* x, Index count) {
-                                      for (Index c = 0; c < count; ++c)
-                                        output[first + c] += weights[j - block.begin] * x[c];
-                                    });
+          v.for_each_piece<Real>(problem.grid.source(j), problem.shapes.d_v,
+                                 [&](Index first, const Real* x, Index count) {
+                                   for (Index c = 0; c < count; ++c)
+                                     output[first + c] += weights[j - first_key] * x[c];
+                                 });
     });
   }
 

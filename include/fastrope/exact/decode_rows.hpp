@@ -77,10 +77,10 @@ class DecodeRows {
     Real* keys;     // [kPaddedBlock, key_stride], zero past d
     Real* columns;  // [kPaddedBlock, lanes], scores of queries side by side
   };
-  Buffers buffers(const Problem& problem, Workspace& w) const {
+  Buffers buffers(Workspace& w) const {
     return {.scores = w.take<Real>(padded_ * kBlock).data(),
             .line = w.take<Real>(kBlock).data(),
-            .keys = w.take<Real>(many() || problem.rotates() ? kPaddedBlock * key_stride_ : 0).data(),
+            .keys = w.take<Real>(kPaddedBlock * key_stride_).data(),
             .columns = w.take<Real>(kPaddedBlock * lanes_).data()};
   }
 
@@ -90,6 +90,11 @@ class DecodeRows {
   bool many() const { return lanes_ > 0; }
   /// Rows of the largest group, in whole tiles where they are many.
   Index padded_rows() const { return padded_; }
+  /// Whether so many rows meet keys or values that were made numbers of Real first, once for all rows: many,
+  /// those which are none as they lie, and the narrow ones, which are dear to convert for every few rows.
+  bool unpacks(Index rows, const StoredHead& x, bool narrow_as_they_lie) const {
+    return many() || x.is_scaled() || (rows > kConvertingRows && x.type->is_narrow() && !narrow_as_they_lie);
+  }
   /// The keys that row r of group g may attend to.
   const KeySet& allowed(Index g, Index r) const { return allowed_[groups_.number(g, r)]; }
   /// What is taken out of its biases.
@@ -198,6 +203,7 @@ class DecodeRows {
   }
 
  private:
+  static constexpr Index kConvertingRows = 8;
   static constexpr Index kPaddedBlock = round_up(kBlock, kRowMultiple);
 
   /// Rows of a group's queries, or lanes of their columns.
@@ -239,21 +245,22 @@ class DecodeRows {
     const Index d = problem.shapes.d, first = round_down(seen.begin, kBlock), count = seen.end - first;
     const Real* queries = queries_of(g);
     const Index rows = groups_.size(g);
-    if (!many() && !problem.rotates())
+    if (!unpacks(rows, k, k.takes_integers) && !problem.rotates())
       return k.score({rows, d, queries, key_stride_, k.takes_integers ? integers_of(g) : nullptr}, keys,
                      ahead, count, b.scores);
-    std::array<const std::byte*, kBlock> turned;
+    const StoredHead head = k.head(groups_.kv_head(g));
+    std::array<const std::byte*, kBlock> unpacked;
     for (Index m = 0; m < kBlock; ++m) {
       const Index j = std::clamp(first + m, seen.begin, seen.end - 1);
       Real* x = b.keys + (j - first) * key_stride_;
       if (j == first + m) {
-        k.type->convert(keys[m], d, x);
+        head.read(problem.grid.source(j), d, x);
         tables_.turn_key(problem, j, x);
       }
-      turned[static_cast<std::size_t>(m)] = reinterpret_cast<const std::byte*>(x);
+      unpacked[static_cast<std::size_t>(m)] = reinterpret_cast<const std::byte*>(x);
     }
     if (!many())
-      return detail::score_rows<Real, Real>({rows, d, queries, key_stride_}, turned.data(), ahead, count,
+      return detail::score_rows<Real, Real>({rows, d, queries, key_stride_}, unpacked.data(), ahead, count,
                                             b.scores);
     std::fill(b.keys, b.keys + (seen.begin - first) * key_stride_, Real{0});
     std::fill(b.keys + count * key_stride_, b.keys + kPaddedBlock * key_stride_, Real{0});

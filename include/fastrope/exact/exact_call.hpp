@@ -127,9 +127,10 @@ class ExactCall {
 /// stored so and hardware multiplies them, else Real. A type, since most files have no such tensors and need
 /// not compile what they take.
 template <class Real, class... Xs>
-using OperandOf = std::conditional_t<simd::kBfloat16Products && std::is_same_v<Real, float> &&
-                                         (std::is_same_v<detail::RowsElement<Xs>, bfloat16> && ...),
-                                     bfloat16, Real>;
+using OperandOf =
+    std::conditional_t<simd::kBfloat16Products && std::is_same_v<Real, float> &&
+                           (std::is_same_v<typename detail::KernelElement<Real, Xs>::type, bfloat16> && ...),
+                       bfloat16, Real>;
 
 /// f(std::type_identity<T>{}) for Operand or, where the rounding of pairs is not allowed
 /// (plan/exact_rounding.hpp has it) and for polynomial kernels, whose terms may cancel, for Real.

@@ -238,6 +238,16 @@ void sum_rows(Index rows, Index d_v, const Real* weights, const std::byte* const
 template <class X>
 using RowsElement = std::remove_cvref_t<decltype(*as_rows(std::declval<X&>()).data)>;
 
+/// What row kernels meet: that, or numbers of Real where scales make these of it.
+template <class Real, class X>
+struct KernelElement {
+  using type = RowsElement<X>;
+};
+template <class Real, class View>
+struct KernelElement<Real, ScaledView<View>> {
+  using type = Real;
+};
+
 }  // namespace detail
 
 /// Keys, with the kernel of their type for queries of Real.
@@ -249,8 +259,8 @@ struct KeyRows : StoredRows {
   template <RowsLike X>
   KeyRows(const X& x)
       : StoredRows(as_rows(x)),
-        score(&detail::score_rows<Real, detail::RowsElement<X>>),
-        takes_integers(detail::kScoresIntegers<Real, detail::RowsElement<X>>) {}
+        score(&detail::score_rows<Real, typename detail::KernelElement<Real, X>::type>),
+        takes_integers(detail::kScoresIntegers<Real, typename detail::KernelElement<Real, X>::type>) {}
 };
 
 /// Values, with the kernel of their type for weights of Real.
@@ -259,7 +269,8 @@ struct ValueRows : StoredRows {
   decltype(&detail::sum_rows<Real, Real>) sum;
 
   template <RowsLike X>
-  ValueRows(const X& x) : StoredRows(as_rows(x)), sum(&detail::sum_rows<Real, detail::RowsElement<X>>) {}
+  ValueRows(const X& x)
+      : StoredRows(as_rows(x)), sum(&detail::sum_rows<Real, typename detail::KernelElement<Real, X>::type>) {}
 };
 
 /// The tensors of an exact call. q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v],

@@ -144,7 +144,7 @@ class DecodeScores {
       : rows_(problem, workspace) {}
 
   std::size_t worker_bytes(const Problem& problem) const {
-    return Workspace::bytes_of([&](Workspace& share) { rows_.buffers(problem, share); });
+    return Workspace::bytes_of([&](Workspace& share) { rows_.buffers(share); });
   }
 
   const Scores<Real>& scores() const { return rows_.scores(); }
@@ -155,14 +155,14 @@ class DecodeScores {
   Index load_tasks(const Problem&) const { return rows_.groups().all_rows(); }
   void load(const Problem& problem, const ScoredTensors<Real>& x, const WantedHeads&, Index task, Index,
             Workspace& share) {
-    rows_.load(problem, x.q, x.k, task, rows_.buffers(problem, share));
+    rows_.load(problem, x.q, x.k, task, rows_.buffers(share));
   }
 
   template <class Visit>
   void for_each_block(const Problem& problem, const ScoredTensors<Real>& x, const WantedHeads& wanted,
                       Index kv, Range keys, Workspace& share, Visit&& visit) const {
     const RowGroups& groups = rows_.groups();
-    const auto b = rows_.buffers(problem, share);
+    const auto b = rows_.buffers(share);
     const Range reached = intersect(keys, Rows::reach(problem));
     const StoredHead k = x.k.head(kv);
     const Index parts = groups.count() / problem.shapes.kv_heads;

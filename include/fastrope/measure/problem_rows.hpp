@@ -23,8 +23,11 @@ void convert_rows(const StoredHead& head, Range rows, Index d, const IndexOf& in
   for (Index i = rows.begin; i < rows.end;) {
     const std::byte* first = head.row(index_of(i));
     Index end = i + 1;
-    while (end < rows.end && head.row(index_of(end)) == first + (end - i) * bytes) ++end;
-    head.type->convert(first, (end - i) * d, to + (i - rows.begin) * d);
+    while (!head.is_scaled() && end < rows.end && head.row(index_of(end)) == first + (end - i) * bytes) ++end;
+    if (end == i + 1)
+      head.read(index_of(i), d, to + (i - rows.begin) * d);
+    else
+      head.type->convert(first, (end - i) * d, to + (i - rows.begin) * d);
     i = end;
   }
 }

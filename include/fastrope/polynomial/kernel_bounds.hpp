@@ -19,14 +19,14 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// |x| of a row of d elements, at least so large that a bound relative to it covers what underflow does to
+/// |x| of row j of d elements, at least so large that a bound relative to it covers what underflow does to
 /// products of Real.
 template <class Real>
-double row_length(const StoredType& type, const std::byte* row, Index d) {
+double row_length(const StoredHead& rows, Index j, Index d) {
   constexpr Index kTogether = 8;
   double squares[kTogether] = {};
-  type.for_each_piece<double>(row, d, [&](Index, const double* x, Index count) {
-    static_assert(StoredType::kPiece % kTogether == 0);
+  rows.for_each_piece<double>(j, d, [&](Index, const double* x, Index count) {
+    static_assert(StoredHead::kPiece % kTogether == 0);
     Index c = 0;
     for (; c + kTogether <= count; c += kTogether)
       for (Index l = 0; l < kTogether; ++l) squares[l] += x[c + l] * x[c + l];
@@ -49,9 +49,9 @@ inline double or_larger(double largest, double size) {
   return size <= largest || std::isnan(largest) ? largest : size;
 }
 
-/// The larger of that and |x| for all of a row's elements.
-inline double or_larger(double largest, const StoredType& type, const std::byte* row, Index cols) {
-  type.for_each_piece<double>(row, cols, [&](Index, const double* x, Index count) {
+/// The larger of that and |x| for all elements of row j.
+inline double or_larger(double largest, const StoredHead& rows, Index j, Index cols) {
+  rows.for_each_piece<double>(j, cols, [&](Index, const double* x, Index count) {
     for (Index c = 0; c < count; ++c) largest = or_larger(largest, std::abs(x[c]));
   });
   return largest;
@@ -83,7 +83,7 @@ class KernelBounds {
   }
   /// |s| |q| of row i of a head's queries as stored.
   double query_size(const Problem& problem, const StoredHead& q, Index i) const {
-    return query_factor_ * row_length<Real>(*q.type, q.row(i), problem.shapes.d);
+    return query_factor_ * row_length<Real>(q, i, problem.shapes.d);
   }
 
   /// Bounds row i of head h, whose keys `near` were done as such; far_error: the A of its other sums, sum:
@@ -117,9 +117,9 @@ class KernelBounds {
     const Shapes& s = problem.shapes;
     problem.executor.parallel_for(s.heads, [&](Index h, Index) {
       for (Index i = 0; i < s.n_q; ++i)
-        bounds[h * s.n_q + i] =
-            row(problem, h, i, query_size(problem, q.head(h), i), {0, s.n_k}, 0,
-                static_cast<double>(sums(h, i)), or_larger(0, *out.type, out.row(h, i), s.d_v), *out.type);
+        bounds[h * s.n_q + i] = row(
+            problem, h, i, query_size(problem, q.head(h), i), {0, s.n_k}, 0, static_cast<double>(sums(h, i)),
+            or_larger(0, {.type = out.type, .data = out.row(h, i)}, 0, s.d_v), *out.type);
     });
   }
 
@@ -131,13 +131,13 @@ class KernelBounds {
     std::fill_n(sizes, degrees_, 0.0);
     for (Index j = 0; j < s.n_k; ++j, sizes += degrees_) {
       const Index source = problem.grid.source(j);
-      const double length = row_length<Real>(*k.type, k.row(source), s.d);
+      const double length = row_length<Real>(k, source, s.d);
       // A key that is not finite makes the sums of rows that meet it so, which says enough; others need not
       // know.
       double power = 1;
       for (Index p = 0; p < degrees_; ++p, power = std::isfinite(length) ? power * length : 0)
         sizes[degrees_ + p] = sizes[p] + power;
-      largest = or_larger(largest, *v.type, v.row(source), s.d_v);
+      largest = or_larger(largest, v, source, s.d_v);
     }
     largest_values_[kv] = std::isnan(largest) ? std::numeric_limits<double>::infinity() : largest;
   }

@@ -443,10 +443,10 @@ void RecurrentAttention<Real>::append(Index kv, Index slot, Position position, c
   for (Index c = 0; c < d_; ++c) column[c * kBlock] = s.row[c];
   value.read(j, d_v_, values);
   double power = 1, &largest = largest_value_[at(kv, 1)];
-  const double length = row_length<Real>(*key.type, key.row(j), d_);
+  const double length = row_length<Real>(key, j, d_);
   for (Index p = 0; p < degrees(); ++p, power *= length)
     sizes[degrees() + p] = (slot > 0 ? sizes[p] : 0) + power;
-  largest = or_larger(largest, *value.type, value.row(j), d_v_);
+  largest = or_larger(largest, value, j, d_v_);
   if (std::isnan(largest)) largest = std::numeric_limits<double>::infinity();
 }
 
@@ -584,7 +584,7 @@ void RecurrentAttention<Real>::step_head(Index kv, const StoredRows& q, const St
     for (Index c = 0; c < d_v_; ++c) largest = or_larger(largest, std::abs(sums[c] * inverse));
     out.write<Real>(kv * group + h, 0, sums, inverse, d_v_);
     const StoredHead q_head = q.head(kv * group + h);
-    const double query = query_factor(problem_) * row_length<Real>(*q_head.type, q_head.row(0), d_);
+    const double query = query_factor(problem_) * row_length<Real>(q_head, 0, d_);
     double error = 0;
     if (far) {
       const double norm = query * (1 + rounding_.entry());  // of the rounded row

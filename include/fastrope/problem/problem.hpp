@@ -158,15 +158,14 @@ inline const Shapes& require_sizes(const Shapes& s) {
 }  // namespace detail
 
 /// The shapes of one call's tensors. Throws Error, naming the values, where they clash or a pointer is null.
-template <class Q, class K, class V>
-Shapes shapes_of(const Q& q, const K& k, const V& v) {
-  const auto check = [](const char* name, const auto& t) {
+inline Shapes shapes_of(const StoredRows& q, const StoredRows& k, const StoredRows& v) {
+  const auto check = [](const char* name, const StoredRows& t) {
     detail::require_size(name, t.heads, t.rows, t.cols);
     if (t.data == nullptr && t.heads * t.rows * t.cols != 0)
       detail::fail(name, " is a null pointer with size [", t.heads, ", ", t.rows, ", ", t.cols, "]");
-    const StoredRows stored(t);
-    stored.require_pages(name);
-    stored.require_blocks(name);
+    t.require_pages(name);
+    t.require_blocks(name);
+    t.require_scales(name);
   };
   check("q", q);
   check("k", k);
@@ -199,8 +198,8 @@ void require_lse(const Shapes& s, const MatrixView<Real>& lse) {
 }
 
 /// Whether these are the tensors of a call of shapes s. lse may be without data: it is not wanted then.
-template <class Q, class K, class V, class Out, class Real = double>
-bool fits(const Shapes& s, const Q& q, const K& k, const V& v, const Out& out,
+template <class Out, class Real = double>
+bool fits(const Shapes& s, const StoredRows& q, const StoredRows& k, const StoredRows& v, const Out& out,
           const MatrixView<Real>& lse = {}) noexcept {
   try {
     require_output(s, out);
