@@ -1,5 +1,5 @@
-// Plan::run, BatchPlan::run and WeightsPlan's runs allocate nothing: a program of its own, since it replaces
-// operator new.
+// Runs of Plan, BatchPlan, MixedBatchPlan and WeightsPlan allocate nothing: a program of its own, since it
+// replaces operator new.
 #include <gtest/gtest.h>
 
 #include <vector>
@@ -180,6 +180,31 @@ TEST(Allocation, RunOfABatchHasNone) {
   for (const Shapes& s : shapes) inputs.emplace_back(s, 6);
   std::vector<SequenceViews<float>> views;
   for (auto& in : inputs) views.push_back({in.q.view(), in.k.view(), in.v.view(), in.out.view()});
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  const long before = allocations;
+  const RunStatus status = plan.run(views, workspace);
+  EXPECT_EQ(allocations - before, 0);
+  EXPECT_EQ(status, RunStatus::ok);
+}
+
+TEST(Allocation, RunOfABatchWithAToleranceHasNone) {
+  Inputs random(11);
+  AttentionCase c{.shapes = {4, 2, 0, 0, 6, 5}};
+  c.base.rope = Rope{};
+  c.base.mask = Mask::causal();
+  c.base.tolerance = 1e-2;
+  c.base.scale = 0.01;
+  std::vector<AttentionInputs<float>> inputs;
+  for (const Shapes& s :
+       std::vector<Shapes>{{4, 2, 1500, 1500, 6, 5}, {4, 2, 1, 300, 6, 5}, {4, 2, 0, 7, 6, 5}})
+    inputs.emplace_back(s, 12);
+  std::vector<SequenceViews<float>> views;
+  for (auto& in : inputs) views.push_back({in.q.view(), in.k.view(), in.v.view(), in.out.view()});
+  const std::vector<Position> ring = shuffled_positions(random, 300, 8);
+  const std::vector<Position> query = {307};
+  const auto plan = make_batch_plan(views, c.options(), std::vector<SequenceOptions>{{}, {query, ring}, {}});
+  EXPECT_EQ(plan.report(0).heads[0].path, Path::polynomial);
+  EXPECT_EQ(plan.report(1).heads[0].path, Path::exact);
   std::vector<std::byte> workspace(plan.workspace_bytes());
   const long before = allocations;
   const RunStatus status = plan.run(views, workspace);

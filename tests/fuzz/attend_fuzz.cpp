@@ -424,6 +424,21 @@ void check_capacity(Bytes& bytes, const AttentionCase& c, const Tensor<T>& q, co
   std::vector<std::byte> memory(plan.workspace_bytes(), content);
   if (plan.run(views, memory) != RunStatus::ok) fail(c, "a batch does not run");
   if (!(first == expected && second == expected)) fail(c, "a sequence of a batch has other bits");
+
+  // With the case's own tolerance, beside a sequence that rests.
+  options.tolerance = c.base.tolerance;
+  options.path = c.base.path;
+  views = {{q.view(), k.view(), v.view(), first.out.view()},
+           {rows(q.view(), {0, 0}), k.view(), v.view(), rows(first.out.view(), {0, 0})}};
+  const auto planned = make_batch_plan(views, options, std::vector<SequenceOptions>{of, {}});
+  memory.assign(planned.workspace_bytes(), content);
+  if (planned.run(views, memory) != RunStatus::ok) fail(c, "a batch with a tolerance does not run");
+  const auto alone = make_plan(q.view(), k.view(), v.view(), c.options());
+  memory.assign(alone.workspace_bytes(), content);
+  if (alone.run(q.view(), k.view(), v.view(), second.out.view(), memory) != RunStatus::ok)
+    fail(c, "a plan does not run");
+  second.lse = first.lse;
+  if (!(first == second)) fail(c, "a sequence of a batch with a tolerance has other bits");
 }
 
 template <class T, class K = T, class V = K>

@@ -62,6 +62,14 @@ class Plan {
   /// Scratch memory that run needs.
   std::size_t workspace_bytes() const { return report_.workspace_bytes; }
   const Shapes& shapes() const { return problem_.shapes; }
+  /// The call that was planned.
+  const Problem& problem() const { return problem_; }
+  /// Whether every head is exact, by the same products. run then gives lse.
+  bool all_exact() const {
+    return units_.empty() && toeplitz_heads_.empty() && (pair_rows_.empty() || exact_rows_.empty());
+  }
+  /// Whether these are products of bfloat16 where tensors are stored so. Requires all_exact().
+  bool allows_pairs() const { return allow_pairs_; }
   /// Whether run takes fewer queries and keys than shapes() has.
   bool has_capacity() const {
     return report_.tolerance == 0 && all_exact() && problem_.kernel.is_softmax() &&
@@ -162,11 +170,6 @@ class Plan {
       exact.run(problem, packed, x.q, x.out, plan.pair_rows_);
     }
   };
-
-  /// Whether all heads are exact, and by the same products.
-  bool all_exact() const {
-    return units_.empty() && toeplitz_heads_.empty() && (pair_rows_.empty() || exact_rows_.empty());
-  }
 
   template <class Operand>
   RunStatus run_tensors(const ExactTensors<Real>& x, std::span<std::byte> memory,

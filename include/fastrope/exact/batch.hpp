@@ -1,7 +1,8 @@
 // A batch: many sequences of different lengths in one call, each attended exactly, as if it were alone.
 //
 // Engines that serve many requests mix prompts, chunks of prompts over a cache and single new tokens in one
-// step; a plan of the most that each may have takes every step (BatchStep runs it).
+// step; a plan of the most that each may have takes every step (BatchStep runs it). Batches with a tolerance,
+// in which sequences may be approximated, are in attend/batch.hpp.
 //
 //     std::vector<SequenceViews<float>> batch;  // tokens one after the other, sequence s at offsets[s]
 //     batch.push_back({rows(q, {offsets[s], offsets[s + 1]}), k_cache[s], v_cache[s],
@@ -16,6 +17,7 @@
 #include <ranges>
 #include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "fastrope/core/error.hpp"
@@ -70,6 +72,30 @@ void require_separate(const char* name, std::size_t sequences, Data&& data) {
   if (same != order.end()) fail("sequences ", same[0], " and ", same[1], " have the same ", name);
 }
 
+/// Throws Error where options have rows of one call, or own are not of so many sequences.
+inline void require_shared(const Options& options, std::size_t sequences,
+                           std::span<const SequenceOptions> own) {
+  if (options.dense_bias.data != nullptr || options.dense_mask.data != nullptr)
+    fail("dense_bias and dense_mask have the shape of one call: a batch cannot share them, each ",
+         "sequence has its own in SequenceOptions");
+  if (options.key_ranges.given())
+    fail("options.key_ranges are those of one call: each sequence has its own in SequenceOptions");
+  if (!options.query_positions.empty() || !options.key_positions.empty() ||
+      options.query_section_positions.data != nullptr || options.key_section_positions.data != nullptr)
+    fail("options.query_positions and key_positions, also those of sections, are of one call: give ",
+         "a batch's beside its shapes");
+  if (!own.empty() && own.size() != sequences)
+    fail("options are given for ", own.size(), " of ", sequences, " sequences");
+}
+
+/// Throws Error unless shapes differ in lengths alone from those of sequence 0.
+inline void require_same_heads(const Shapes& s, const Shapes& first) {
+  if (s.heads != first.heads || s.kv_heads != first.kv_heads || s.d != first.d || s.d_v != first.d_v)
+    fail("heads ", s.heads, ", kv_heads ", s.kv_heads, ", d ", s.d, ", d_v ", s.d_v,
+         "; sequence 0 has heads ", first.heads, ", kv_heads ", first.kv_heads, ", d ", first.d, ", d_v ",
+         first.d_v);
+}
+
 }  // namespace detail
 
 /// A checked batch with arithmetic in Real, to be run any number of times: for each layer of a model, and for
@@ -88,20 +114,27 @@ class BatchPlan {
   /// single call: a path other than exact, and what SequenceOptions has.
   BatchPlan(std::span<const Shapes> shapes, const Options& options,
             std::span<const SequenceOptions> own = {}) {
-    require_shared(options);
+    if (options.path != Path::automatic && options.path != Path::exact)
+      detail::fail("path ", options.path, " does not serve batches: their sequences are exact");
+    detail::require_shared(options, shapes.size(), own);
     allow_pairs_ = options.tolerance == 0;
-    if (!own.empty() && own.size() != shapes.size())
-      detail::fail("options are given for ", own.size(), " of ", shapes.size(), " sequences");
     if (shapes.empty()) return;
-    const Problem shared(with_lengths(shapes.front(), 0, 0), options);
+    Shapes heads = shapes.front();
+    heads.n_q = heads.n_k = 0;
+    const Problem shared(heads, options);
     problems_.reserve(shapes.size());
     for (std::size_t s = 0; s < shapes.size(); ++s)
       detail::in_sequence(s, [&] {
-        require_same_heads(shapes[s], shared.shapes);
+        detail::require_same_heads(shapes[s], heads);
         const SequenceOptions of = own.empty() ? SequenceOptions{} : own[s];
         problems_.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, of));
         problems_.back().set_dense(of.dense_bias, of.dense_mask);
       });
+    keep_rotations();
+  }
+  /// The same of calls that were checked one by one and differ in no more than that.
+  BatchPlan(std::vector<Problem> problems, bool allow_pairs)
+      : problems_(std::move(problems)), allow_pairs_(allow_pairs) {
     keep_rotations();
   }
 
@@ -136,19 +169,25 @@ class BatchPlan {
   template <std::ranges::contiguous_range Sequences>
   RunStatus run(const Sequences& sequences, std::span<std::byte> workspace) const noexcept {
     const std::span views(sequences);
-    if (views.size() > problems_.size()) return RunStatus::shape_mismatch;
-    if (views.empty()) return RunStatus::ok;
-    if (workspace.size() < Workspace::bytes_of([&](Workspace& w) { take_tensors(views.size(), w); }))
+    return run(
+        views.size(), [&](std::size_t s) -> const auto& { return views[s]; }, workspace);
+  }
+  /// The same of so many sequences wherever they are: views(s) are the SequenceViews of sequence s.
+  template <class Views>
+  RunStatus run(std::size_t sequences, Views&& views, std::span<std::byte> workspace) const noexcept {
+    if (sequences > problems_.size()) return RunStatus::shape_mismatch;
+    if (sequences == 0) return RunStatus::ok;
+    if (workspace.size() < Workspace::bytes_of([&](Workspace& w) { take_tensors(sequences, w); }))
       return RunStatus::workspace_too_small;
     Workspace memory(workspace);
-    const auto tensors = take_tensors(views.size(), memory);
-    for (std::size_t s = 0; s < views.size(); ++s) {
-      const auto& [q, k, v, out, lse] = views[s];
+    const auto tensors = take_tensors(sequences, memory);
+    for (std::size_t s = 0; s < sequences; ++s) {
+      const auto& [q, k, v, out, lse] = views(s);
       const ExactTensors<Real>& x = *std::construct_at(&tensors[s], ExactTensors<Real>{q, k, v, out, lse});
       const Shapes shapes = problems_[s].sized_shapes(x.q.rows, x.k.rows);
       if (!fits(shapes, x.q, x.k, x.v, x.out, x.lse)) return RunStatus::shape_mismatch;
     }
-    const auto& x = views.front();
+    const auto& x = views(0);
     return run_tensors<OperandOf<Real, decltype(x.q), decltype(x.k), decltype(x.v)>>(tensors, memory,
                                                                                      workspace.size());
   }
@@ -239,36 +278,9 @@ class BatchPlan {
     return status;
   }
 
-  static Shapes with_lengths(Shapes s, Index n_q, Index n_k) {
-    s.n_q = n_q;
-    s.n_k = n_k;
-    return s;
-  }
-
-  static void require_shared(const Options& options) {
-    if (options.path != Path::automatic && options.path != Path::exact)
-      detail::fail("path ", options.path, " does not serve batches: their sequences are exact");
-    if (options.dense_bias.data != nullptr || options.dense_mask.data != nullptr)
-      detail::fail("dense_bias and dense_mask have the shape of one call: a batch cannot share them, each ",
-                   "sequence has its own in SequenceOptions");
-    if (options.key_ranges.given())
-      detail::fail("options.key_ranges are those of one call: each sequence has its own in SequenceOptions");
-    if (!options.query_positions.empty() || !options.key_positions.empty() ||
-        options.query_section_positions.data != nullptr || options.key_section_positions.data != nullptr)
-      detail::fail(
-          "options.query_positions and key_positions, also those of sections, are of one call: give ",
-          "a batch's beside its shapes");
-  }
-
-  static void require_same_heads(const Shapes& s, const Shapes& shared) {
-    if (with_lengths(s, 0, 0) != shared)
-      detail::fail("heads ", s.heads, ", kv_heads ", s.kv_heads, ", d ", s.d, ", d_v ", s.d_v,
-                   "; sequence 0 has heads ", shared.heads, ", kv_heads ", shared.kv_heads, ", d ", shared.d,
-                   ", d_v ", shared.d_v);
-  }
-
   /// One table for all sequences.
   void keep_rotations() {
+    if (problems_.empty()) return;
     Index rows = 0;
     for (const Problem& problem : problems_) rows = std::max(rows, kept_rotations(problem));
     Rotation rotation = problems_.front().rotation;
