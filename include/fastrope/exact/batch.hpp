@@ -101,9 +101,11 @@ inline void require_same_heads(const Shapes& s, const Shapes& first) {
 /// A checked batch with arithmetic in Real, to be run any number of times: for each layer of a model, and for
 /// each step. One plan may be run by several threads at once, each with its own workspace.
 ///
-/// A sequence without positions, key ranges, dense bias and dense mask of its own has capacity: run takes any
-/// n_q and n_k up to the plan's, and gives, bit for bit, what a plan for these sizes would. So its cache may
-/// grow, and one that is not there has n_q = 0.
+/// A sequence without dense bias and dense mask has capacity: run takes any n_q and n_k up to the plan's, and
+/// gives, bit for bit, what a plan for these sizes would. So its cache may grow, and one that is not there
+/// has n_q = 0. Positions and key ranges of its own are read when run is called, from the memory that they
+/// are given in, which must outlive the plan: of queries the first n_q, of keys the first n_k. They may be
+/// rewritten between runs.
 template <class Real = float>
 class BatchPlan {
  public:
@@ -111,7 +113,8 @@ class BatchPlan {
   /// own: of each sequence, or empty. Masks, biases and the like are those of `options` for every sequence.
   /// All are exact; with a tolerance, which products of bfloat16 might exceed, these are of float. Throws
   /// Error for options and shapes that clash, naming the sequence and the values, and for what belongs to a
-  /// single call: a path other than exact, and what SequenceOptions has.
+  /// single call: a path other than exact, and what SequenceOptions has. Positions and key ranges are checked
+  /// as they are, of all queries and keys, and again in each run.
   BatchPlan(std::span<const Shapes> shapes, const Options& options,
             std::span<const SequenceOptions> own = {}) {
     if (options.path != Path::automatic && options.path != Path::exact)
@@ -129,6 +132,7 @@ class BatchPlan {
         const SequenceOptions of = own.empty() ? SequenceOptions{} : own[s];
         problems_.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, of));
         problems_.back().set_dense(of.dense_bias, of.dense_mask);
+        problems_.back().read_when_run(of);
       });
     keep_rotations();
   }
@@ -165,7 +169,8 @@ class BatchPlan {
   /// SequenceViews, of shapes that the plan takes, in its order; those that are left out at the end are idle.
   /// Takes any workspace of workspace_bytes() or, for just these shapes, workspace_bytes(step). Allocates
   /// nothing and throws nothing. An out must not overlap any input. Cost beside attention: O(1) for a
-  /// sequence, nothing for one without queries.
+  /// sequence, O(n_q + n_k) to read positions and key ranges of its own (O(n_k log n_k) where keys are
+  /// neither in order nor a ring), nothing for one without queries.
   template <std::ranges::contiguous_range Sequences>
   RunStatus run(const Sequences& sequences, std::span<std::byte> workspace) const noexcept {
     const std::span views(sequences);
@@ -200,6 +205,20 @@ class BatchPlan {
     std::size_t bytes = 0;  // of all
   };
 
+  /// The most that calls seen take.
+  struct MostOfCalls {
+    std::size_t& worker_bytes;
+    std::size_t call_bytes = 0;
+
+    template <class Way>
+    void operator()(std::type_identity<Way>, const Problem& problem) {
+      Workspace of_call;
+      const Way call(problem, WorkerScratch{}, of_call);
+      call_bytes = std::max(call_bytes, of_call.bytes());
+      worker_bytes = std::max(worker_bytes, call.worker_bytes(problem));
+    }
+  };
+
   static std::span<ExactTensors<Real>> take_tensors(std::size_t sequences, Workspace& workspace) {
     return workspace.take<ExactTensors<Real>>(static_cast<Index>(sequences));
   }
@@ -216,10 +235,18 @@ class BatchPlan {
       const Shapes of_step = sizes(s);
       const Shapes shapes = problems_[s].sized_shapes(of_step.n_q, of_step.n_k);
       if (shapes.n_q == 0) continue;
-      const SizedProblem problem(problems_[s], shapes.n_q, shapes.n_k);
+      ++needs.calls;
+      if (problems_[s].reads_places()) {
+        problems_[s].take_places(shapes.n_q, shapes.n_k, counting);
+        MostOfCalls most{needs.worker_bytes};
+        for_possible_ways<Real, TiledAttention<T>, DecodeAttention<Real>>(
+            problems_[s].widest(shapes.n_q, shapes.n_k), most);
+        counting.take<std::byte>(static_cast<Index>(most.call_bytes));
+        continue;
+      }
+      const SizedProblem problem(problems_[s], shapes.n_q, shapes.n_k, counting);
       const ExactCall<T> call(problem.get(), WorkerScratch{}, counting);
       needs.worker_bytes = std::max(needs.worker_bytes, call.worker_bytes(problem.get()));
-      ++needs.calls;
     }
     BatchStep<T>(needs.calls, needs.worker_bytes, executor(), counting);
     needs.bytes = counting.bytes();
@@ -229,24 +256,21 @@ class BatchPlan {
   /// The most that needs<T> may come to.
   template <class T>
   std::size_t capacity_bytes() const {
-    std::size_t worker_bytes = 0, call_bytes = 0;
+    std::size_t worker_bytes = 0;
+    MostOfCalls most{worker_bytes};
     Workspace counting;
     take_tensors(problems_.size(), counting);
     const Problem* before = nullptr;
     for (const Problem& problem : problems_) {
-      const auto see = [&](auto way, const Problem& sized) {
-        Workspace of_call;
-        const typename decltype(way)::type call(sized, WorkerScratch{}, of_call);
-        call_bytes = std::max(call_bytes, of_call.bytes());
-        worker_bytes = std::max(worker_bytes, call.worker_bytes(sized));
-      };
       const bool any = problem.takes_any_sizes();
-      if (before == nullptr || !any || !before->takes_any_sizes() || before->shapes != problem.shapes) {
-        call_bytes = 0;
-        any ? for_largest_calls<Real, TiledAttention<T>, DecodeAttention<Real>>(problem, see)
-            : see(std::type_identity<ExactCall<T>>{}, problem);
+      if (before == nullptr || !any || !before->takes_any_sizes() ||
+          before->reads_places() != problem.reads_places() || before->shapes != problem.shapes) {
+        most.call_bytes = 0;
+        any ? for_largest_calls<Real, TiledAttention<T>, DecodeAttention<Real>>(problem, most)
+            : most(std::type_identity<ExactCall<T>>{}, problem);
       }
-      counting.take<std::byte>(static_cast<Index>(call_bytes));
+      problem.take_places(problem.shapes.n_q, problem.shapes.n_k, counting);
+      counting.take<std::byte>(static_cast<Index>(most.call_bytes));
       before = &problem;
     }
     BatchStep<T>(std::ssize(problems_), worker_bytes, executor(), counting);
@@ -268,8 +292,13 @@ class BatchPlan {
           return;
         }
         BatchStep<T> step(of_step.calls, of_step.worker_bytes, executor(), memory);
-        for (std::size_t s = 0; s < tensors.size(); ++s)
-          if (tensors[s].q.rows > 0) step.add(problems_[s], tensors[s], memory);
+        try {
+          for (std::size_t s = 0; s < tensors.size(); ++s)
+            if (tensors[s].q.rows > 0) step.add(problems_[s], tensors[s], memory);
+        } catch (const Error&) {
+          status = RunStatus::places_refused;
+          return;
+        }
         step.run();
       });
     } catch (...) {
