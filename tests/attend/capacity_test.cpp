@@ -212,6 +212,19 @@ TEST(PlanCapacity, PositionsAndRangesAreReadWhenRun) {
       }
 }
 
+TEST(PlanCapacity, RangesTakeNoTableBesideThatOfThePlan) {
+  const Shapes most{2, 2, 1, 100'000, 64, 64};
+  const std::vector<Range> ranges(1, {0, 100'000});
+  const auto bytes = [&](const Options& options) {
+    return fastrope::make_plan<float>(most, options).workspace_bytes();
+  };
+  Options options;
+  options.key_ranges = {ranges, 1};
+  const std::size_t unturned = bytes(options);
+  options.rope = Rope{};
+  EXPECT_LT(bytes(options), unturned + (1 << 16));
+}
+
 TEST(PlanCapacity, WhatIsReadIsChecked) {
   const Shapes most{2, 1, 4, 50, 8, 8};
   AttentionInputs<float> in(most, 3);

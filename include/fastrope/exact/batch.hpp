@@ -96,6 +96,28 @@ inline void require_same_heads(const Shapes& s, const Shapes& first) {
          first.d_v);
 }
 
+/// The problems of a batch's sequences. Throws Error as BatchPlan does.
+inline std::vector<Problem> batch_problems(std::span<const Shapes> shapes, const Options& options,
+                                           std::span<const SequenceOptions> own) {
+  if (options.path != Path::automatic && options.path != Path::exact)
+    fail("path ", options.path, " does not serve batches: their sequences are exact");
+  require_shared(options, shapes.size(), own);
+  std::vector<Problem> problems;
+  if (shapes.empty()) return problems;
+  Shapes heads = shapes.front();
+  heads.n_q = heads.n_k = 0;
+  const Problem shared(heads, options);
+  problems.reserve(shapes.size());
+  for (std::size_t s = 0; s < shapes.size(); ++s)
+    in_sequence(s, [&] {
+      require_same_heads(shapes[s], heads);
+      const SequenceOptions of = own.empty() ? SequenceOptions{} : own[s];
+      problems.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, of));
+      problems.back().set_dense(of.dense_bias, of.dense_mask);
+    });
+  return problems;
+}
+
 }  // namespace detail
 
 /// A checked batch with arithmetic in Real, to be run any number of times: for each layer of a model, and for
@@ -115,28 +137,14 @@ class BatchPlan {
   /// Error for options and shapes that clash, naming the sequence and the values, and for what belongs to a
   /// single call: a path other than exact, and what SequenceOptions has. Positions and key ranges are checked
   /// as they are, of all queries and keys, and again in each run.
-  BatchPlan(std::span<const Shapes> shapes, const Options& options,
-            std::span<const SequenceOptions> own = {}) {
-    if (options.path != Path::automatic && options.path != Path::exact)
-      detail::fail("path ", options.path, " does not serve batches: their sequences are exact");
-    detail::require_shared(options, shapes.size(), own);
-    allow_pairs_ = options.tolerance == 0;
-    if (shapes.empty()) return;
-    Shapes heads = shapes.front();
-    heads.n_q = heads.n_k = 0;
-    const Problem shared(heads, options);
-    problems_.reserve(shapes.size());
+  BatchPlan(std::span<const Shapes> shapes, const Options& options, std::span<const SequenceOptions> own = {})
+      : problems_(detail::batch_problems(shapes, options, own)), allow_pairs_(options.tolerance == 0) {
     for (std::size_t s = 0; s < shapes.size(); ++s)
-      detail::in_sequence(s, [&] {
-        detail::require_same_heads(shapes[s], heads);
-        const SequenceOptions of = own.empty() ? SequenceOptions{} : own[s];
-        problems_.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, of));
-        problems_.back().set_dense(of.dense_bias, of.dense_mask);
-        problems_.back().read_when_run(of);
-      });
+      if (!own.empty()) problems_[s].read_when_run(own[s]);
     keep_rotations();
   }
-  /// The same of calls that were checked one by one and differ in no more than that.
+  /// The same of calls that were checked before and differ in no more than that, of which positions and key
+  /// ranges are not read again: those that have some take just their sizes.
   BatchPlan(std::vector<Problem> problems, bool allow_pairs)
       : problems_(std::move(problems)), allow_pairs_(allow_pairs) {
     keep_rotations();
@@ -342,7 +350,7 @@ void attend_batch(const Sequences& sequences, const Options& options,
   detail::require_separate("lse", views.size(), [&](std::size_t s) {
     return shapes[s].heads * shapes[s].n_q == 0 ? nullptr : views[s].lse.data;
   });
-  const BatchPlan<Real> plan(shapes, options, own);
+  const BatchPlan<Real> plan(detail::batch_problems(shapes, options, own), options.tolerance == 0);
   std::vector<std::byte> workspace(plan.workspace_bytes(shapes));
   if (plan.run(views, workspace) != RunStatus::ok) detail::fail("the executor failed while attending");
 }

@@ -355,19 +355,21 @@ inline Problem Problem::sized(Index n_q, Index n_k, Workspace& workspace) const 
     return MatrixView<const Position>(given.data, given.rows, given.data == nullptr ? 0 : n,
                                       given.row_stride);
   };
-  Problem other = of_sizes(n_q, n_k, LagGrid(n_q, n_k, given_places(), shapes.n_q, grid.mask(), workspace));
-  other.query_sections = SectionPositions::view_of("query_section_positions",
-                                                   first_of(places_.query_sections, n_q), sections, n_q);
-  other.key_sections =
+  Problem run = of_sizes(n_q, n_k, LagGrid(n_q, n_k, given_places(), shapes.n_q, grid.mask(), workspace));
+  run.query_sections = SectionPositions::view_of("query_section_positions",
+                                                 first_of(places_.query_sections, n_q), sections, n_q);
+  run.key_sections =
       SectionPositions::view_of("key_section_positions", first_of(places_.key_sections, n_k), sections, n_k);
-  other.require_positions();
-  other.require_lags();
-  return other;
+  run.require_positions();
+  run.require_lags();
+  return run;
 }
 
 inline Problem Problem::widest(Index n_q, Index n_k) const {
+  if (!reads_places()) return of_sizes(n_q, n_k, LagGrid(n_q, n_k, {}, {}, grid.mask()));
+  const bool default_positions = places_.queries.empty() && places_.keys.empty();
   return of_sizes(n_q, n_k,
-                  reads_places() ? LagGrid::widest(n_q, n_k) : LagGrid(n_q, n_k, {}, {}, grid.mask()));
+                  default_positions ? LagGrid(n_q, n_k, {}, {}, Mask::full()) : LagGrid::widest(n_q, n_k));
 }
 
 inline Problem Problem::with(Index n_q, Index n_k, const SequenceOptions& own) const {
