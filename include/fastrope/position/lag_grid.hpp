@@ -18,19 +18,11 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
+#include "fastrope/position/grid_memory.hpp"
 #include "fastrope/position/key_ranges.hpp"
 #include "fastrope/position/mask.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
-
-/// Positions and key ranges as they are given: views. Arrays may have more rows than a grid of fewer queries
-/// and keys reads.
-struct GivenPlaces {
-  std::span<const Position> queries = {};
-  std::span<const Position> keys = {};
-  KeyRanges ranges = {};
-  Index heads = 1;  ///< of which ranges may be
-};
 
 /// Positions p_i of n_q queries, t_j of n_k keys in ascending order (as stored where there are key ranges),
 /// the mask over the lags p_i - t_j, and the ranges. Copies share what it found of them.
@@ -51,25 +43,25 @@ class LagGrid {
     check("query_positions", query_positions, n_q);
     check("key_positions", key_positions, n_k);
     if (ranges.given()) require_rows(given, n_q);
-    const std::size_t bytes = Workspace::bytes_of([&](Workspace& w) { Memory(given, n_q, n_k, w); });
+    const std::size_t bytes = Workspace::bytes_of([&](Workspace& w) { GridMemory(given, n_q, n_k, w); });
     if (bytes == 0) return;
     std::shared_ptr<std::byte[]> memory(new std::byte[bytes]);
     Workspace workspace({memory.get(), bytes});
-    place(given, n_q, Memory(given, n_q, n_k, workspace));
+    place(given, n_q, GridMemory(given, n_q, n_k, workspace));
     memory_ = std::move(memory);
   }
   /// The same of the first n_q rows of queries and the first n_k of keys of arrays that have `most_q` rows of
   /// queries and n_k or more of keys, in the workspace, which must outlive it. Allocates nothing.
   LagGrid(Index n_q, Index n_k, GivenPlaces given, Index most_q, Mask mask, Workspace& workspace)
       : LagGrid(n_q, n_k, mask) {
-    given = first_of(given, n_q, n_k);
+    given = given.first(n_q, n_k);
     check("query_positions", given.queries, n_q);
     check("key_positions", given.keys, n_k);
-    place(given, most_q, Memory(given, n_q, n_k, workspace));
+    place(given, most_q, GridMemory(given, n_q, n_k, workspace));
   }
   /// Takes what that takes.
   static void take(Index n_q, Index n_k, const GivenPlaces& given, Workspace& workspace) {
-    Memory(first_of(given, n_q, n_k), n_q, n_k, workspace);
+    GridMemory(given.first(n_q, n_k), n_q, n_k, workspace);
   }
   /// Of all grids of these sizes one that takes the most memory to run: every query sees every key, and
   /// stands beside them.
@@ -191,37 +183,6 @@ class LagGrid {
     first_query_ = n_k - n_q;
   }
 
-  /// Room for what is found of given places.
-  struct Memory {
-    std::span<Position> queries, keys;
-    std::span<Index> order;
-    // Of key ranges.
-    std::span<Range> pieces, reached;
-    std::span<Index> ends;
-    std::span<Index> falls;  // [n_k] where positions are given
-    std::span<Index> seen;   // [n_k + 1]
-
-    Memory(const GivenPlaces& given, Index n_q, Index n_k, Workspace& workspace) {
-      const Index keys_given = std::ssize(given.keys), ranges = std::ssize(given.ranges.ranges);
-      const bool has_ranges = given.ranges.given();
-      queries = workspace.take<Position>(given.queries.empty() && keys_given == 0 ? 0 : n_q);
-      keys = workspace.take<Position>(keys_given);
-      order = workspace.take<Index>(keys_given);
-      pieces = workspace.take<Range>(ranges);
-      reached = workspace.take<Range>(ranges);
-      ends = workspace.take<Index>(has_ranges ? ranges + 1 : 0);
-      falls = workspace.take<Index>(has_ranges ? keys_given : 0);
-      seen = workspace.take<Index>(has_ranges ? n_k + 1 : 0);
-    }
-  };
-
-  /// The rows that a grid of n_q and n_k reads, but for those of ranges, of which heads have their own.
-  static GivenPlaces first_of(GivenPlaces given, Index n_q, Index n_k) {
-    if (!given.queries.empty()) given.queries = given.queries.first(static_cast<std::size_t>(n_q));
-    if (!given.keys.empty()) given.keys = given.keys.first(static_cast<std::size_t>(n_k));
-    return given;
-  }
-
   static void check(const char* name, std::span<const Position> positions, Index n) {
     if (!positions.empty() && static_cast<Index>(positions.size()) != n)
       detail::fail(name, " has ", positions.size(), " entries for ", n, " rows");
@@ -230,7 +191,7 @@ class LagGrid {
   }
 
   /// range_rows: rows of queries that the ranges have.
-  void place(const GivenPlaces& given, Index range_rows, const Memory& memory) {
+  void place(const GivenPlaces& given, Index range_rows, const GridMemory& memory) {
     set_keys(given.keys, /*as_stored=*/given.ranges.given(), memory);
     std::span<Position> queries = memory.queries;
     std::copy(given.queries.begin(), given.queries.end(), queries.begin());
@@ -247,7 +208,7 @@ class LagGrid {
     if (given.ranges.given()) set_ranges(given, range_rows, memory);
   }
 
-  void set_keys(std::span<const Position> positions, bool as_stored, const Memory& memory) {
+  void set_keys(std::span<const Position> positions, bool as_stored, const GridMemory& memory) {
     if (positions.empty()) return;
     const std::span<Position> keys = memory.keys;
     if (as_stored || std::is_sorted(positions.begin(), positions.end())) {
@@ -318,13 +279,12 @@ class LagGrid {
   }
 
   /// Finds pieces_, ends_, reached_ and lags_. range_rows: of a head in the ranges given.
-  void set_ranges(const GivenPlaces& given, Index range_rows, const Memory& memory) {
+  void set_ranges(const GivenPlaces& given, Index range_rows, const GridMemory& memory) {
     const Index m = given.ranges.per_row, size = std::ssize(given.ranges.ranges);
     const Index rows = size == saturating_product(range_rows, m) ? n_q_ : given.heads * n_q_;
     // How often positions have fallen up to each key: as often at both ends of a range within which they
     // ascend.
-    const std::span<Index> falls = memory.falls,
-                           seen = memory.seen;  // seen: rows that begin minus rows that end
+    const std::span<Index> falls = memory.falls, seen = memory.seen;
     for (std::size_t j = 0; j < keys_.size(); ++j)
       falls[j] = j == 0 ? 0 : falls[j - 1] + (keys_[j] < keys_[j - 1]);
     const bool masked = mask_ != Mask::full();
