@@ -111,6 +111,8 @@ class Plans {
       return sizes == s && options.scale == o.scale && options.softcap == o.softcap &&
              options.mask == o.mask && options.executor.workers() == o.executor.workers() &&
              options.key_ranges.ranges.data() == o.key_ranges.ranges.data() &&
+             options.key_ranges.ranges.size() == o.key_ranges.ranges.size() &&
+             options.key_ranges.per_row == o.key_ranges.per_row &&
              options.dense_bias.data == o.dense_bias.data &&
              options.dense_bias.head_stride == o.dense_bias.head_stride &&
              options.dense_bias.row_stride == o.dense_bias.row_stride && std::ranges::equal(sinks, o.sinks);

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "fastrope/attend/attend.hpp"
+#include "fastrope/attend/batch.hpp"
 #include "fastrope/attend/predict.hpp"
 #include "fastrope/core.hpp"
 #include "fastrope/toeplitz/toeplitz.hpp"

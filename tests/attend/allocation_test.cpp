@@ -1,5 +1,5 @@
-// Plan::run, BatchPlan::run and WeightsPlan's runs allocate nothing: a program of its own, since it replaces
-// operator new.
+// Runs of Plan, BatchPlan, MixedBatchPlan and WeightsPlan allocate nothing: a program of its own, since it
+// replaces operator new.
 #include <gtest/gtest.h>
 
 #include <vector>
@@ -165,6 +165,70 @@ TEST(Allocation, TenThousandStepsOfABatchOfGrowingCachesHaveNone) {
   EXPECT_TRUE(ok);
 }
 
+/// Slots of a batch that decode: a ring whose oldest slot is overwritten, image tokens that turn by three
+/// positions, and a document in a cache of several.
+TEST(Allocation, TenThousandStepsWithPositionsAndRangesHaveNone) {
+  constexpr Index kRing = 400, kMost = 2'000, kSections = 3;
+  AttentionCase c{.shapes = {4, 2, 1, kMost, 6, 5}};
+  c.base.mask = Mask::causal();
+  c.base.rope = Rope{.sections = {1, 1, 1}};
+  AttentionInputs<float> in(c.shapes, 8);
+  std::vector<Position> ring(kRing), query(1), key_sections(kSections * kMost), query_sections(kSections);
+  std::vector<Range> document(1);
+  Shapes of_ring = c.shapes;
+  of_ring.n_k = kRing;
+  const BatchPlan<float> plan(
+      std::vector<Shapes>{of_ring, c.shapes, c.shapes}, c.options(),
+      std::vector<SequenceOptions>{{.queries = query, .keys = ring},
+                                   {.query_sections = {query_sections.data(), kSections, 1},
+                                    .key_sections = {key_sections.data(), kSections, kMost}},
+                                   {.key_ranges = {document, 1}}});
+  for (std::size_t s = 0; s < 3; ++s) EXPECT_TRUE(plan.has_capacity(s));
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  Tensor<float> out(4, 3, 5);
+  std::vector<SequenceViews<float>> views(3);
+  const auto cut = [](const Tensor<float>& x, Index n) { return rows(x.view(), {0, n}); };
+  const auto step = [&](Index n) {
+    const Index token = n - 1, in_ring = std::min(n, kRing), n_k = token % kMost + 1;
+    ring[static_cast<std::size_t>(token % kRing)] = query[0] = token;
+    for (Index section = 0; section < kSections; ++section)
+      query_sections[static_cast<std::size_t>(section)] =
+          key_sections[static_cast<std::size_t>(section * kMost + n_k - 1)] = token / (section + 1);
+    document[0] = {n_k / 300 * 300, n_k};
+    const auto view = [&](Index s, Index keys) -> SequenceViews<float> {
+      return {in.q.view(), cut(in.k, keys), cut(in.v, keys), rows(out.view(), {s, s + 1})};
+    };
+    views[0] = view(0, in_ring);
+    views[1] = view(1, n_k);
+    views[2] = view(2, n_k);
+    return plan.run(views, workspace);
+  };
+  const auto expect_as_fresh = [&](Index n) {
+    const Tensor<float> of_plan = out;
+    std::vector<Shapes> shapes;
+    for (const auto& view : views) shapes.push_back({4, 2, 1, view.k.rows, 6, 5});
+    const Index n_k = shapes[1].n_k;
+    attend_batch(
+        views, c.options(),
+        std::vector<SequenceOptions>{
+            {.queries = query, .keys = std::span(ring).first(static_cast<std::size_t>(shapes[0].n_k))},
+            {.query_sections = {query_sections.data(), kSections, 1},
+             .key_sections = {key_sections.data(), kSections, n_k, kMost}},
+            {.key_ranges = {document, 1}}});
+    EXPECT_EQ(out.values, of_plan.values) << "step " << n;
+  };
+  long of_runs = 0;
+  bool ok = true;
+  for (Index n = 1; n <= 10'000; ++n) {
+    const long before = allocations;
+    ok = ok && step(n) == RunStatus::ok;
+    of_runs += allocations - before;
+    if (n % 499 == 1) expect_as_fresh(n);
+  }
+  EXPECT_EQ(of_runs, 0);
+  EXPECT_TRUE(ok);
+}
+
 TEST(Allocation, RunOfABatchHasNone) {
   Inputs random(5);
   AttentionCase c{.shapes = {4, 2, 100, 150, 6, 5}};
@@ -180,6 +244,31 @@ TEST(Allocation, RunOfABatchHasNone) {
   for (const Shapes& s : shapes) inputs.emplace_back(s, 6);
   std::vector<SequenceViews<float>> views;
   for (auto& in : inputs) views.push_back({in.q.view(), in.k.view(), in.v.view(), in.out.view()});
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  const long before = allocations;
+  const RunStatus status = plan.run(views, workspace);
+  EXPECT_EQ(allocations - before, 0);
+  EXPECT_EQ(status, RunStatus::ok);
+}
+
+TEST(Allocation, RunOfABatchWithAToleranceHasNone) {
+  Inputs random(11);
+  AttentionCase c{.shapes = {4, 2, 0, 0, 6, 5}};
+  c.base.rope = Rope{};
+  c.base.mask = Mask::causal();
+  c.base.tolerance = 1e-2;
+  c.base.scale = 0.01;
+  std::vector<AttentionInputs<float>> inputs;
+  for (const Shapes& s :
+       std::vector<Shapes>{{4, 2, 1500, 1500, 6, 5}, {4, 2, 1, 300, 6, 5}, {4, 2, 0, 7, 6, 5}})
+    inputs.emplace_back(s, 12);
+  std::vector<SequenceViews<float>> views;
+  for (auto& in : inputs) views.push_back({in.q.view(), in.k.view(), in.v.view(), in.out.view()});
+  const std::vector<Position> ring = shuffled_positions(random, 300, 8);
+  const std::vector<Position> query = {307};
+  const auto plan = make_batch_plan(views, c.options(), std::vector<SequenceOptions>{{}, {query, ring}, {}});
+  EXPECT_EQ(plan.report(0).heads[0].path, Path::polynomial);
+  EXPECT_EQ(plan.report(1).heads[0].path, Path::exact);
   std::vector<std::byte> workspace(plan.workspace_bytes());
   const long before = allocations;
   const RunStatus status = plan.run(views, workspace);

@@ -334,9 +334,8 @@ TEST(BatchPlan, RunRefusesWhatItWasNotMadeFor) {
 /// A step with the first sequences of a plan for the most that they may have: what each gets alone, in just
 /// the memory that was asked for.
 template <class Real>
-void expect_step_as_alone(const BatchPlan<Real>& plan, const AttentionCase& c,
-                          const std::vector<std::pair<Index, Index>>& lengths) {
-  Batch<Real> step(c, lengths);
+void expect_as_alone(const BatchPlan<Real>& plan, Batch<Real>& step) {
+  const AttentionCase& c = step.cases.front();
   const auto shapes = step.shapes();
   const std::size_t bytes = plan.workspace_bytes(shapes);
   EXPECT_LE(bytes, plan.workspace_bytes());
@@ -358,6 +357,13 @@ void expect_step_as_alone(const BatchPlan<Real>& plan, const AttentionCase& c,
     EXPECT_EQ(in.out.values, out.values) << "sequence " << s << ": " << step.cases[s];
     EXPECT_EQ(sums[s], alone) << "sequence " << s << ": " << step.cases[s];
   }
+}
+
+template <class Real>
+void expect_step_as_alone(const BatchPlan<Real>& plan, const AttentionCase& c,
+                          const std::vector<std::pair<Index, Index>>& lengths) {
+  Batch<Real> step(c, lengths);
+  expect_as_alone(plan, step);
 }
 
 TYPED_TEST(BatchTest, APlanOfTheMostTakesEveryStep) {
@@ -386,6 +392,60 @@ TYPED_TEST(BatchTest, APlanOfTheMostTakesEveryStep) {
       expect_step_as_alone(plan, c, lengths);
     }
   }
+}
+
+/// Rings, queries apart from the keys and documents, rewritten before each step, in just the memory that was
+/// asked for.
+TYPED_TEST(BatchTest, PositionsAndRangesAreReadInEveryStep) {
+  Inputs random(12);
+  for (const Mask mask : {Mask::causal(), Mask::sliding_window(50)})
+    for (const Index kv_heads : {2, 1}) {
+      AttentionCase c = shared_case();
+      c.base.mask = mask;
+      c.shapes.kv_heads = kv_heads;
+      set_alibi(c, random);
+      Options options = c.options();
+      options.executor = threads(2);
+      std::vector<Position> ring(700), queries(60, 0);
+      std::vector<Range> documents(60, {0, 700});
+      const std::vector<Shapes> most(3, {4, kv_heads, 60, 700, 12, 9});
+      const BatchPlan<TypeParam> plan(
+          most, options,
+          std::vector<SequenceOptions>{
+              {.queries = queries, .keys = ring}, {.key_ranges = {documents, 1}}, {}});
+      for (int i = 0; i < 20; ++i) {
+        std::vector<std::pair<Index, Index>> lengths;
+        for (int s = 0; s < 3; ++s) lengths.push_back({random.integer(0, 60), random.integer(1, 700)});
+        if (i % 3 == 0) lengths[0].first = lengths[1].first = 1;
+        Batch<TypeParam> step(c, lengths);
+        const auto [n_q, n_k] = lengths[0];
+        const Position last = n_k + random.integer(0, 2000);
+        for (Position p = last - n_k; p < last; ++p) ring[static_cast<std::size_t>(p % n_k)] = p;
+        for (Index q = 0; q < n_q; ++q) queries[static_cast<std::size_t>(q)] = last - random.integer(0, 90);
+        step.cases[0].key_positions.assign(ring.begin(), ring.begin() + n_k);
+        step.cases[0].query_positions.assign(queries.begin(), queries.begin() + n_q);
+        for (Index q = 0; q < lengths[1].first; ++q) {
+          const Index begin = random.integer(0, lengths[1].second);
+          documents[static_cast<std::size_t>(q)] = {begin, random.integer(begin, lengths[1].second)};
+        }
+        step.cases[1].ranges.ranges.assign(documents.begin(), documents.begin() + lengths[1].first);
+        expect_as_alone(plan, step);
+      }
+    }
+}
+
+TEST(BatchPlan, StepsWhosePlacesAreNotAsTheyMustBeAreRefused) {
+  Batch<float> batch(shared_case(), {{4, 20}, {2, 30}});
+  std::vector<Range> ranges(2, {0, 30});
+  const BatchPlan<float> plan(batch.shapes(), batch.options(),
+                              std::vector<SequenceOptions>{{}, {.key_ranges = {ranges, 1}}});
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  ranges[1].end = 31;
+  EXPECT_EQ(plan.run(batch.views(), workspace), RunStatus::places_refused);
+  for (const auto& in : batch.inputs)
+    for (const float x : in.out.values) ASSERT_TRUE(std::isnan(x));
+  ranges[1].end = 29;
+  EXPECT_EQ(plan.run(batch.views(), workspace), RunStatus::ok);
 }
 
 TEST(BatchPlan, ItsWorkspaceIsThatOfTheLargestStep) {
@@ -431,10 +491,10 @@ TEST(BatchPlan, AStepNeedsWhatItsOwnSizesTake) {
   EXPECT_EQ(plan.workspace_bytes(std::vector<Shapes>{}), 0u);
 }
 
-TEST(BatchPlan, SequencesWithRowsOfTheirOwnTakeTheirSizesOnly) {
+TEST(BatchPlan, SequencesWithDenseMasksTakeTheirSizesOnly) {
   Batch<float> batch(shared_case(), {{4, 20}, {4, 20}, {4, 20}, {4, 20}});
   const std::vector<Position> positions(20, 7);
-  const std::vector<Range> ranges(4, {0, 20});
+  const std::vector<Range> ranges(4, {0, 19});
   std::array<bool, 20> seen;
   seen.fill(true);
   std::vector<SequenceOptions> own(4);
@@ -450,7 +510,7 @@ TEST(BatchPlan, SequencesWithRowsOfTheirOwnTakeTheirSizesOnly) {
     auto views = batch.views();
     --views[s].k.rows;
     --views[s].v.rows;
-    EXPECT_EQ(plan.has_capacity(s), s == 0);
+    EXPECT_EQ(plan.has_capacity(s), s != 3);
     EXPECT_EQ(plan.run(views, workspace), plan.has_capacity(s) ? RunStatus::ok : RunStatus::shape_mismatch);
   }
 }

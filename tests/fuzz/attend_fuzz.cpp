@@ -402,6 +402,27 @@ struct Exact {
   }
 };
 
+/// The case with arrays of larger sizes, whose first rows are its own.
+AttentionCase widened(const AttentionCase& c, const Shapes& most) {
+  AttentionCase wide = c;
+  wide.shapes = most;
+  const auto widen = [](auto& values, Index n, Index wanted) {
+    if (values.empty()) return;
+    std::decay_t<decltype(values)> all;
+    for (auto row = values.begin(); row != values.end(); row += n) {
+      all.insert(all.end(), row, row + n);
+      all.insert(all.end(), static_cast<std::size_t>(wanted - n), {});
+    }
+    values = std::move(all);
+  };
+  widen(wide.query_positions, c.shapes.n_q, most.n_q);
+  widen(wide.key_positions, c.shapes.n_k, most.n_k);
+  widen(wide.query_section_positions, c.shapes.n_q, most.n_q);
+  widen(wide.key_section_positions, c.shapes.n_k, most.n_k);
+  widen(wide.ranges.ranges, c.shapes.n_q * c.ranges.per_row, most.n_q * c.ranges.per_row);
+  return wide;
+}
+
 /// Holds a plan and a batch of larger capacity, where there are such, against a plan of just these sizes.
 template <class T, class K, class V>
 void check_capacity(Bytes& bytes, const AttentionCase& c, const Tensor<T>& q, const K& k, const V& v) {
@@ -413,6 +434,7 @@ void check_capacity(Bytes& bytes, const AttentionCase& c, const Tensor<T>& q, co
   Options options = c.options();
   options.tolerance = 0;
   options.path = Path::exact;
+  const AttentionCase wide = widened(c, most);
   const auto run = [&](const Plan<Real>& plan) {
     Exact<Real> result(c.shapes);
     std::vector<std::byte> memory(plan.workspace_bytes(), content);
@@ -424,23 +446,25 @@ void check_capacity(Bytes& bytes, const AttentionCase& c, const Tensor<T>& q, co
   const auto own = make_plan<Real>(c.shapes, options);
   const Exact<Real> expected = run(own);
   const bool grows = own.has_capacity();
-  if (grows && !(run(make_plan<Real>(most, options)) == expected))
+  Options of_most = grows ? wide.options() : options;
+  of_most.tolerance = 0;
+  of_most.path = Path::exact;
+  if (grows && !(run(make_plan<Real>(most, of_most)) == expected))
     fail(c, "a plan of larger capacity gives other bits");
 
-  const SequenceOptions of{options.query_positions,
-                           options.key_positions,
-                           options.query_section_positions,
-                           options.key_section_positions,
-                           options.key_ranges,
-                           options.dense_bias,
-                           options.dense_mask};
+  const auto own_of = [](const Options& o) {
+    return SequenceOptions{
+        o.query_positions, o.key_positions, o.query_section_positions, o.key_section_positions, o.key_ranges,
+        o.dense_bias,      o.dense_mask};
+  };
+  const SequenceOptions of = own_of(options), of_slot = own_of(of_most);
   options.query_positions = options.key_positions = {};
   options.query_section_positions = options.key_section_positions = {};
   options.key_ranges = {};
   options.dense_bias = {};
   options.dense_mask = {};
   const BatchPlan<Real> plan(std::vector<Shapes>(3, grows ? most : c.shapes), options,
-                             std::vector<SequenceOptions>(3, of));
+                             std::vector<SequenceOptions>(3, of_slot));
   Exact<Real> first(c.shapes), second(c.shapes);
   std::vector<SequenceViews<T, decltype(as_rows(k.view())), decltype(as_rows(v.view())), Real>> views;
   for (Exact<Real>* result : {&first, &second})
@@ -451,6 +475,21 @@ void check_capacity(Bytes& bytes, const AttentionCase& c, const Tensor<T>& q, co
   std::vector<std::byte> memory(plan.workspace_bytes(), content);
   if (plan.run(views, memory) != RunStatus::ok) fail(c, "a batch does not run");
   if (!(first == expected && second == expected)) fail(c, "a sequence of a batch has other bits");
+
+  // With the case's own tolerance, beside a sequence that rests.
+  options.tolerance = c.base.tolerance;
+  options.path = c.base.path;
+  views = {{q.view(), k.view(), v.view(), first.out.view()},
+           {rows(q.view(), {0, 0}), k.view(), v.view(), rows(first.out.view(), {0, 0})}};
+  const auto planned = make_batch_plan(views, options, std::vector<SequenceOptions>{of, {}});
+  memory.assign(planned.workspace_bytes(), content);
+  if (planned.run(views, memory) != RunStatus::ok) fail(c, "a batch with a tolerance does not run");
+  const auto alone = make_plan(q.view(), k.view(), v.view(), c.options());
+  memory.assign(alone.workspace_bytes(), content);
+  if (alone.run(q.view(), k.view(), v.view(), second.out.view(), memory) != RunStatus::ok)
+    fail(c, "a plan does not run");
+  second.lse = first.lse;
+  if (!(first == second)) fail(c, "a sequence of a batch with a tolerance has other bits");
 }
 
 template <class T, class K = T, class V = K>

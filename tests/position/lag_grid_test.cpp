@@ -129,6 +129,21 @@ TEST(LagGrid, QueriesStandWhereTheLastKeysStandInOrderOfPosition) {
   EXPECT_EQ(grid.query_position(1), 9);
 }
 
+TEST(LagGrid, KeysOfOnePositionStayInTheOrderInWhichTheyAreStored) {
+  for (const Positions& keys :
+       {Positions{5, 6, 7, 2, 3}, {5, 6, 5, 5}, {5, 7, 2, 5}, {4, 4, 1, 1}, {3, 1, 2, 1}}) {
+    const auto n = static_cast<Index>(keys.size());
+    std::vector<Index> expected(keys.size());
+    std::iota(expected.begin(), expected.end(), Index{0});
+    std::stable_sort(expected.begin(), expected.end(), [&](Index a, Index b) { return keys[a] < keys[b]; });
+    const LagGrid grid(1, n, Positions{9}, keys, Mask::full());
+    for (Index j = 0; j < n; ++j) {
+      EXPECT_EQ(grid.source(j), expected[j]);
+      EXPECT_EQ(grid.key_position(j), keys[expected[j]]);
+    }
+  }
+}
+
 TEST(LagGrid, DefaultsPutTheQueriesAtTheEndOfTheKeys) {
   for (const Mask& mask : kMasks)
     for (const Index n_k : {0, 1, 9})

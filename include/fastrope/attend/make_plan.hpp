@@ -66,34 +66,44 @@ Plan<Real> plan_groups(Problem problem, double tolerance, const Storage& storage
 
 /// Every head exact, for the reason given.
 template <class Real>
-Plan<Real> exact_plan(const Shapes& shapes, const Options& options, const char* reason) {
-  const Problem problem(shapes, options);
+Plan<Real> exact_plan(const Problem& problem, const Options& options, const char* reason) {
   const CostModel cost;
   const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>, {});
   return plan_groups<Real>(problem, options.tolerance, {}, Executor::serial(),
                            [&](Index kv) { return planner.plan_exact(kv, reason, nullptr); });
 }
 
+/// A plan for any data of the problem's shapes.
+template <class Real>
+Plan<Real> plan_shapes(const Problem& problem, const Options& options, const CostModel& cost) {
+  if (options.path == Path::exact) return exact_plan<Real>(problem, options, "forced");
+  if (!options.kernel.is_softmax()) {
+    const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>, {});
+    return plan_groups<Real>(problem, options.tolerance, {}, Executor::serial(),
+                             [&](Index kv) { return planner.plan_kernel(kv); });
+  }
+  if (options.tolerance != 0)
+    fail("a plan with tolerance ", options.tolerance, " belongs to the data: make_plan(q, k, v, options)");
+  return exact_plan<Real>(problem, options, "tolerance 0 asks for the exact path");
+}
+
 }  // namespace detail
 
 /// A plan for any data of these shapes: the exact path for every head, or features where a polynomial kernel
-/// makes them exact and cheaper.
+/// makes them exact and cheaper. With softmax and tolerance 0 it has capacity, as Plan says.
 /// Throws Error for shapes and options that clash, and for a tolerance or a forced path that would need a
 /// look at the data.
 template <class Real = float>
 Plan<Real> make_plan(const Shapes& shapes, const Options& options, const CostModel& cost = {}) {
   require_tolerance(options);
-  if (options.path == Path::exact) return detail::exact_plan<Real>(shapes, options, "forced");
-  if (!options.kernel.is_softmax()) {
-    const Problem problem(shapes, options);
-    const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>, {});
-    return detail::plan_groups<Real>(problem, options.tolerance, {}, Executor::serial(),
-                                     [&](Index kv) { return planner.plan_kernel(kv); });
-  }
-  if (options.tolerance != 0)
-    detail::fail("a plan with tolerance ", options.tolerance,
-                 " belongs to the data: make_plan(q, k, v, options)");
-  return detail::exact_plan<Real>(shapes, options, "tolerance 0 asks for the exact path");
+  Problem problem(shapes, options);
+  if (options.tolerance == 0 && options.kernel.is_softmax())
+    problem.read_when_run({.queries = options.query_positions,
+                           .keys = options.key_positions,
+                           .query_sections = options.query_section_positions,
+                           .key_sections = options.key_section_positions,
+                           .key_ranges = options.key_ranges});
+  return detail::plan_shapes<Real>(problem, options, cost);
 }
 
 namespace detail {
@@ -144,8 +154,9 @@ Plan<Real> plan_tensors(const StoredRows& q, const StoredRows& k, const StoredRo
                         const Options& options, CacheBounds<Real>* seen, const CostModel& cost) {
   const Shapes shapes = shapes_of(q, k, v);
   require_tolerance(options);
-  if (options.tolerance == 0 || !options.kernel.is_softmax()) return make_plan<Real>(shapes, options, cost);
   const Problem problem(shapes, options);
+  if (options.tolerance == 0 || !options.kernel.is_softmax())
+    return plan_shapes<Real>(problem, options, cost);
   const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>,
                         factorisations());
   const std::string exact = exact_reason<Real>(problem, options, cost);

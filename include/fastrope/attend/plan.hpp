@@ -47,10 +47,12 @@ constexpr Storage storage_of() {
 /// A planned attention call with arithmetic in Real. Copies are independent; one plan may be run by several
 /// threads at once, each with its own workspace.
 ///
-/// A plan of softmax with tolerance 0 whose positions are the defaults, without key ranges, dense bias and
-/// dense mask, has capacity: its n_q and n_k are the most that run takes, and a run of fewer is, bit for bit,
-/// that of a plan for them. So one plan serves a cache that grows: prompts in chunks, drafted tokens, single
-/// steps.
+/// A plan of softmax with tolerance 0, without dense bias and dense mask, that was made from shapes has
+/// capacity: its n_q and n_k are the most that run takes, and a run of fewer is, bit for bit, that of a plan
+/// for them. So one plan serves a cache that grows: prompts in chunks, drafted tokens, single steps.
+/// Positions and key ranges are read when run is called, from the memory that they were given in, which must
+/// outlive the plan: of queries the first n_q, of keys the first n_k. They may be rewritten between runs.
+/// (Made from tensors, a plan has capacity where neither is given.)
 template <class Real>
 class Plan {
  public:
@@ -62,6 +64,14 @@ class Plan {
   /// Scratch memory that run needs.
   std::size_t workspace_bytes() const { return report_.workspace_bytes; }
   const Shapes& shapes() const { return problem_.shapes; }
+  /// The call that was planned.
+  const Problem& problem() const { return problem_; }
+  /// Whether every head is exact, by the same products. run then gives lse.
+  bool all_exact() const {
+    return units_.empty() && toeplitz_heads_.empty() && (pair_rows_.empty() || exact_rows_.empty());
+  }
+  /// Whether these are products of bfloat16 where tensors are stored so. Requires all_exact().
+  bool allows_pairs() const { return allow_pairs_; }
   /// Whether run takes fewer queries and keys than shapes() has.
   bool has_capacity() const {
     return report_.tolerance == 0 && all_exact() && problem_.kernel.is_softmax() &&
@@ -163,11 +173,6 @@ class Plan {
     }
   };
 
-  /// Whether all heads are exact, and by the same products.
-  bool all_exact() const {
-    return units_.empty() && toeplitz_heads_.empty() && (pair_rows_.empty() || exact_rows_.empty());
-  }
-
   template <class Operand>
   RunStatus run_tensors(const ExactTensors<Real>& x, std::span<std::byte> memory,
                         const RunDetails& details) const noexcept;
@@ -244,8 +249,8 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
     segments_.emplace(problem_.shapes.n_q, problem_.shapes.n_k, allowed_support(problem_));
   if (has_capacity()) problem_.rotation.template keep<Real>(kept_rotations(problem_));
   if (all_exact() && problem_.kernel.is_softmax())
-    report_.workspace_bytes =
-        has_capacity() ? exact_capacity_bytes<Real>(problem_) : exact_workspace_bytes<Real>(problem_);
+    report_.workspace_bytes = has_capacity() ? problem_.places_bytes() + exact_capacity_bytes<Real>(problem_)
+                                             : exact_workspace_bytes<Real>(problem_);
   else if (all_exact())
     report_.workspace_bytes = Workspace::bytes_of([&](Workspace& w) { BoundedExact(problem_, w); });
   else
@@ -270,10 +275,18 @@ RunStatus Plan<Real>::run_tensors(const ExactTensors<Real>& x, std::span<std::by
     std::fill_n(row_bounds.data() + h * n_q, n_q,
                 problem_.kernel.is_softmax() ? report_.heads[static_cast<std::size_t>(h)].error_bound : 0);
   if (shapes.empty() && x.lse.data == nullptr) return RunStatus::ok;
+  const std::size_t places_bytes = problem_.places_bytes();
+  std::optional<SizedProblem> sized;
   try {
+    Workspace workspace(memory.first(places_bytes));
+    sized.emplace(problem_, shapes.n_q, shapes.n_k, workspace);
+  } catch (...) {
+    return RunStatus::places_refused;
+  }
+  try {
+    memory = memory.subspan(places_bytes);
     Workspace workspace(memory);
-    const SizedProblem sized(problem_, shapes.n_q, shapes.n_k);
-    const Problem& problem = sized.get();
+    const Problem& problem = sized->get();
     if (!all_exact())
       Mixture(*this, workspace).template run<Operand>(*this, x, details);
     else if (!row_bounds.empty() && !problem_.kernel.is_softmax())
@@ -295,7 +308,10 @@ Report Plan<Real>::verify_rows(const StoredRows& q, const KeyRows<double>& k, co
   Report report = report_;
   rows = std::min(rows, problem_.shapes.n_q);
   if (rows == 0 || problem_.shapes.empty()) return report;
-  const std::vector<double> errors = observed_errors(problem_, q, k, v, out, rows);
+  std::vector<std::byte> memory(problem_.places_bytes());
+  Workspace workspace(memory);
+  const SizedProblem problem(problem_, report.shapes.n_q, report.shapes.n_k, workspace);
+  const std::vector<double> errors = observed_errors(problem.get(), q, k, v, out, rows);
   for (std::size_t h = 0; h < errors.size(); ++h) {
     report.heads[h].verified_rows = rows;
     report.heads[h].observed_error = errors[h];

@@ -33,7 +33,7 @@ Report predict(const Shapes& shapes, const Options& options, double radius, cons
   if (options.tolerance == 0 || options.path == Path::exact || !options.kernel.is_softmax())
     return make_plan<Real>(shapes, options, cost).report();
   if (shapes.empty() || shapes.n_k == 0)
-    return detail::exact_plan<Real>(shapes, options, "there is nothing to attend to").report();
+    return detail::exact_plan<Real>(problem, options, "there is nothing to attend to").report();
   const double length = problem.scale == 0 ? 0 : std::sqrt(radius / std::abs(problem.scale));
   // One column will do: bounds know lengths alone. Signs alternate, so that there is no mean.
   const auto rows = [&](Index count) {

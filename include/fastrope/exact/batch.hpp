@@ -1,7 +1,8 @@
 // A batch: many sequences of different lengths in one call, each attended exactly, as if it were alone.
 //
 // Engines that serve many requests mix prompts, chunks of prompts over a cache and single new tokens in one
-// step; a plan of the most that each may have takes every step (BatchStep runs it).
+// step; a plan of the most that each may have takes every step (BatchStep runs it). Batches with a tolerance,
+// in which sequences may be approximated, are in attend/batch.hpp.
 //
 //     std::vector<SequenceViews<float>> batch;  // tokens one after the other, sequence s at offsets[s]
 //     batch.push_back({rows(q, {offsets[s], offsets[s + 1]}), k_cache[s], v_cache[s],
@@ -16,6 +17,7 @@
 #include <ranges>
 #include <span>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "fastrope/core/error.hpp"
@@ -70,14 +72,62 @@ void require_separate(const char* name, std::size_t sequences, Data&& data) {
   if (same != order.end()) fail("sequences ", same[0], " and ", same[1], " have the same ", name);
 }
 
+/// Throws Error where options have rows of one call, or own are not of so many sequences.
+inline void require_shared(const Options& options, std::size_t sequences,
+                           std::span<const SequenceOptions> own) {
+  if (options.dense_bias.data != nullptr || options.dense_mask.data != nullptr)
+    fail("dense_bias and dense_mask have the shape of one call: a batch cannot share them, each ",
+         "sequence has its own in SequenceOptions");
+  if (options.key_ranges.given())
+    fail("options.key_ranges are those of one call: each sequence has its own in SequenceOptions");
+  if (!options.query_positions.empty() || !options.key_positions.empty() ||
+      options.query_section_positions.data != nullptr || options.key_section_positions.data != nullptr)
+    fail("options.query_positions and key_positions, also those of sections, are of one call: give ",
+         "a batch's beside its shapes");
+  if (!own.empty() && own.size() != sequences)
+    fail("options are given for ", own.size(), " of ", sequences, " sequences");
+}
+
+/// Throws Error unless shapes differ in lengths alone from those of sequence 0.
+inline void require_same_heads(const Shapes& s, const Shapes& first) {
+  if (s.heads != first.heads || s.kv_heads != first.kv_heads || s.d != first.d || s.d_v != first.d_v)
+    fail("heads ", s.heads, ", kv_heads ", s.kv_heads, ", d ", s.d, ", d_v ", s.d_v,
+         "; sequence 0 has heads ", first.heads, ", kv_heads ", first.kv_heads, ", d ", first.d, ", d_v ",
+         first.d_v);
+}
+
+/// The problems of a batch's sequences. Throws Error as BatchPlan does.
+inline std::vector<Problem> batch_problems(std::span<const Shapes> shapes, const Options& options,
+                                           std::span<const SequenceOptions> own) {
+  if (options.path != Path::automatic && options.path != Path::exact)
+    fail("path ", options.path, " does not serve batches: their sequences are exact");
+  require_shared(options, shapes.size(), own);
+  std::vector<Problem> problems;
+  if (shapes.empty()) return problems;
+  Shapes heads = shapes.front();
+  heads.n_q = heads.n_k = 0;
+  const Problem shared(heads, options);
+  problems.reserve(shapes.size());
+  for (std::size_t s = 0; s < shapes.size(); ++s)
+    in_sequence(s, [&] {
+      require_same_heads(shapes[s], heads);
+      const SequenceOptions of = own.empty() ? SequenceOptions{} : own[s];
+      problems.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, of));
+      problems.back().set_dense(of.dense_bias, of.dense_mask);
+    });
+  return problems;
+}
+
 }  // namespace detail
 
 /// A checked batch with arithmetic in Real, to be run any number of times: for each layer of a model, and for
 /// each step. One plan may be run by several threads at once, each with its own workspace.
 ///
-/// A sequence without positions, key ranges, dense bias and dense mask of its own has capacity: run takes any
-/// n_q and n_k up to the plan's, and gives, bit for bit, what a plan for these sizes would. So its cache may
-/// grow, and one that is not there has n_q = 0.
+/// A sequence without dense bias and dense mask has capacity: run takes any n_q and n_k up to the plan's, and
+/// gives, bit for bit, what a plan for these sizes would. So its cache may grow, and one that is not there
+/// has n_q = 0. Positions and key ranges of its own are read when run is called, from the memory that they
+/// are given in, which must outlive the plan: of queries the first n_q, of keys the first n_k. They may be
+/// rewritten between runs.
 template <class Real = float>
 class BatchPlan {
  public:
@@ -85,23 +135,18 @@ class BatchPlan {
   /// own: of each sequence, or empty. Masks, biases and the like are those of `options` for every sequence.
   /// All are exact; with a tolerance, which products of bfloat16 might exceed, these are of float. Throws
   /// Error for options and shapes that clash, naming the sequence and the values, and for what belongs to a
-  /// single call: a path other than exact, and what SequenceOptions has.
-  BatchPlan(std::span<const Shapes> shapes, const Options& options,
-            std::span<const SequenceOptions> own = {}) {
-    require_shared(options);
-    allow_pairs_ = options.tolerance == 0;
-    if (!own.empty() && own.size() != shapes.size())
-      detail::fail("options are given for ", own.size(), " of ", shapes.size(), " sequences");
-    if (shapes.empty()) return;
-    const Problem shared(with_lengths(shapes.front(), 0, 0), options);
-    problems_.reserve(shapes.size());
+  /// single call: a path other than exact, and what SequenceOptions has. Positions and key ranges are checked
+  /// as they are, of all queries and keys, and again in each run.
+  BatchPlan(std::span<const Shapes> shapes, const Options& options, std::span<const SequenceOptions> own = {})
+      : problems_(detail::batch_problems(shapes, options, own)), allow_pairs_(options.tolerance == 0) {
     for (std::size_t s = 0; s < shapes.size(); ++s)
-      detail::in_sequence(s, [&] {
-        require_same_heads(shapes[s], shared.shapes);
-        const SequenceOptions of = own.empty() ? SequenceOptions{} : own[s];
-        problems_.push_back(shared.with(shapes[s].n_q, shapes[s].n_k, of));
-        problems_.back().set_dense(of.dense_bias, of.dense_mask);
-      });
+      if (!own.empty()) problems_[s].read_when_run(own[s]);
+    keep_rotations();
+  }
+  /// The same of calls that were checked before and differ in no more than that, of which positions and key
+  /// ranges are not read again: those that have some take just their sizes.
+  BatchPlan(std::vector<Problem> problems, bool allow_pairs)
+      : problems_(std::move(problems)), allow_pairs_(allow_pairs) {
     keep_rotations();
   }
 
@@ -132,23 +177,30 @@ class BatchPlan {
   /// SequenceViews, of shapes that the plan takes, in its order; those that are left out at the end are idle.
   /// Takes any workspace of workspace_bytes() or, for just these shapes, workspace_bytes(step). Allocates
   /// nothing and throws nothing. An out must not overlap any input. Cost beside attention: O(1) for a
-  /// sequence, nothing for one without queries.
+  /// sequence, O(n_q + n_k) to read positions and key ranges of its own (O(n_k log n_k) where keys are
+  /// neither in order nor a ring), nothing for one without queries.
   template <std::ranges::contiguous_range Sequences>
   RunStatus run(const Sequences& sequences, std::span<std::byte> workspace) const noexcept {
     const std::span views(sequences);
-    if (views.size() > problems_.size()) return RunStatus::shape_mismatch;
-    if (views.empty()) return RunStatus::ok;
-    if (workspace.size() < Workspace::bytes_of([&](Workspace& w) { take_tensors(views.size(), w); }))
+    return run(
+        views.size(), [&](std::size_t s) -> const auto& { return views[s]; }, workspace);
+  }
+  /// The same of so many sequences wherever they are: views(s) are the SequenceViews of sequence s.
+  template <class Views>
+  RunStatus run(std::size_t sequences, Views&& views, std::span<std::byte> workspace) const noexcept {
+    if (sequences > problems_.size()) return RunStatus::shape_mismatch;
+    if (sequences == 0) return RunStatus::ok;
+    if (workspace.size() < Workspace::bytes_of([&](Workspace& w) { take_tensors(sequences, w); }))
       return RunStatus::workspace_too_small;
     Workspace memory(workspace);
-    const auto tensors = take_tensors(views.size(), memory);
-    for (std::size_t s = 0; s < views.size(); ++s) {
-      const auto& [q, k, v, out, lse] = views[s];
+    const auto tensors = take_tensors(sequences, memory);
+    for (std::size_t s = 0; s < sequences; ++s) {
+      const auto& [q, k, v, out, lse] = views(s);
       const ExactTensors<Real>& x = *std::construct_at(&tensors[s], ExactTensors<Real>{q, k, v, out, lse});
       const Shapes shapes = problems_[s].sized_shapes(x.q.rows, x.k.rows);
       if (!fits(shapes, x.q, x.k, x.v, x.out, x.lse)) return RunStatus::shape_mismatch;
     }
-    const auto& x = views.front();
+    const auto& x = views(0);
     return run_tensors<OperandOf<Real, decltype(x.q), decltype(x.k), decltype(x.v)>>(tensors, memory,
                                                                                      workspace.size());
   }
@@ -159,6 +211,20 @@ class BatchPlan {
     Index calls = 0;  // of sequences with queries
     std::size_t worker_bytes = 0;
     std::size_t bytes = 0;  // of all
+  };
+
+  /// The most that calls seen take.
+  struct MostOfCalls {
+    std::size_t& worker_bytes;
+    std::size_t call_bytes = 0;
+
+    template <class Way>
+    void operator()(std::type_identity<Way>, const Problem& problem) {
+      Workspace of_call;
+      const Way call(problem, WorkerScratch{}, of_call);
+      call_bytes = std::max(call_bytes, of_call.bytes());
+      worker_bytes = std::max(worker_bytes, call.worker_bytes(problem));
+    }
   };
 
   static std::span<ExactTensors<Real>> take_tensors(std::size_t sequences, Workspace& workspace) {
@@ -177,10 +243,18 @@ class BatchPlan {
       const Shapes of_step = sizes(s);
       const Shapes shapes = problems_[s].sized_shapes(of_step.n_q, of_step.n_k);
       if (shapes.n_q == 0) continue;
-      const SizedProblem problem(problems_[s], shapes.n_q, shapes.n_k);
+      ++needs.calls;
+      if (problems_[s].reads_places()) {
+        problems_[s].take_places(shapes.n_q, shapes.n_k, counting);
+        MostOfCalls most{needs.worker_bytes};
+        for_possible_ways<Real, TiledAttention<T>, DecodeAttention<Real>>(
+            problems_[s].widest(shapes.n_q, shapes.n_k), most);
+        counting.take<std::byte>(static_cast<Index>(most.call_bytes));
+        continue;
+      }
+      const SizedProblem problem(problems_[s], shapes.n_q, shapes.n_k, counting);
       const ExactCall<T> call(problem.get(), WorkerScratch{}, counting);
       needs.worker_bytes = std::max(needs.worker_bytes, call.worker_bytes(problem.get()));
-      ++needs.calls;
     }
     BatchStep<T>(needs.calls, needs.worker_bytes, executor(), counting);
     needs.bytes = counting.bytes();
@@ -190,24 +264,21 @@ class BatchPlan {
   /// The most that needs<T> may come to.
   template <class T>
   std::size_t capacity_bytes() const {
-    std::size_t worker_bytes = 0, call_bytes = 0;
+    std::size_t worker_bytes = 0;
+    MostOfCalls most{worker_bytes};
     Workspace counting;
     take_tensors(problems_.size(), counting);
     const Problem* before = nullptr;
     for (const Problem& problem : problems_) {
-      const auto see = [&](auto way, const Problem& sized) {
-        Workspace of_call;
-        const typename decltype(way)::type call(sized, WorkerScratch{}, of_call);
-        call_bytes = std::max(call_bytes, of_call.bytes());
-        worker_bytes = std::max(worker_bytes, call.worker_bytes(sized));
-      };
       const bool any = problem.takes_any_sizes();
-      if (before == nullptr || !any || !before->takes_any_sizes() || before->shapes != problem.shapes) {
-        call_bytes = 0;
-        any ? for_largest_calls<Real, TiledAttention<T>, DecodeAttention<Real>>(problem, see)
-            : see(std::type_identity<ExactCall<T>>{}, problem);
+      if (before == nullptr || !any || !before->takes_any_sizes() ||
+          before->reads_places() != problem.reads_places() || before->shapes != problem.shapes) {
+        most.call_bytes = 0;
+        any ? for_largest_calls<Real, TiledAttention<T>, DecodeAttention<Real>>(problem, most)
+            : most(std::type_identity<ExactCall<T>>{}, problem);
       }
-      counting.take<std::byte>(static_cast<Index>(call_bytes));
+      problem.take_places(problem.shapes.n_q, problem.shapes.n_k, counting);
+      counting.take<std::byte>(static_cast<Index>(most.call_bytes));
       before = &problem;
     }
     BatchStep<T>(std::ssize(problems_), worker_bytes, executor(), counting);
@@ -229,8 +300,13 @@ class BatchPlan {
           return;
         }
         BatchStep<T> step(of_step.calls, of_step.worker_bytes, executor(), memory);
-        for (std::size_t s = 0; s < tensors.size(); ++s)
-          if (tensors[s].q.rows > 0) step.add(problems_[s], tensors[s], memory);
+        try {
+          for (std::size_t s = 0; s < tensors.size(); ++s)
+            if (tensors[s].q.rows > 0) step.add(problems_[s], tensors[s], memory);
+        } catch (const Error&) {
+          status = RunStatus::places_refused;
+          return;
+        }
         step.run();
       });
     } catch (...) {
@@ -239,36 +315,9 @@ class BatchPlan {
     return status;
   }
 
-  static Shapes with_lengths(Shapes s, Index n_q, Index n_k) {
-    s.n_q = n_q;
-    s.n_k = n_k;
-    return s;
-  }
-
-  static void require_shared(const Options& options) {
-    if (options.path != Path::automatic && options.path != Path::exact)
-      detail::fail("path ", options.path, " does not serve batches: their sequences are exact");
-    if (options.dense_bias.data != nullptr || options.dense_mask.data != nullptr)
-      detail::fail("dense_bias and dense_mask have the shape of one call: a batch cannot share them, each ",
-                   "sequence has its own in SequenceOptions");
-    if (options.key_ranges.given())
-      detail::fail("options.key_ranges are those of one call: each sequence has its own in SequenceOptions");
-    if (!options.query_positions.empty() || !options.key_positions.empty() ||
-        options.query_section_positions.data != nullptr || options.key_section_positions.data != nullptr)
-      detail::fail(
-          "options.query_positions and key_positions, also those of sections, are of one call: give ",
-          "a batch's beside its shapes");
-  }
-
-  static void require_same_heads(const Shapes& s, const Shapes& shared) {
-    if (with_lengths(s, 0, 0) != shared)
-      detail::fail("heads ", s.heads, ", kv_heads ", s.kv_heads, ", d ", s.d, ", d_v ", s.d_v,
-                   "; sequence 0 has heads ", shared.heads, ", kv_heads ", shared.kv_heads, ", d ", shared.d,
-                   ", d_v ", shared.d_v);
-  }
-
   /// One table for all sequences.
   void keep_rotations() {
+    if (problems_.empty()) return;
     Index rows = 0;
     for (const Problem& problem : problems_) rows = std::max(rows, kept_rotations(problem));
     Rotation rotation = problems_.front().rotation;
@@ -301,7 +350,7 @@ void attend_batch(const Sequences& sequences, const Options& options,
   detail::require_separate("lse", views.size(), [&](std::size_t s) {
     return shapes[s].heads * shapes[s].n_q == 0 ? nullptr : views[s].lse.data;
   });
-  const BatchPlan<Real> plan(shapes, options, own);
+  const BatchPlan<Real> plan(detail::batch_problems(shapes, options, own), options.tolerance == 0);
   std::vector<std::byte> workspace(plan.workspace_bytes(shapes));
   if (plan.run(views, workspace) != RunStatus::ok) detail::fail("the executor failed while attending");
 }

@@ -38,7 +38,8 @@ class BatchStep {
   BatchStep& operator=(const BatchStep&) = delete;
   ~BatchStep() { std::destroy_n(calls_.begin(), count_); }
 
-  /// problem and x must outlive the step; problem takes x's sizes.
+  /// problem and x must outlive the step; problem takes x's sizes. Throws Error where positions or key ranges
+  /// that it reads are not such as it takes.
   void add(const Problem& problem, const ExactTensors<Real>& x, Workspace& workspace) {
     order_[count_] = std::construct_at(&calls_[count_], problem, x, scratch_, workspace);
     ++count_;
@@ -73,7 +74,7 @@ class BatchStep {
 
     Call(const Problem& of_plan, const ExactTensors<Real>& tensors, const WorkerScratch& scratch,
          Workspace& workspace)
-        : problem(of_plan, tensors.q.rows, tensors.k.rows),
+        : problem(of_plan, tensors.q.rows, tensors.k.rows, workspace),
           x(tensors),
           exact(problem.get(), scratch, workspace) {}
 

@@ -175,6 +175,14 @@ std::size_t bytes_of_way(const Problem& problem) {
 
 }  // namespace detail
 
+/// see(std::type_identity<Way>{}, widest) for the ways in which a call of the sizes of `widest` may run,
+/// wherever its queries and keys stand.
+template <class Real, class Tiled, class Decode, class See>
+void for_possible_ways(const Problem& widest, See&& see) {
+  if (!DecodeRows<Real>::must_suit(widest)) see(std::type_identity<Tiled>{}, widest);
+  if (DecodeRows<Real>::may_suit(widest)) see(std::type_identity<Decode>{}, widest);
+}
+
 /// see(std::type_identity<Way>{}, sized), Way = Tiled or Decode, for calls of at most the problem's queries
 /// and keys, of which one takes the most memory of all such calls, and one the most for a worker. Requires
 /// problem.takes_any_sizes().
@@ -183,20 +191,21 @@ std::size_t bytes_of_way(const Problem& problem) {
 /// that hold them: they fill the most where the first key is the last of one. And more for more queries, but
 /// for how decoding divides its rows into groups, so that each number that it may be given is asked. Rotation
 /// tables that a plan keeps are of use where there are as many keys as queries: fewer are asked for too.
+/// Where positions are read when run, any may come: it is asked for the widest.
 template <class Real, class Tiled, class Decode, class See>
 void for_largest_calls(const Problem& problem, See&& see) {
   using Rows = DecodeRows<Real>;
   const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
   const auto ask = [&](auto way, Index queries) {
     for (const Index keys : {n_k, std::min(n_k, queries - 1)}) {
-      const Index begin = problem.sized(queries, keys).grid.keys_of(Range{0, queries}).begin;
+      const Index begin = problem.widest(queries, keys).grid.keys_of(Range{0, queries}).begin;
       for (const Index unit : {Index{1}, kTileCols<Real>, kStretch})
-        see(way, problem.sized(queries, keys - std::min(begin, (begin + 1) % unit)));
+        see(way, problem.widest(queries, keys - std::min(begin, (begin + 1) % unit)));
     }
   };
   if (n_q > 0 && !Rows::must_suit(problem)) ask(std::type_identity<Tiled>{}, n_q);
   for (Index queries = 1; queries <= n_q; ++queries) {
-    if (!Rows::may_suit(problem.sized(queries, n_k))) return;  // neither do more
+    if (!Rows::may_suit(problem.widest(queries, n_k))) return;  // neither do more
     ask(std::type_identity<Decode>{}, queries);
   }
 }

@@ -14,9 +14,13 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// default positions and are reached; of a window, runs make the few that they need.
 inline Index kept_rotations(const Problem& problem) {
   const LagGrid& grid = problem.grid;
-  const bool all = grid.consecutive() && grid.key_position(0) == 0 && problem.turns_by_lag() &&
-                   grid.reached().hull() == Range{0, problem.shapes.n_k};
-  return problem.rotates() && all ? problem.shapes.n_k : 0;
+  const Index n_q = problem.shapes.n_q, n_k = problem.shapes.n_k;
+  // Key ranges that are read when run may reach what those of now do not.
+  const Range reached =
+      (problem.reads_places() ? LagGrid(n_q, n_k, {}, {}, grid.mask()) : grid).reached().hull();
+  const bool all =
+      grid.consecutive() && grid.key_position(0) == 0 && problem.turns_by_lag() && reached == Range{0, n_k};
+  return problem.rotates() && all ? n_k : 0;
 }
 
 /// Turns rows of q and k, in the arithmetic type, by their positions.

@@ -139,11 +139,10 @@ class WeightsPlan {
     }
     if (memory.size() < workspace_bytes_) return RunStatus::workspace_too_small;
     try {
-      std::optional<Problem> sized;
-      const Problem& problem = s == problem_.shapes ? problem_ : sized.emplace(problem_.sized(s.n_q, s.n_k));
       Workspace workspace(memory);
-      WeightsCall<Real> call(problem, workspace);
-      use(call, problem);
+      const SizedProblem problem(problem_, s.n_q, s.n_k, workspace);
+      WeightsCall<Real> call(problem.get(), workspace);
+      use(call, problem.get());
     } catch (...) {
       return RunStatus::executor_failed;
     }

@@ -19,7 +19,8 @@ namespace fastrope::inline FASTROPE_TARGET {
 
 /// Row i of every head sees the union of ranges[i m] .. ranges[(i + 1) m - 1], m = per_row: half-open ranges
 /// of rows of k, whatever their positions, which ascend and do not overlap; empty ones are padding. Of heads
-/// that differ: heads n_q m ranges, head after head. Views memory, which is read when a call is checked.
+/// that differ: heads n_q m ranges, head after head. Views memory, which is read when a call is
+/// checked, and by a plan with capacity whenever it is run.
 struct KeyRanges {
   std::span<const Range> ranges = {};
   Index per_row = 0;  ///< 0: no ranges are given, every key may be seen

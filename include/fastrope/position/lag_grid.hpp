@@ -8,21 +8,24 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdlib>
+#include <memory>
 #include <numeric>
 #include <span>
-#include <vector>
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
+#include "fastrope/core/workspace.hpp"
+#include "fastrope/position/grid_memory.hpp"
 #include "fastrope/position/key_ranges.hpp"
 #include "fastrope/position/mask.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
 /// Positions p_i of n_q queries, t_j of n_k keys in ascending order (as stored where there are key ranges),
-/// the mask over the lags p_i - t_j, and the ranges.
+/// the mask over the lags p_i - t_j, and the ranges. Copies share what it found of them.
 class LagGrid {
  public:
   /// Positions beyond this, and so more rows, are refused, so that lags and mask arithmetic cannot overflow.
@@ -35,27 +38,37 @@ class LagGrid {
   /// positions do not ascend within a range of which the mask leaves a part.
   LagGrid(Index n_q, Index n_k, std::span<const Position> query_positions,
           std::span<const Position> key_positions, Mask mask, KeyRanges ranges = {}, Index heads = 1)
-      : n_q_(n_q),
-        n_k_(n_k),
-        mask_(Mask::lags(mask.first, mask.last)),
-        queries_(query_positions.begin(), query_positions.end()) {
-    if (n_q < 0 || n_q > kMaxPosition || n_k < 0 || n_k > kMaxPosition)
-      detail::fail("n_q = ", n_q, " and n_k = ", n_k, " must not be negative or beyond 2^40");
+      : LagGrid(n_q, n_k, mask) {
+    const GivenPlaces given{query_positions, key_positions, ranges, heads};
     check("query_positions", query_positions, n_q);
     check("key_positions", key_positions, n_k);
-    set_keys(key_positions, /*as_stored=*/ranges.given());
-    if (query_positions.empty() && !key_positions.empty()) {
-      if (n_q > n_k)
-        detail::fail("key_positions are given for ", n_k, " keys: ", n_q,
-                     " queries need query_positions too");
-      for (Index j = n_k - n_q; j < n_k; ++j) queries_.push_back(key_position(j));
-    }
-    first_query_ = n_k - n_q;
-    if (!queries_.empty() && is_consecutive(queries_)) {
-      first_query_ = queries_.front();
-      queries_.clear();
-    }
-    if (ranges.given()) set_ranges(ranges, heads);
+    if (ranges.given()) require_rows(given, n_q);
+    const std::size_t bytes = Workspace::bytes_of([&](Workspace& w) { GridMemory(given, n_q, n_k, w); });
+    if (bytes == 0) return;
+    std::shared_ptr<std::byte[]> memory(new std::byte[bytes]);
+    Workspace workspace({memory.get(), bytes});
+    place(given, n_q, GridMemory(given, n_q, n_k, workspace));
+    memory_ = std::move(memory);
+  }
+  /// The same of the first n_q rows of queries and the first n_k of keys of arrays that have `most_q` rows of
+  /// queries and n_k or more of keys, in the workspace, which must outlive it. Allocates nothing.
+  LagGrid(Index n_q, Index n_k, GivenPlaces given, Index most_q, Mask mask, Workspace& workspace)
+      : LagGrid(n_q, n_k, mask) {
+    given = given.first(n_q, n_k);
+    check("query_positions", given.queries, n_q);
+    check("key_positions", given.keys, n_k);
+    place(given, most_q, GridMemory(given, n_q, n_k, workspace));
+  }
+  /// Takes what that takes.
+  static void take(Index n_q, Index n_k, const GivenPlaces& given, Workspace& workspace) {
+    GridMemory(given.first(n_q, n_k), n_q, n_k, workspace);
+  }
+  /// Of all grids of these sizes one that takes the most memory to run: every query sees every key, and
+  /// stands beside them.
+  static LagGrid widest(Index n_q, Index n_k) {
+    LagGrid grid(n_q, n_k, Mask::full());
+    grid.first_query_ = n_k;
+    return grid;
   }
 
   Index n_q() const { return n_q_; }
@@ -163,6 +176,13 @@ class LagGrid {
   }
 
  private:
+  /// At default positions.
+  LagGrid(Index n_q, Index n_k, Mask mask) : n_q_(n_q), n_k_(n_k), mask_(Mask::lags(mask.first, mask.last)) {
+    if (n_q < 0 || n_q > kMaxPosition || n_k < 0 || n_k > kMaxPosition)
+      detail::fail("n_q = ", n_q, " and n_k = ", n_k, " must not be negative or beyond 2^40");
+    first_query_ = n_k - n_q;
+  }
+
   static void check(const char* name, std::span<const Position> positions, Index n) {
     if (!positions.empty() && static_cast<Index>(positions.size()) != n)
       detail::fail(name, " has ", positions.size(), " entries for ", n, " rows");
@@ -170,19 +190,50 @@ class LagGrid {
       if (p > kMaxPosition || p < -kMaxPosition) detail::fail(name, ": ", p, " is beyond +-2^40");
   }
 
-  void set_keys(std::span<const Position> positions, bool as_stored) {
-    if (positions.empty()) return;
-    order_.resize(positions.size());
-    std::iota(order_.begin(), order_.end(), Index{0});
-    if (!as_stored)
-      std::stable_sort(order_.begin(), order_.end(),
-                       [&](Index a, Index b) { return positions[a] < positions[b]; });
-    for (Index j : order_) keys_.push_back(positions[j]);
-    if (std::is_sorted(order_.begin(), order_.end())) order_.clear();
-    if (is_consecutive(keys_)) {
-      first_key_ = keys_.front();
-      keys_.clear();
+  /// range_rows: rows of queries that the ranges have.
+  void place(const GivenPlaces& given, Index range_rows, const GridMemory& memory) {
+    set_keys(given.keys, /*as_stored=*/given.ranges.given(), memory);
+    std::span<Position> queries = memory.queries;
+    std::copy(given.queries.begin(), given.queries.end(), queries.begin());
+    if (given.queries.empty() && !given.keys.empty()) {
+      if (n_q_ > n_k_)
+        detail::fail("key_positions are given for ", n_k_, " keys: ", n_q_,
+                     " queries need query_positions too");
+      for (Index i = 0; i < n_q_; ++i) queries[i] = key_position(n_k_ - n_q_ + i);
     }
+    if (!queries.empty() && is_consecutive(queries))
+      first_query_ = queries.front();
+    else
+      queries_ = queries;
+    if (given.ranges.given()) set_ranges(given, range_rows, memory);
+  }
+
+  void set_keys(std::span<const Position> positions, bool as_stored, const GridMemory& memory) {
+    if (positions.empty()) return;
+    const std::span<Position> keys = memory.keys;
+    if (as_stored || std::is_sorted(positions.begin(), positions.end())) {
+      std::copy(positions.begin(), positions.end(), keys.begin());
+    } else {
+      sort(positions, memory.order);
+      for (std::size_t j = 0; j < keys.size(); ++j) keys[j] = positions[memory.order[j]];
+      order_ = memory.order;
+    }
+    if (is_consecutive(keys))
+      first_key_ = keys.front();
+    else
+      keys_ = keys;
+  }
+
+  /// order [positions.size()] = the stable order by position. Cost: O(n) for a ring.
+  static void sort(std::span<const Position> positions, std::span<Index> order) {
+    std::iota(order.begin(), order.end(), Index{0});
+    const auto fall = std::is_sorted_until(positions.begin(), positions.end());
+    if (std::is_sorted(fall, positions.end()) && positions.back() < positions.front())
+      std::rotate(order.begin(), order.begin() + (fall - positions.begin()), order.end());
+    else
+      std::sort(order.begin(), order.end(), [&](Index a, Index b) {
+        return positions[a] != positions[b] ? positions[a] < positions[b] : a < b;
+      });
   }
 
   static bool is_consecutive(std::span<const Position> positions) {
@@ -218,25 +269,31 @@ class LagGrid {
     return KeySet(std::span<const Range>(begin, end));
   }
 
-  /// Finds pieces_, ends_, reached_ and lags_.
-  void set_ranges(KeyRanges given, Index heads) {
-    const Index m = given.per_row, size = std::ssize(given.ranges);
-    if (m < 1 || (size != saturating_product(n_q_, m) &&
-                  size != saturating_product(heads, saturating_product(n_q_, m))))
-      detail::fail("key_ranges has ", size, " ranges of ", m, " a row, for n_q = ", n_q_,
-                   " rows: n_q m of all heads together, or heads n_q m, heads = ", heads);
-    const Index rows = size / m;
+  /// Throws Error unless ranges have n_q rows, of all heads or of each.
+  static void require_rows(const GivenPlaces& given, Index n_q) {
+    const Index m = given.ranges.per_row, size = std::ssize(given.ranges.ranges);
+    if (m < 1 || (size != saturating_product(n_q, m) &&
+                  size != saturating_product(given.heads, saturating_product(n_q, m))))
+      detail::fail("key_ranges has ", size, " ranges of ", m, " a row, for n_q = ", n_q,
+                   " rows: n_q m of all heads together, or heads n_q m, heads = ", given.heads);
+  }
+
+  /// Finds pieces_, ends_, reached_ and lags_. range_rows: of a head in the ranges given.
+  void set_ranges(const GivenPlaces& given, Index range_rows, const GridMemory& memory) {
+    const Index m = given.ranges.per_row, size = std::ssize(given.ranges.ranges);
+    const Index rows = size == saturating_product(range_rows, m) ? n_q_ : given.heads * n_q_;
     // How often positions have fallen up to each key: as often at both ends of a range within which they
     // ascend.
-    std::vector<Index> falls(keys_.size());
-    for (std::size_t j = 1; j < keys_.size(); ++j) falls[j] = falls[j - 1] + (keys_[j] < keys_[j - 1]);
+    const std::span<Index> falls = memory.falls, seen = memory.seen;
+    for (std::size_t j = 0; j < keys_.size(); ++j)
+      falls[j] = j == 0 ? 0 : falls[j - 1] + (keys_[j] < keys_[j - 1]);
     const bool masked = mask_ != Mask::full();
-    std::vector<Index> seen(static_cast<std::size_t>(n_k_) + 1);  // rows that begin minus those that end
+    std::fill(seen.begin(), seen.end(), Index{0});
     lags_ = no_lags();
-    ends_.assign(1, 0);
-    ends_.reserve(static_cast<std::size_t>(rows) + 1);
+    Index count = 0;  // of pieces
+    memory.ends[0] = 0;
     for (Index row = 0; row < rows; ++row) {
-      const Index i = row % n_q_;
+      const Index i = row % n_q_, first_range = (row / n_q_ * range_rows + i) * m;
       const auto fail = [&](Range range, const auto&... what) {
         if (rows > n_q_)
           detail::fail("key_ranges: head ", row / n_q_, ", row ", i, " has [", range.begin, ", ", range.end,
@@ -245,7 +302,8 @@ class LagGrid {
       };
       const Position first = query_position(i) - mask_.last, last = query_position(i) - mask_.first;
       Index end = 0;  // of the ranges before
-      for (const Range range : given.ranges.subspan(row * m, m)) {
+      for (const Range range :
+           given.ranges.ranges.subspan(static_cast<std::size_t>(first_range), static_cast<std::size_t>(m))) {
         if (range.empty()) continue;
         if (range.begin < 0 || range.end > n_k_) fail(range, ", beyond the n_k = ", n_k_, " keys");
         if (range.begin < end)
@@ -265,35 +323,40 @@ class LagGrid {
                      std::max(lags_.last, query_position(i) - p)};
         ++seen[piece.begin];
         --seen[piece.end];
-        if (std::ssize(pieces_) > ends_.back() && pieces_.back().end == piece.begin)
-          pieces_.back().end = piece.end;
+        if (count > memory.ends[row] && memory.pieces[count - 1].end == piece.begin)
+          memory.pieces[count - 1].end = piece.end;
         else
-          pieces_.push_back(piece);
+          memory.pieces[count++] = piece;
       }
-      ends_.push_back(std::ssize(pieces_));
+      memory.ends[row + 1] = count;
     }
+    pieces_ = memory.pieces.first(static_cast<std::size_t>(count));
+    ends_ = memory.ends.first(static_cast<std::size_t>(rows) + 1);
+    count = 0;  // of ranges that some row reaches
     for (Index j = 0, rows_here = 0; j < n_k_; ++j) {
       rows_here += seen[j];
       if (rows_here == 0) continue;
-      if (!reached_.empty() && reached_.back().end == j)
-        ++reached_.back().end;
+      if (count > 0 && memory.reached[count - 1].end == j)
+        ++memory.reached[count - 1].end;
       else
-        reached_.push_back({j, j + 1});
+        memory.reached[count++] = {j, j + 1};
     }
+    reached_ = memory.reached.first(static_cast<std::size_t>(count));
   }
 
   Index n_q_;
   Index n_k_;
   Mask mask_;
-  Position first_query_ = 0;       // where queries_ is empty
-  Position first_key_ = 0;         // where keys_ is empty
-  std::vector<Position> queries_;  // empty when consecutive
-  std::vector<Position> keys_;     // ascending unless there are key ranges; empty when consecutive
-  std::vector<Index> order_;       // empty when keys already ascend, or need not
+  Position first_query_ = 0;                // where queries_ is empty
+  Position first_key_ = 0;                  // where keys_ is empty
+  std::span<const Position> queries_ = {};  // empty when consecutive
+  std::span<const Position> keys_ = {};     // ascending unless there are key ranges; empty when consecutive
+  std::span<const Index> order_ = {};       // empty when keys already ascend, or need not
   // What the mask leaves of key ranges; empty without them.
-  std::vector<Range> pieces_ = {};   // of all rows of the first head, or of all heads, one after the other
-  std::vector<Index> ends_ = {};     // [rows + 1] in pieces_
-  std::vector<Range> reached_ = {};  // of all rows together
+  std::span<const Range> pieces_ = {};  // of all rows of the first head, or of all heads, one after the other
+  std::span<const Index> ends_ = {};    // [rows + 1] in pieces_
+  std::span<const Range> reached_ = {};             // of all rows together
+  std::shared_ptr<const std::byte[]> memory_ = {};  // of all these; null where it is the caller's
   Lags lags_ = {};
 };
 

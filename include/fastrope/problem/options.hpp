@@ -52,7 +52,8 @@ struct Options {
   bool rope_already_applied = false;  ///< q and k arrive turned: rope is only described, not applied
   Mask mask = Mask::full();
   KeyRanges key_ranges = {};  ///< a few ranges of keys for each row, of which the mask may leave a part;
-                              ///< read, like positions, when a call is checked or planned
+                              ///< read, like positions, when a call is checked or planned; by a
+                              ///< plan with capacity whenever it is run
   LagBias bias = LagBias::none();
   std::optional<RelativeWeights> weights = {};  ///< general W(lag); excludes rope
   std::optional<double> scale = {};             ///< default 1/sqrt(d)

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "fastrope/core/error.hpp"
@@ -14,6 +15,7 @@
 #include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
+#include "fastrope/core/workspace.hpp"
 #include "fastrope/position/lag_grid.hpp"
 #include "fastrope/position/rotation.hpp"
 #include "fastrope/position/section_positions.hpp"
@@ -70,8 +72,15 @@ struct Problem {
   /// there are any, are the caller's to replace. Throws Error, naming the values, for positions and ranges
   /// that clash and lags that the bias or weights lack.
   Problem with(Index n_q, Index n_k, const SequenceOptions& own) const;
-  /// Whether sized() may be asked for: nothing was given for each query, key or pair.
-  bool takes_any_sizes() const { return default_places_ && !is_dense(); }
+  /// Lets runs read positions and key ranges from the caller's memory, as they are then, in the place of
+  /// those that were checked, and so many of them as there are queries and keys. own: as the problem was made
+  /// with, but for dense bias and mask, with which nothing changes.
+  void read_when_run(const SequenceOptions& own);
+  /// Whether runs read them.
+  bool reads_places() const { return reads_places_ && !is_dense(); }
+  /// Whether sized() may be asked for: nothing was given for each pair, nor for each query or key unless it
+  /// is read when run.
+  bool takes_any_sizes() const { return (default_places_ || reads_places_) && !is_dense(); }
   /// The shapes of a run of so many queries and keys: its own, but for the sizes where any are taken, those
   /// beyond its own cut.
   Shapes sized_shapes(Index n_q, Index n_k) const {
@@ -81,10 +90,21 @@ struct Problem {
     s.n_k = std::clamp<Index>(n_k, 0, s.n_k);
     return s;
   }
-  /// The same request for fewer queries and keys, at their default positions. Allocates nothing. Requires
-  /// takes_any_sizes(), 0 <= n_q <= shapes.n_q and 0 <= n_k <= shapes.n_k, whose positions and lags are among
-  /// those that were checked.
-  Problem sized(Index n_q, Index n_k) const;
+  /// The same request for fewer queries and keys, 0 <= n_q <= shapes.n_q and 0 <= n_k <= shapes.n_k, at their
+  /// default positions, whose lags are among those that were checked; or at those that are read, in the
+  /// workspace, which must outlive it. Allocates nothing. Requires takes_any_sizes(). Throws Error for what
+  /// was read as the constructor does.
+  Problem sized(Index n_q, Index n_k, Workspace& workspace) const;
+  /// Takes what that takes.
+  void take_places(Index n_q, Index n_k, Workspace& workspace) const {
+    if (reads_places()) LagGrid::take(n_q, n_k, given_places(), workspace);
+  }
+  /// What that takes at most.
+  std::size_t places_bytes() const {
+    return Workspace::bytes_of([&](Workspace& w) { take_places(shapes.n_q, shapes.n_k, w); });
+  }
+  /// The same at default positions, or where positions are read, at such as take the most memory to run.
+  Problem widest(Index n_q, Index n_k) const;
   /// Replaces dense bias and mask. Throws Error, naming the values, where they clash with the rest.
   void set_dense(const DenseBias& of_pairs, const TensorView<const bool>& mask);
 
@@ -110,7 +130,19 @@ struct Problem {
 
  private:
   bool default_places_ = false;  // no positions or key ranges were given
+  bool reads_places_ = false;    // those in places_
+  SequenceOptions places_ = {};
 
+  Problem of_sizes(Index n_q, Index n_k, LagGrid of_run) const {
+    Problem other = *this;
+    other.shapes.n_q = n_q;
+    other.shapes.n_k = n_k;
+    other.grid = std::move(of_run);
+    return other;
+  }
+  GivenPlaces given_places() const {
+    return {places_.queries, places_.keys, places_.key_ranges, shapes.heads};
+  }
   void require_dense() const;
   void require_positions() const;
   void require_lags() const;
@@ -121,15 +153,16 @@ struct Problem {
 /// Allocates nothing. The other must outlive it.
 class SizedProblem {
  public:
-  /// Requires problem.sized(n_q, n_k) or its own sizes.
-  SizedProblem(const Problem& problem, Index n_q, Index n_k) : whole_(problem) {
-    if (n_q != problem.shapes.n_q || n_k != problem.shapes.n_k) sized_.emplace(problem.sized(n_q, n_k));
+  /// Requires problem.sized(n_q, n_k) or its own sizes. The workspace must outlive it.
+  SizedProblem(const Problem& problem, Index n_q, Index n_k, Workspace& workspace) : whole_(&problem) {
+    if (n_q != problem.shapes.n_q || n_k != problem.shapes.n_k || problem.reads_places())
+      sized_.emplace(problem.sized(n_q, n_k, workspace));
   }
 
-  const Problem& get() const { return sized_ ? *sized_ : whole_; }
+  const Problem& get() const { return sized_ ? *sized_ : *whole_; }
 
  private:
-  const Problem& whole_;
+  const Problem* whole_;
   std::optional<Problem> sized_ = {};
 };
 
@@ -310,12 +343,32 @@ inline void Problem::require_no_exponent() const {
          dense_bias.cols, "]");
 }
 
-inline Problem Problem::sized(Index n_q, Index n_k) const {
-  Problem other = *this;
-  other.shapes.n_q = n_q;
-  other.shapes.n_k = n_k;
-  other.grid = LagGrid(n_q, n_k, {}, {}, grid.mask());
-  return other;
+inline void Problem::read_when_run(const SequenceOptions& own) {
+  places_ = own;
+  reads_places_ = !default_places_;
+}
+
+inline Problem Problem::sized(Index n_q, Index n_k, Workspace& workspace) const {
+  if (!reads_places()) return of_sizes(n_q, n_k, LagGrid(n_q, n_k, {}, {}, grid.mask()));
+  const auto first_of = [](MatrixView<const Position> given, Index n) {
+    return MatrixView<const Position>(given.data, given.rows, given.data == nullptr ? 0 : n,
+                                      given.row_stride);
+  };
+  Problem run = of_sizes(n_q, n_k, LagGrid(n_q, n_k, given_places(), shapes.n_q, grid.mask(), workspace));
+  run.query_sections = SectionPositions::view_of("query_section_positions",
+                                                 first_of(places_.query_sections, n_q), sections, n_q);
+  run.key_sections =
+      SectionPositions::view_of("key_section_positions", first_of(places_.key_sections, n_k), sections, n_k);
+  run.require_positions();
+  run.require_lags();
+  return run;
+}
+
+inline Problem Problem::widest(Index n_q, Index n_k) const {
+  if (!reads_places()) return of_sizes(n_q, n_k, LagGrid(n_q, n_k, {}, {}, grid.mask()));
+  const bool default_positions = places_.queries.empty() && places_.keys.empty();
+  return of_sizes(n_q, n_k,
+                  default_positions ? LagGrid(n_q, n_k, {}, {}, Mask::full()) : LagGrid::widest(n_q, n_k));
 }
 
 inline Problem Problem::with(Index n_q, Index n_k, const SequenceOptions& own) const {
@@ -330,6 +383,7 @@ inline Problem Problem::with(Index n_q, Index n_k, const SequenceOptions& own) c
   other.require_lags();
   other.default_places_ =
       own.queries.empty() && own.keys.empty() && other.turns_by_lag() && !own.key_ranges.given();
+  other.reads_places_ = false;
   return other;
 }
 

@@ -15,6 +15,8 @@ enum class RunStatus {
   workspace_too_small,    ///< fewer than workspace_bytes(); nothing was written
   executor_failed,        ///< the caller's executor threw or broke its contract; out has no meaning
   lse_unavailable,        ///< lse was asked for, and a head is approximated; nothing was written
+  places_refused,         ///< positions or key ranges that run reads are not such as plans take; nothing was
+                          ///< written
   position_out_of_range,  ///< a recurrence is as long as rope's phases are held; nothing was written
 };
 
