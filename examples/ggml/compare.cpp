@@ -337,10 +337,10 @@ class Checks {
   }
 
   /// Logits and perplexity. ggml's flash attention is handed keys and values of 16 bits at most, also of a
-  /// cache of floats, and rounds queries, or sums of values, to what keys are stored as. So all are held
-  /// against ggml's attention without it over a cache of floats: fastrope's over such a cache must be the
-  /// same but for float's rounding, over others nearly as close as flash attention. gemma2's GELU, a table of
-  /// float16 in ggml, makes float's rounding that of float16 here and there.
+  /// cache of floats, and outside its tiles rounds queries, or sums of values, to what keys are stored as. So
+  /// all are held against ggml's attention without it over a cache of floats: fastrope's over such a cache
+  /// must be the same but for float's rounding, over others nearly as close as flash attention. gemma2's
+  /// GELU, a table of float16 in ggml, makes float's rounding that of float16 here and there.
   void compare_scores(const std::string& name, ggml_type cache, const std::vector<Tokens>& texts,
                       const Scored& expected) {
     Session flash(backend_, model_.get(), {.cache = cache});

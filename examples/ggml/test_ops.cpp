@@ -305,9 +305,12 @@ int test_tolerance(ggml_backend_t exact, ggml_backend_dev_t device, fastrope_ggm
   ggml_backend_t fast = backend_with(device, "1e-2"), zero = backend_with(device, "0");
   report(backend_with(device, "-1") == nullptr && backend_with(device, "some") == nullptr,
          "what is none is refused");
-  const auto result_by = [](Operation& operation, ggml_backend_t by) {
+  double milliseconds = 0;  // of the last operation
+  const auto result_by = [&](Operation& operation, ggml_backend_t by) {
     operation.clear();  // NaN
+    const auto begin = std::chrono::steady_clock::now();
     operation.compute(by);
+    milliseconds = 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
     return operation.result();
   };
   for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0})
@@ -317,16 +320,18 @@ int test_tolerance(ggml_backend_t exact, ggml_backend_dev_t device, fastrope_ggm
       c.entries = 0.1f;
       Operation small(c);
       const fastrope_ggml_stats before = stats();
-      const std::vector<float> expected = result_by(small, exact), seen = result_by(small, fast);
+      const std::vector<float> expected = result_by(small, exact);
+      const double exact_milliseconds = milliseconds;
+      const std::vector<float> seen = result_by(small, fast);
       const fastrope_ggml_stats after = stats();
       double off = 0;
       for (size_t i = 0; i < expected.size(); ++i)
         off = std::max(off, std::isnan(seen[i]) ? INFINITY : std::abs(double(seen[i]) - double(expected[i])));
       off /= small.largest_value();
       const int64_t took = after.polynomial - before.polynomial + after.toeplitz - before.toeplitz;
-      char text[64];
-      std::snprintf(text, sizeof text, ": off by %.1e max|V|, %d of %d heads fast", off, int(took),
-                    int(c.heads));
+      char text[96];
+      std::snprintf(text, sizeof text, ": off by %.1e max|V|, %d of %d heads fast; %.1f ms for %.1f", off,
+                    int(took), int(c.heads), milliseconds, exact_milliseconds);
       report(off <= kTolerance && took == c.heads, to_string(c) + text);
       report(result_by(small, zero) == expected, "of 0, the same");
       c.entries = 1;
