@@ -387,7 +387,7 @@ class Checks {
     report(texts[0] == alone && texts[1] == alone, "two contexts at once, 32 tokens");
   }
 
-  /// With a tolerance every head of the prompts is looked at.
+  /// With a tolerance every head of the prompts is counted.
   void compare_tolerance(const std::vector<Tokens>& texts, const Scored& expected) {
     setenv("FASTROPE_TOLERANCE", "1e-3", 1);
     Session fast(backend_, model_.get(), {.attention = Attention::fastrope, .cache = GGML_TYPE_F32});
@@ -396,12 +396,12 @@ class Checks {
     const Scored of_fast = score(fast, texts);
     const fastrope_ggml_stats s = backend_.stats();
     const int64_t approximate = s.polynomial - before.polynomial + s.toeplitz - before.toeplitz;
-    const int64_t looked_at = approximate + s.exact - before.exact;
+    const int64_t counted = approximate + s.exact - before.exact;
     const int64_t heads = llama_model_n_layer(model_.get()) * llama_model_n_head(model_.get());
-    report(looked_at == heads * std::ssize(texts) &&
-               std::abs(of_fast.perplexity / expected.perplexity - 1) < 1e-3,
-           "tolerance 1e-3, perplexity " + number(of_fast.perplexity) + ", " + std::to_string(approximate) +
-               " of " + std::to_string(looked_at) + " heads approximate");
+    report(
+        counted == heads * std::ssize(texts) && std::abs(of_fast.perplexity / expected.perplexity - 1) < 1e-3,
+        "tolerance 1e-3, perplexity " + number(of_fast.perplexity) + ", " + std::to_string(approximate) +
+            " of " + std::to_string(counted) + " heads approximate");
   }
 
   Backend backend_;

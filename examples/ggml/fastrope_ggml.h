@@ -14,7 +14,7 @@ struct fastrope_ggml_stats {
   int64_t masks;                        ///< planes of masks read, since they were new or had changed
   int64_t refused;                      ///< times that supports_op said no to the operation
   int64_t failed;                       ///< nodes that could not be run: their graph failed
-  int64_t exact, polynomial, toeplitz;  ///< heads that were looked at, with a tolerance, by what they took
+  int64_t exact, polynomial, toeplitz;  ///< heads of prompts, where there is a tolerance, by what they took
   double seconds;                       ///< in graph_compute
 };
 

@@ -305,18 +305,22 @@ int test_tolerance(ggml_backend_t exact, ggml_backend_dev_t device, fastrope_ggm
   ggml_backend_t fast = backend_with(device, "1e-2"), zero = backend_with(device, "0");
   report(backend_with(device, "-1") == nullptr && backend_with(device, "some") == nullptr,
          "what is none is refused");
-  double milliseconds = 0;  // of the last operation
+  double milliseconds = 0;  // of the last operation, the least of several times
   const auto result_by = [&](Operation& operation, ggml_backend_t by) {
     operation.clear();  // NaN
-    const auto begin = std::chrono::steady_clock::now();
-    operation.compute(by);
-    milliseconds = 1e3 * std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    milliseconds = INFINITY;
+    for (int round = 0; round < 3; ++round) {
+      const auto begin = std::chrono::steady_clock::now();
+      operation.compute(by);
+      const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - begin;
+      milliseconds = std::min(milliseconds, time.count());
+    }
     return operation.result();
   };
   for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0})
     for (const MaskKind mask : {MaskKind::none, MaskKind::causal, MaskKind::window}) {
-      Case c{.k_type = type, .v_type = type, .n_q = 512, .n_kv = 4096, .mask = mask};
-      c.window = 2048;
+      Case c{.k_type = type, .v_type = type, .n_q = 512, .n_kv = 16384, .mask = mask};
+      c.window = 10000;
       c.entries = 0.1f;
       Operation small(c);
       const fastrope_ggml_stats before = stats();
@@ -331,23 +335,23 @@ int test_tolerance(ggml_backend_t exact, ggml_backend_dev_t device, fastrope_ggm
       const int64_t took = after.polynomial - before.polynomial + after.toeplitz - before.toeplitz;
       char text[96];
       std::snprintf(text, sizeof text, ": off by %.1e max|V|, %d of %d heads fast; %.1f ms for %.1f", off,
-                    int(took), int(c.heads), milliseconds, exact_milliseconds);
-      report(off <= kTolerance && took == c.heads, to_string(c) + text);
+                    int(took / 3), int(c.heads), milliseconds, exact_milliseconds);
+      report(off <= kTolerance && took == 3 * c.heads, to_string(c) + text);
       report(result_by(small, zero) == expected, "of 0, the same");
       c.entries = 1;
       Operation large(c);
       const fastrope_ggml_stats then = stats();
-      report(result_by(large, fast) == result_by(large, exact) && stats().exact - then.exact == c.heads,
+      report(result_by(large, fast) == result_by(large, exact) && stats().exact - then.exact == 3 * c.heads,
              "entries of 1 are exact, the same");
       c.entries = 0.1f;
       c.n_q = 1;
       Operation step(c);
-      report(result_by(step, fast) == result_by(step, exact) && stats().exact == then.exact + c.heads,
+      report(result_by(step, fast) == result_by(step, exact) && stats().exact == then.exact + 3 * c.heads,
              "a step is exact, the same");
     }
   std::string text(1 << 14, '\0');
   text.resize(summary(text.data(), text.size()));
-  report(text.find(" heads exact: polynomial: ") != std::string::npos, "the summary says why not");
+  report(text.find(" heads exact: polynomial: a rank of #") != std::string::npos, "the summary says why not");
   std::printf("%s", text.c_str());
   ggml_backend_free(zero);
   ggml_backend_free(fast);
