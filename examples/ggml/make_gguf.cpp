@@ -1,9 +1,10 @@
 // Models as GGUF files, for compare.cpp.
 //
 //     make_gguf llama2c checkpoint.bin tokenizer.bin out.gguf   a checkpoint of llama2.c with its tokenizer
-//     make_gguf random d out.gguf      llama with random weights of Q8_0: 4 layers, 16 heads on 8 (d = 64) or
-//     8 on 2 make_gguf window out.gguf        gemma2 with random weights of F16: windows of 256 in every
-//     other layer, softcap
+//     make_gguf random d type out.gguf   llama with random weights of q4_0 or q8_0: 4 layers, 16 heads on 8
+//                                        (d = 64) or 8 on 2 (128)
+//     make_gguf window out.gguf          gemma2 with random weights of F32: windows of 256 in every other
+//                                        layer, softcap
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -240,9 +241,11 @@ int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "";
   if (what == "llama2c" && argc == 5) {
     convert_llama2c(argv[2], argv[3], argv[4]);
-  } else if (what == "random" && argc == 4) {
+  } else if (what == "random" && argc == 5) {
     const int64_t d = std::atoi(argv[2]);
+    const std::string type = argv[3];
     if (d != 64 && d != 128) fail("heads are of 64 or 128");
+    if (type != "q4_0" && type != "q8_0") fail("weights are of q4_0 or q8_0");
     make_random({.dim = 1024,
                  .hidden = 2816,
                  .layers = 4,
@@ -250,8 +253,8 @@ int main(int argc, char** argv) {
                  .kv_heads = d == 64 ? 8 : 2,
                  .d = d,
                  .vocabulary = 4096,
-                 .context = 32768},
-                GGML_TYPE_Q8_0, argv[3]);
+                 .context = 32768 + 256},
+                type == "q4_0" ? GGML_TYPE_Q4_0 : GGML_TYPE_Q8_0, argv[4]);
   } else if (what == "window" && argc == 3) {
     make_random({.architecture = "gemma2",
                  .dim = 256,
@@ -262,8 +265,8 @@ int main(int argc, char** argv) {
                  .d = 32,
                  .vocabulary = 1024,
                  .context = 8192},
-                GGML_TYPE_F16, argv[2]);
+                GGML_TYPE_F32, argv[2]);
   } else {
-    fail("usage: make_gguf llama2c checkpoint tokenizer out | random d out | window out");
+    fail("usage: make_gguf llama2c checkpoint tokenizer out | random d type out | window out");
   }
 }

@@ -1,12 +1,14 @@
 // A mask of attention as llama.cpp fills it, [n_q, n_kv] of float16, in as few words as it can be said.
 //
 // Values are 0 where a row sees a key and -infinity elsewhere. Rows of one sequence, one after the other, see
-// the same keys, or each one key more than the row before: such a run is causal attention over its keys,
-// wherever they lie. A graph's mask is a run, or one for each sequence in a cache that several share:
+// the same keys, or each one key more than the row before, and from some row on one less at the front: such a
+// run is causal attention over its keys, wherever they lie, or that of a window. A graph's mask is a run, or
+// one for each sequence in a cache that several share:
 //
-//     runs     a prompt, one token, padding, a window's ring that has wrapped, sequences in one cache
-//     ranges   what many rows see differently, a few ranges each: windows in a prompt, trees of drafted
-//     tokens dense    other values (ALiBi), and more ranges than are worth it
+//     runs     a prompt, its windows, one token, padding, a window's ring that has wrapped, sequences in one
+//              cache
+//     ranges   what many rows see differently, a few ranges each: trees of drafted tokens, prompts in a ring
+//     dense    other values (ALiBi), and more ranges than are worth it
 //
 // Cost: one comparison with the values that were read before and, where they differ, a few more passes.
 #pragma once
@@ -24,11 +26,12 @@ namespace fastrope_ggml {
 using fastrope::Index;
 using fastrope::Range;
 
-/// Rows that see the same keys or, where they grow, each one more at the end than the row before; the last
-/// sees all.
+/// Rows that see the same keys or, where they grow, each one more at the end than the row before, or the last
+/// `window` of those. The last row sees all, but for a window.
 struct Run {
   Range rows;
   bool grows = false;
+  Index window = 0;                      ///< the most keys that a row of a range sees; 0: any number
   Range keys = {};                       ///< the smallest range that holds them
   std::vector<std::int32_t> cells = {};  ///< them, ascending, where keys between are not among them
 };
@@ -81,10 +84,9 @@ class MaskPlane {
     find_runs();
     // Runs read their keys one after the other; ranges read once what some row sees, for all rows.
     Index read = 0;
-    for (const Run& run : runs_)
-      for (const Range range : ranges_of(run.rows.end - 1)) read += range.size();
+    for (Run& run : runs_) read += find_keys(run);
     if (2 * read <= 3 * keys_.size() || runs_.size() <= 1) {
-      for (Run& run : runs_) find_keys(run);
+      for (Run& run : runs_) find_cells(run);
       return Kind::runs;
     }
     // Short ranges, among keys that others see, cost more than the values themselves.
@@ -136,29 +138,46 @@ class MaskPlane {
            more.back() == Range{seen.back().begin, seen.back().end + 1};
   }
 
-  void find_runs() {
-    runs_.clear();
-    for (Index i = 0; i < n_q_; ++i) {
-      if (i > 0) {
-        Run& run = runs_.back();
-        const bool first = run.rows.size() == 1;
-        const bool next = is_next(ranges_of(i - 1), ranges_of(i));
-        if ((next && (first || run.grows)) ||
-            (std::ranges::equal(ranges_of(i - 1), ranges_of(i)) && !run.grows)) {
-          run.grows = next;
-          run.rows.end = i + 1;
-          continue;
-        }
-      }
-      runs_.push_back({{i, i + 1}});
-    }
+  /// Whether both are a range, and `more` the one after `seen`.
+  static bool is_moved(std::span<const Range> seen, std::span<const Range> more) {
+    return seen.size() == 1 && more.size() == 1 &&
+           more.front() == Range{seen.front().begin + 1, seen.front().end + 1};
   }
 
-  void find_keys(Run& run) const {
+  void find_runs() {
+    runs_.clear();
+    for (Index i = 0; i < n_q_; ++i)
+      if (i == 0 || !continues(runs_.back(), ranges_of(i - 1), ranges_of(i))) runs_.push_back({{i, i + 1}});
+  }
+
+  /// Whether the row after a run, which sees `now` where the run's last sees `before`, is another of it.
+  static bool continues(Run& run, std::span<const Range> before, std::span<const Range> now) {
+    const bool may_grow = run.grows || run.rows.size() == 1;
+    const bool moved = is_moved(before, now);
+    if (may_grow && (moved || (run.window == 0 && is_next(before, now)))) {
+      run.grows = true;
+      if (moved) run.window = now.front().size();
+    } else if (run.grows || !std::ranges::equal(before, now)) {
+      return false;
+    }
+    ++run.rows.end;
+    return true;
+  }
+
+  /// Returns how many keys a run reads.
+  Index find_keys(Run& run) const {
+    for (Index i = run.rows.begin; i < run.rows.end; ++i)
+      if (const auto seen = ranges_of(i); !seen.empty())
+        run.keys = fastrope::hull(run.keys, {seen.front().begin, seen.back().end});
+    if (run.window > 0) return run.keys.size();
+    Index count = 0;
+    for (const Range range : ranges_of(run.rows.end - 1)) count += range.size();
+    return count;
+  }
+
+  void find_cells(Run& run) const {
     const auto seen = ranges_of(run.rows.end - 1);
-    if (seen.empty()) return;
-    run.keys = {seen.front().begin, seen.back().end};
-    if (seen.size() == 1) return;
+    if (seen.size() <= 1) return;
     for (const Range range : seen)
       for (Index j = range.begin; j < range.end; ++j) run.cells.push_back(static_cast<std::int32_t>(j));
   }

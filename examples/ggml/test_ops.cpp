@@ -36,6 +36,9 @@ struct Case {
   bool sinks = false;
   bool in_heads =
       false;  ///< memory of k and v: [streams, heads, n, d]; else [streams, n, heads, d], as caches have it
+  int64_t window = 40;  ///< of the mask of that name
+  float entries = 1;    ///< standard deviation of q and k
+  bool casts = false;   ///< k and v are cast to F16 before, as llama.cpp does with a cache of F32
 };
 
 std::string to_string(const Case& c) {
@@ -59,7 +62,7 @@ float mask_value(const Case& c, int64_t i, int64_t j, std::mt19937& random) {
     case MaskKind::causal:
       return causal ? 0 : -INFINITY;
     case MaskKind::window:
-      return causal && at - j < 40 ? 0 : -INFINITY;
+      return causal && at - j < c.window ? 0 : -INFINITY;
     case MaskKind::sequences:  // a third of the cache each
       return causal && 3 * j / used == i % 3 ? 0 : -INFINITY;
     case MaskKind::interleaved:
@@ -96,8 +99,11 @@ class Operation {
                             : ggml_new_tensor_4d(context, GGML_TYPE_F16, c.n_kv, c.n_q, 1, c.streams);
     ggml_tensor* sinks = c.sinks ? ggml_new_tensor_1d(context, GGML_TYPE_F32, c.heads) : nullptr;
     const float scale = 1 / std::sqrt(static_cast<float>(c.d));
-    result_ = ggml_flash_attn_ext(context, q, k, v, mask, scale, c.mask == MaskKind::alibi ? 8.0f : 0.0f,
-                                  c.softcap);
+    const auto handed_over = [&](ggml_tensor* x) {
+      return c.casts ? ggml_cast(context, x, GGML_TYPE_F16) : x;
+    };
+    result_ = ggml_flash_attn_ext(context, q, handed_over(k), handed_over(v), mask, scale,
+                                  c.mask == MaskKind::alibi ? 8.0f : 0.0f, c.softcap);
     ggml_flash_attn_ext_add_sinks(result_, sinks);
     ggml_flash_attn_ext_set_prec(result_, GGML_PREC_F32);
     graph_ = ggml_new_graph(context);
@@ -105,8 +111,10 @@ class Operation {
     buffer_.reset(ggml_backend_alloc_ctx_tensors_from_buft(context, ggml_backend_cpu_buffer_type()));
 
     std::mt19937 random(1);
-    for (ggml_tensor* x : {q, k, v, sinks})
-      if (x != nullptr) fill(x, random);
+    fill(q, random, c.entries);
+    fill(k, random, c.entries);
+    largest_value_ = fill(v, random, 1);
+    if (sinks != nullptr) fill(sinks, random, 1);
     if (mask == nullptr) return;
     std::vector<ggml_fp16_t> values;
     for (int64_t s = 0; s < c.streams; ++s)
@@ -126,12 +134,20 @@ class Operation {
     return values;
   }
   void clear() { ggml_backend_tensor_memset(result_, 0xff, 0, ggml_nbytes(result_)); }
+  float largest_value() const { return largest_value_; }
+  /// As if all tensors were results of a graph, whose memory others may have later.
+  void make_transient() { ggml_backend_buffer_set_usage(buffer_.get(), GGML_BACKEND_BUFFER_USAGE_COMPUTE); }
 
  private:
-  static void fill(ggml_tensor* x, std::mt19937& random) {
+  /// Returns the largest absolute value.
+  static float fill(ggml_tensor* x, std::mt19937& random, float deviation) {
     if (x->view_src != nullptr) x = x->view_src;
     std::vector<float> values(static_cast<size_t>(ggml_nelements(x)));
-    for (float& e : values) e = std::normal_distribution<float>()(random);
+    float largest = 0;
+    for (float& e : values) {
+      e = deviation * std::normal_distribution<float>()(random);
+      largest = std::max(largest, std::abs(e));
+    }
     std::vector<char> stored(ggml_nbytes(x));
     const int64_t cols = x->ne[0];
     if (x->type == GGML_TYPE_F32)
@@ -139,6 +155,7 @@ class Operation {
     else
       ggml_quantize_chunk(x->type, values.data(), stored.data(), 0, ggml_nrows(x), cols, nullptr);
     ggml_backend_tensor_set(x, stored.data(), 0, stored.size());
+    return largest;
   }
 
   struct Free {
@@ -149,6 +166,7 @@ class Operation {
   std::unique_ptr<ggml_backend_buffer, Free> buffer_;
   ggml_tensor* result_ = nullptr;
   ggml_cgraph* graph_ = nullptr;
+  float largest_value_ = 0;
 };
 
 constexpr ggml_type kTypes[] = {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0};
@@ -266,6 +284,99 @@ int test(ggml_backend_t cpu, ggml_backend_t backend, ggml_backend_dev_t device, 
   return failed == 0 && all_ran ? 0 : 1;
 }
 
+/// A backend that is told a tolerance, or null where it refuses that.
+ggml_backend_t backend_with(ggml_backend_dev_t device, const char* tolerance) {
+  setenv("FASTROPE_TOLERANCE", tolerance, 1);
+  ggml_backend_t backend = ggml_backend_dev_init(device, nullptr);
+  unsetenv("FASTROPE_TOLERANCE");
+  return backend;
+}
+
+/// With a tolerance: small entries take a fast path and stay within it, large ones do not, and the summary
+/// says why; single steps, and all without a tolerance, are what they were, bit for bit.
+int test_tolerance(ggml_backend_t exact, ggml_backend_dev_t device, fastrope_ggml_stats_t stats,
+                   fastrope_ggml_summary_t summary) {
+  constexpr double kTolerance = 1e-2;
+  int failed = 0;
+  const auto report = [&](bool passed, const std::string& what) {
+    std::printf("%s tolerance, %s\n", passed ? "  ok    " : "  FAILED", what.c_str());
+    failed += !passed;
+  };
+  ggml_backend_t fast = backend_with(device, "1e-2"), zero = backend_with(device, "0");
+  report(backend_with(device, "-1") == nullptr && backend_with(device, "some") == nullptr,
+         "what is none is refused");
+  double milliseconds = 0;  // of the last operation, the least of several times
+  const auto result_by = [&](Operation& operation, ggml_backend_t by) {
+    operation.clear();  // NaN
+    milliseconds = INFINITY;
+    for (int round = 0; round < 3; ++round) {
+      const auto begin = std::chrono::steady_clock::now();
+      operation.compute(by);
+      const std::chrono::duration<double, std::milli> time = std::chrono::steady_clock::now() - begin;
+      milliseconds = std::min(milliseconds, time.count());
+    }
+    return operation.result();
+  };
+  for (const ggml_type type : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_Q8_0})
+    for (const MaskKind mask : {MaskKind::none, MaskKind::causal, MaskKind::window}) {
+      Case c{.k_type = type, .v_type = type, .n_q = 512, .n_kv = 16384, .mask = mask};
+      c.window = 10000;
+      c.entries = 0.1f;
+      Operation small(c);
+      const fastrope_ggml_stats before = stats();
+      const std::vector<float> expected = result_by(small, exact);
+      const double exact_milliseconds = milliseconds;
+      const std::vector<float> seen = result_by(small, fast);
+      const fastrope_ggml_stats after = stats();
+      double off = 0;
+      for (size_t i = 0; i < expected.size(); ++i)
+        off = std::max(off, std::isnan(seen[i]) ? INFINITY : std::abs(double(seen[i]) - double(expected[i])));
+      off /= small.largest_value();
+      const int64_t took = after.polynomial - before.polynomial + after.toeplitz - before.toeplitz;
+      char text[96];
+      std::snprintf(text, sizeof text, ": off by %.1e max|V|, %d of %d heads fast; %.1f ms for %.1f", off,
+                    int(took / 3), int(c.heads), milliseconds, exact_milliseconds);
+      report(off <= kTolerance && took == 3 * c.heads, to_string(c) + text);
+      report(result_by(small, zero) == expected, "of 0, the same");
+      c.entries = 1;
+      Operation large(c);
+      const fastrope_ggml_stats then = stats();
+      report(result_by(large, fast) == result_by(large, exact) && stats().exact - then.exact == 3 * c.heads,
+             "entries of 1 are exact, the same");
+      c.entries = 0.1f;
+      c.n_q = 1;
+      Operation step(c);
+      report(result_by(step, fast) == result_by(step, exact) && stats().exact == then.exact + 3 * c.heads,
+             "a step is exact, the same");
+    }
+  std::string text(1 << 14, '\0');
+  text.resize(summary(text.data(), text.size()));
+  report(text.find(" heads exact: polynomial: a rank of #") != std::string::npos, "the summary says why not");
+  std::printf("%s", text.c_str());
+  ggml_backend_free(zero);
+  ggml_backend_free(fast);
+  return failed == 0 ? 0 : 1;
+}
+
+/// Floats that are cast to F16 before are read as they were, if they are still there.
+int test_casts(ggml_backend_t cpu, ggml_backend_t backend) {
+  Case c{.k_type = GGML_TYPE_F32, .v_type = GGML_TYPE_F32, .n_q = 75, .n_kv = 256};
+  Operation floats(c);
+  floats.compute(backend);
+  c.casts = true;
+  Operation cast(c);
+  cast.compute(cpu);
+  cast.compute(backend);
+  const bool reads_floats = cast.result() == floats.result();
+  cast.make_transient();
+  cast.compute(backend);
+  const double error = normalised_error(floats.result(), cast.result());
+  const bool passed = reads_floats && error > 0 && error <= kBound;
+  std::printf("%s casts to F16, read as floats: the same; as F16: normalised squared error %.1e\n",
+              passed ? "  ok    " : "  FAILED", error);
+  return passed ? 0 : 1;
+}
+
 /// Milliseconds of one operation by each backend, in turns; medians.
 void bench(ggml_backend_t cpu, ggml_backend_t backend, ggml_backend_set_n_threads_t set_threads, int64_t d) {
   std::printf("%-100s threads   ggml ms  fastrope ms\n", "");
@@ -317,7 +428,10 @@ int main(int argc, char** argv) {
         ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"));
     return bench(cpu, backend, set_threads, argc > 3 ? std::atoi(argv[3]) : 64), 0;
   }
-  const int result = test(cpu, backend, device, stats);
+  const auto summary = reinterpret_cast<fastrope_ggml_summary_t>(
+      ggml_backend_reg_get_proc_address(reg, "fastrope_ggml_summary"));
+  const int result = test(cpu, backend, device, stats) | test_casts(cpu, backend) |
+                     test_tolerance(backend, device, stats, summary);
   ggml_backend_free(backend);
   ggml_backend_free(cpu);
   return result;

@@ -175,14 +175,13 @@ TYPED_TEST(Blocks, AnyBytesAreNumbers) {
       }
     }
     Index seen = 0;
-    rows.type->for_each_piece<double>(
-        rows.head(0).row(0), rows.cols, [&](Index c, const double* x, Index count) {
-          EXPECT_EQ(c, seen);
-          for (Index m = 0; m < count; ++m)
-            ASSERT_EQ(std::bit_cast<std::uint64_t>(x[m]),
-                      std::bit_cast<std::uint64_t>(doubles[static_cast<std::size_t>(c + m)]));
-          seen += count;
-        });
+    rows.head(0).for_each_piece<double>(0, rows.cols, [&](Index c, const double* x, Index count) {
+      EXPECT_EQ(c, seen);
+      for (Index m = 0; m < count; ++m)
+        ASSERT_EQ(std::bit_cast<std::uint64_t>(x[m]),
+                  std::bit_cast<std::uint64_t>(doubles[static_cast<std::size_t>(c + m)]));
+      seen += count;
+    });
     EXPECT_EQ(seen, rows.cols);
   }
 }

@@ -27,7 +27,7 @@ class Stored : public testing::Test {
     head.read(j, rows.cols, floats.data());
     head.read(j, rows.cols, doubles.data());
     Index seen = 0;
-    rows.type->for_each_piece<double>(head.row(j), rows.cols, [&](Index c, const double* piece, Index count) {
+    head.for_each_piece<double>(j, rows.cols, [&](Index c, const double* piece, Index count) {
       EXPECT_EQ(c, seen);
       for (Index i = 0; i < count; ++i) ASSERT_EQ(piece[i], static_cast<double>(x[c + i]));
       seen += count;

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <limits>
@@ -43,9 +44,11 @@ std::vector<std::uint16_t> said_by(const MaskPlane& plane, Index n_q, Index n_kv
   }
   for (const Run& run : plane.runs()) {
     const Index count = run.cells.empty() ? run.keys.size() : std::ssize(run.cells);
-    for (Index i = run.rows.begin; i < run.rows.end; ++i)
-      for (Index m = 0; m < count - (run.grows ? run.rows.end - 1 - i : 0); ++m)
+    for (Index i = run.rows.begin; i < run.rows.end; ++i) {
+      const Index end = count - (run.grows ? run.rows.end - 1 - i : 0);
+      for (Index m = run.window > 0 ? std::max<Index>(0, end - run.window) : 0; m < end; ++m)
         see(i, run.cells.empty() ? run.keys.begin + m : run.cells[static_cast<std::size_t>(m)]);
+    }
   }
   return values;
 }
@@ -68,7 +71,15 @@ TEST(MaskPlane, SaysWhatTheMaskSays) {
       {"a token of each of 4", 4, 300, [](Index i, Index j) { return j % 4 == i && j < 290; }, Kind::runs, 4},
       {"the same and then more", 4, 64, [](Index i, Index j) { return j < (i < 2 ? 30 : 31); }, Kind::ranges,
        0},
-      {"a window", 64, 256, [](Index i, Index j) { return j <= 90 + i && j > 60 + i; }, Kind::ranges, 0},
+      {"a window", 64, 256, [](Index i, Index j) { return j <= 90 + i && j > 60 + i; }, Kind::runs, 1},
+      {"a window that is full after some rows", 64, 256,
+       [](Index i, Index j) { return j <= i && j > i - 30; }, Kind::runs, 1},
+      {"windows of two sequences, one after the other", 64, 256,
+       [](Index i, Index j) { return j <= 40 + i && j > 20 + i && (i < 32) == (j < 72); }, Kind::runs, 2},
+      {"a window that grows again", 3, 64,
+       [](Index i, Index j) { return j < 30 + i && j >= (i == 0 ? 4 : 5); }, Kind::ranges, 0},
+      {"a window over every other key", 8, 64,
+       [](Index i, Index j) { return j % 2 == 0 && j / 2 < 12 + i && j / 2 >= i; }, Kind::dense, 0},
       {"a tree", 4, 128, [](Index i, Index j) { return j < 100 || j == 100 + i; }, Kind::ranges, 0},
       {"many short ranges", 16, 256, [](Index i, Index j) { return (i ^ j) % 3 == 0; }, Kind::dense, 0},
   };

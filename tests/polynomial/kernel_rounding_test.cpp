@@ -191,7 +191,8 @@ TEST(RowBound, CountsTheResultsRounding) {
 
 TEST(RowLength, IsAtLeastTheLength) {
   const auto length = [](const std::vector<float>& x, Index d) {
-    return row_length<float>(kStoredType<float>, reinterpret_cast<const std::byte*>(x.data()), d);
+    return row_length<float>(
+        {.type = &kStoredType<float>, .data = reinterpret_cast<const std::byte*>(x.data())}, 0, d);
   };
   std::vector<float> x = {3, -4, 0, 0, 0, 0, 0, 0, 12};
   EXPECT_NEAR(length(x, 9), 13, 1e-12);
