@@ -133,8 +133,8 @@ TYPED_TEST(IntegerRows, WhatIsNotFiniteIsLeftToFloats) {
   Tensor<float> q(1, 2, 64), k(1, kDecodeBlock, 64);
   for (float& x : q.values) x = static_cast<float>(random.normal());
   for (float& x : k.values) x = static_cast<float>(random.normal());
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  for (const float scale : {kInfinity, -kInfinity, NAN}) {
+  constexpr float kEndless = std::numeric_limits<float>::infinity();
+  for (const float scale : {kEndless, -kEndless, NAN}) {
     typename TestFixture::Call call(q, k);
     call.k.values[5].scale = scale;  // of key 2
     const std::vector<float> by_floats = call.scores(false), by_integers = call.scores(true);
@@ -146,7 +146,7 @@ TYPED_TEST(IntegerRows, WhatIsNotFiniteIsLeftToFloats) {
       }
     }
   }
-  for (const float x : {kInfinity, -kInfinity, NAN, 0x1p100F, 0x1p-100F}) {
+  for (const float x : {kEndless, -kEndless, NAN, 0x1p100F, 0x1p-100F}) {
     Tensor<float> wild = q;
     std::fill_n(wild.values.begin() + 32, 32, x);
     EXPECT_TRUE(typename TestFixture::Call(wild, k).integers[0].has_value());

@@ -259,8 +259,8 @@ TEST(Quantize, IntegersOfRowsAndColumns) {
   quantize_columns(zeros, n, scales);
   EXPECT_THAT(n, testing::Each(0));
   quantize_columns({}, std::span<std::int8_t>{}, scales);
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
-  for (const float bad : {kInfinity, -kInfinity, NAN}) {
+  constexpr float kEndless = std::numeric_limits<float>::infinity();
+  for (const float bad : {kEndless, -kEndless, NAN}) {
     std::vector<float> y = x;
     y[4] = bad;
     EXPECT_THAT(error_of([&] { quantize_rows(y, n, std::span(scales).first(2)); }),
