@@ -456,7 +456,10 @@ TYPED_TEST(WeightsOfReals, DecodingPacksNoKeys) {
   Options options{.rope = Rope{}, .mask = Mask::sliding_window(1024)};
   EXPECT_LT(WeightsPlan<TypeParam>({8, 8, 1, 524288, 128, 128}, options).workspace_bytes(),
             std::size_t{2} << 20);
-  EXPECT_LT(WeightsPlan<TypeParam>({32, 8, 1, 16384, 128, 128}, {}).workspace_bytes(), std::size_t{1} << 17);
+  // Room for a block of keys as numbers, which those with scales are made, is there for any.
+  constexpr std::size_t kBlock = 80 * 128 * sizeof(TypeParam);
+  EXPECT_LT(WeightsPlan<TypeParam>({32, 8, 1, 16384, 128, 128}, {}).workspace_bytes(),
+            kBlock + (std::size_t{1} << 17));
 }
 
 TEST(Weights, APlanRefusesWhatItDoesNotTake) {
