@@ -123,6 +123,37 @@ class SideBySideScales {
   std::uint16_t bits_[kBlocks][kSideBySide];
 };
 
+/// scores(r, j) += what a block has for kRows rows: two, as each is a chain of products that wait for each
+/// other. queries: of a row, `stride` apart.
+template <class T, int kRows>
+HWY_INLINE void add_block(const simd::Integers* columns, simd::Vec<float> scale, const IntegerQuery* queries,
+                          Index stride, float* scores) {
+  using namespace simd;
+  Integers high[kRows], middle[kRows], low[kRows];
+#pragma GCC unroll 2
+  for (int r = 0; r < kRows; ++r) {
+    const IntegerQuery& q = queries[r * stride];
+    high[r] = set_integer(-kZero<T> * q.high_sum);
+    middle[r] = set_integer(-kZero<T> * q.middle_sum);
+    low[r] = set_integer(-kZero<T> * q.low_sum);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r) {
+      const IntegerQuery& q = queries[r * stride];
+      high[r] = add_byte_products(high[r], columns[i], repeat_bytes(q.high + 4 * i));
+      middle[r] = add_byte_products(middle[r], columns[i], repeat_bytes(q.middle + 4 * i));
+      low[r] = add_byte_products(low[r], columns[i], repeat_bytes(q.low + 4 * i));
+    }
+#pragma GCC unroll 2
+  for (int r = 0; r < kRows; ++r) {
+    float* sums = scores + r * kDecodeBlock;
+    const Vec<float> scales = mul(scale, set(queries[r * stride].scale));
+    store<float>(fma(scales, join_parts(high[r], middle[r], low[r]), load(sums)), sums);
+  }
+}
+
 /// scores(r, j) for kSideBySide keys j of T and all rows of queries [rows, d / 32], row stride kDecodeBlock,
 /// while the same columns of `ahead` are fetched. Returns false, with scores of no use, where a scale is not
 /// finite.
@@ -145,19 +176,11 @@ bool score_integers(Index rows, Index d, const IntegerQuery* queries, const std:
         for (Index m = 0; m < kSideBySide; ++m) prefetch(ahead.rows[m], at);
     const Vec<float> scale = scales[among];
     marks = fma(scale, zero<float>(), marks);
-    for (Index r = 0; r < rows; ++r) {
-      const IntegerQuery& q = queries[r * blocks + b];
-      Integers high = set_integer(-kZero<T> * q.high_sum), middle = set_integer(-kZero<T> * q.middle_sum),
-               low = set_integer(-kZero<T> * q.low_sum);
-#pragma GCC unroll 8
-      for (int i = 0; i < 8; ++i) {
-        high = add_byte_products(high, columns[i], repeat_bytes(q.high + 4 * i));
-        middle = add_byte_products(middle, columns[i], repeat_bytes(q.middle + 4 * i));
-        low = add_byte_products(low, columns[i], repeat_bytes(q.low + 4 * i));
-      }
-      float* sums = scores + r * kDecodeBlock;
-      store<float>(fma(mul(scale, set(q.scale)), join_parts(high, middle, low), load(sums)), sums);
-    }
+    Index r = 0;
+    for (; r + 2 <= rows; r += 2)
+      add_block<T, 2>(columns, scale, queries + r * blocks + b, blocks, scores + r * kDecodeBlock);
+    if (r < rows)
+      add_block<T, 1>(columns, scale, queries + r * blocks + b, blocks, scores + r * kDecodeBlock);
   }
   return reduce_add<float>(marks) == 0;
 }
