@@ -143,7 +143,7 @@ class DecodeScores {
   DecodeScores(const Problem& problem, const WorkerScratch&, Workspace& workspace)
       : rows_(problem, workspace) {}
 
-  std::size_t worker_bytes(const Problem& problem) const {
+  std::size_t worker_bytes(const Problem&) const {
     return Workspace::bytes_of([&](Workspace& share) { rows_.buffers(share); });
   }
 
