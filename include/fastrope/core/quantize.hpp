@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -126,17 +127,20 @@ inline void quantize(std::span<const float> x, std::span<float8_e5m2> to) {
 
 namespace detail {
 
-/// n = x / scale to the nearest integer, ties to even. Requires |x / scale| <= 127.
+/// x inverse to the nearest integer, ties to even. Requires |x inverse| <= 127.
 inline std::int8_t nearest_int8(float x, float inverse) {
-  return static_cast<std::int8_t>(std::lrint(x * inverse));
+  // The unit of a float of this size is 1, and its last bits are those of the number that is added.
+  return static_cast<std::int8_t>(std::bit_cast<std::int32_t>(x * inverse + 0x1.8p23F));
 }
 
-/// 127 / most, or 0; `scale` is what takes integers back. Throws Error where `most` is not finite.
-inline float inverse_of_largest(float most, const char* of, Index number, float& scale) {
+/// What takes numbers of at most this size to integers; 0 where the scale is below the normal range.
+inline float inverse_of_largest(float most) {
+  return most / 127 >= std::numeric_limits<float>::min() ? 127 / most : 0;
+}
+
+inline void require_finite(float most, const char* of, std::size_t number) {
   if (!std::isfinite(most))
     fail("the largest number of ", of, " ", number, " is ", most, ": scales are finite");
-  scale = most / 127;
-  return scale >= std::numeric_limits<float>::min() ? 127 / most : 0;
 }
 
 /// |x| or what was larger; NaN from when one was met.
@@ -161,7 +165,9 @@ inline void quantize_rows(std::span<const float> x, std::span<std::int8_t> to, s
     const auto row = x.subspan(r * cols, cols);
     float most = 0;
     for (const float number : row) most = detail::larger_size(most, number);
-    const float inverse = detail::inverse_of_largest(most, "row", static_cast<Index>(r), scales[r]);
+    detail::require_finite(most, "row", r);
+    const float inverse = detail::inverse_of_largest(most);
+    scales[r] = most / 127;
     for (std::size_t c = 0; c < cols; ++c) to[r * cols + c] = detail::nearest_int8(row[c], inverse);
   }
 }
@@ -170,11 +176,13 @@ inline void quantize_columns(std::span<const float> x, std::span<std::int8_t> to
   detail::require_scaled(x.size(), to.size(), scales.size());
   const std::size_t cols = scales.size();
   std::fill(scales.begin(), scales.end(), 0.0F);
-  for (std::size_t i = 0; i < x.size(); ++i) scales[i % cols] = detail::larger_size(scales[i % cols], x[i]);
-  for (std::size_t c = 0; c < cols; ++c) {
-    const float inverse = detail::inverse_of_largest(scales[c], "column", static_cast<Index>(c), scales[c]);
-    for (std::size_t i = c; i < x.size(); i += cols) to[i] = detail::nearest_int8(x[i], inverse);
-  }
+  for (std::size_t at = 0; at < x.size(); at += cols)
+    for (std::size_t c = 0; c < cols; ++c) scales[c] = detail::larger_size(scales[c], x[at + c]);
+  for (std::size_t c = 0; c < cols; ++c) detail::require_finite(scales[c], "column", c);
+  for (std::size_t at = 0; at < x.size(); at += cols)
+    for (std::size_t c = 0; c < cols; ++c)
+      to[at + c] = detail::nearest_int8(x[at + c], detail::inverse_of_largest(scales[c]));
+  for (float& scale : scales) scale /= 127;
 }
 
 namespace detail {

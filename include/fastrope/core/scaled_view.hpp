@@ -31,12 +31,13 @@ auto as_rows(const ScaledView<View>& x) {
 /// Some rows of every head, as rows() has them of a TensorView.
 template <class T>
 ScaledView<TensorView<T>> rows(const ScaledView<TensorView<T>>& x, Range range) {
+  const TensorView<T> values = rows(x.values, range);
   MatrixView<const float> scales = x.row_scales;
   if (scales.data != nullptr) {
     scales.data += range.begin;
     scales.cols = range.size();
   }
-  return {rows(x.values, range), scales, x.column_scales};
+  return {values, scales, x.column_scales};
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET
