@@ -1,11 +1,12 @@
 // The rates of CostModel for this machine.
 //
-//     build/release/bench/calibrate
+//     build/release/bench/calibrate [rates.txt]
 //
 // Heads of many shapes are run by every path that can, one thread, and the work that each counts
-// (dispatch/path_work.hpp) is weighed so that predicted times are close to measured ones: least squares of
-// the relative errors, no rate negative. Prints the cases with both times, and an initialiser to pass to
-// make_plan. `look` is measured apart, as the time of a plan that a sample ends.
+// (plan/path_work.hpp) is weighed so that predicted times are close to measured ones: least squares of
+// the relative errors, no rate negative. Prints the cases with both times, and the rates; with a file, puts
+// them in its line for the instruction set compiled for, for make_plan(.., read_cost_model("rates.txt")).
+// `look` is measured apart, as the time of a plan that a sample ends.
 #include <Eigen/Core>
 #include <algorithm>
 #include <array>
@@ -20,13 +21,15 @@ namespace {
 
 using bench::Bias;
 using bench::MadeHead;
+using fastrope::CostModel;
 using fastrope::Index;
 using fastrope::Path;
 using fastrope::Work;
 
 constexpr int kKinds = 6;
-constexpr std::array<const char*, kKinds> kNames = {"tile",      "weigh",   "feature",
-                                                    "transform", "element", "round"};
+constexpr std::array<double CostModel::*, kKinds> kRates = {&CostModel::tile,    &CostModel::weigh,
+                                                            &CostModel::feature, &CostModel::transform,
+                                                            &CostModel::element, &CostModel::round};
 
 std::array<double, kKinds> counts(const Work& w) {
   return {w.tile, w.weigh, w.feature, w.transform, w.element, w.round};
@@ -76,7 +79,7 @@ double look_seconds() {
 
 }  // namespace
 
-int main() {
+int main(int argc, char** argv) {
   std::vector<std::array<double, kKinds>> work;
   std::vector<double> measured, predicted;
   std::vector<std::string> names;
@@ -110,9 +113,10 @@ int main() {
   for (std::size_t i = 0; i < work.size(); ++i)
     std::printf("%-62s %12.3f %9.0f%% %9.0f%%\n", names[i].c_str(), measured[i] * 1e3,
                 100 * (predicted[i] / measured[i] - 1), 100 * (fitted(static_cast<Index>(i)) - 1));
-  std::printf("\nfastrope::CostModel{");
+  CostModel model;
   for (int kind = 0; kind < kKinds; ++kind)
-    std::printf(".%s = %.2g, ", kNames[static_cast<std::size_t>(kind)],
-                seconds(kind) > 0 ? 1 / seconds(kind) : 1e30);
-  std::printf(".look = %.2g}\n", 1 / look_seconds());
+    model.*kRates[static_cast<std::size_t>(kind)] = seconds(kind) > 0 ? 1 / seconds(kind) : 1e30;
+  model.look = 1 / look_seconds();
+  std::printf("\n%s\n", fastrope::rates_line(model).c_str());
+  if (argc > 1) fastrope::write_cost_model(argv[1], model, "bench/calibrate");
 }

@@ -5,4 +5,5 @@
 #include "fastrope/attend/batch.hpp"
 #include "fastrope/attend/predict.hpp"
 #include "fastrope/core.hpp"
+#include "fastrope/plan/cost_file.hpp"
 #include "fastrope/toeplitz/toeplitz.hpp"

@@ -10,17 +10,16 @@
 
 namespace {
 
-#define FASTROPE_TEXT_OF_(x) #x
-#define FASTROPE_TEXT_OF(x) FASTROPE_TEXT_OF_(x)
+using fastrope::kTargetName;
 
 TEST(Target, IsInEveryName) {
-  const std::string target = FASTROPE_TEXT_OF(FASTROPE_TARGET);
+  const std::string target = kTargetName;
   EXPECT_NE(target, "FASTROPE_TARGET");
   EXPECT_NE(std::string(typeid(fastrope::MatrixView<float>).name()).find(target), std::string::npos);
 }
 
 TEST(Target, HasTheVectorsOfItsName) {
-  const std::string target = FASTROPE_TEXT_OF(FASTROPE_TARGET);
+  const std::string target = kTargetName;
   const std::string vectors = fastrope::simd::target_name();
   if (target.starts_with("avx512") || target.starts_with("amx")) {
     EXPECT_EQ(vectors, "AVX3");

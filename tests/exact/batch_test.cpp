@@ -237,7 +237,7 @@ TEST(BatchPlan, WaitsForItsThreadsAsOftenAsOneCallDoes) {
     int rounds = 0;
     AttentionCase c = shared_case();
     Batch<float> batch(c, std::vector<std::pair<Index, Index>>(static_cast<std::size_t>(sequences), {1, 40}));
-    batch.attend(Executor(1, [&](Index tasks, TaskRef task) {
+    batch.attend(Executor(2, [&](Index tasks, TaskRef task) {
       ++rounds;
       EXPECT_GE(tasks, sequences);
       for (Index i = 0; i < tasks; ++i) task(i, 0);
@@ -257,7 +257,7 @@ TEST(BatchPlan, BeginsWithTheLongestTasks) {
       EXPECT_EQ(written, s == 2) << "sequence " << s;
     }
   };
-  batch.attend(Executor(1, [&](Index tasks, TaskRef task) {
+  batch.attend(Executor(2, [&](Index tasks, TaskRef task) {
     const bool attends = ++rounds == 2;  // after loading
     for (Index i = 0; i < tasks; ++i) {
       task(i, 0);
@@ -265,6 +265,18 @@ TEST(BatchPlan, BeginsWithTheLongestTasks) {
     }
   }));
   EXPECT_GE(rounds, 2);
+}
+
+TEST(BatchPlan, OneWorkerPacksOneKeyHeadAfterTheOther) {
+  const auto bytes = [](Index kv_heads, Index workers) {
+    Options options;
+    options.executor = scrambled(workers, 0);
+    const std::vector<Shapes> prompt{{8, kv_heads, 500, 4000, 64, 64}};
+    return BatchPlan(prompt, options).workspace_bytes(prompt);
+  };
+  constexpr std::size_t kPacked = 4000 * (64 + 64) * sizeof(float);  // of a key head
+  EXPECT_LT(bytes(8, 1), bytes(1, 1) + kPacked / 8);
+  EXPECT_GT(bytes(8, 2), bytes(1, 2) + 7 * kPacked);
 }
 
 TEST(BatchPlan, OneScratchForAWorkerWhateverTheNumberOfSequences) {

@@ -42,3 +42,16 @@ reorders sums or rounds otherwise breaks the proof of every error bound"
 #else
 #define FASTROPE_TARGET baseline
 #endif
+
+#define FASTROPE_TEXT(name) #name
+#define FASTROPE_TEXT_OF(macro) FASTROPE_TEXT(macro)
+
+namespace fastrope::inline FASTROPE_TARGET {
+
+/// The instruction set compiled for, as it stands in the names of everything here: "avx2", "avx512_vnni", ..
+inline constexpr const char* kTargetName = FASTROPE_TEXT_OF(FASTROPE_TARGET);
+
+}  // namespace fastrope::inline FASTROPE_TARGET
+
+#undef FASTROPE_TEXT_OF
+#undef FASTROPE_TEXT

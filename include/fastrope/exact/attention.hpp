@@ -117,8 +117,10 @@ class QueryBlock {
   /// Ends the stretch: its sums join those of the stretches before.
   void fold() const {
     const Index rows = block_.rows().size();
-    for (Index r = 0; r < rows; ++r) totals_.add(r, stretch_, r);
-    stretch_.clear_sums(round_up(rows, kTileRows));
+    for (Index r = 0; r < rows; ++r) {
+      totals_.add(r, stretch_, r);
+      stretch_.from(r).clear_sums(1);
+    }
   }
 
   static bool finite(const PackedKeys<T>& packed, Index kv, Range run) {

@@ -1,7 +1,8 @@
 // BatchStep: the calls of one run of a batch, in memory of a workspace.
 //
 // Each stage of all calls is one round of tasks, those of the longest sequences first: threads wait for each
-// other as often as in one call, and all have work whatever the mix of lengths.
+// other as often as in one call, and all have work whatever the mix of lengths. One thread alone takes call
+// after call.
 #pragma once
 
 #include <algorithm>
@@ -48,6 +49,10 @@ class BatchStep {
   /// Every task of every stage. Throws what the executor throws.
   void run() {
     const std::span<Call*> calls = order_.first(count_);
+    if (executor_.workers() == 1) {
+      for (Call* call : calls) call->exact.run(call->problem.get(), call->x);
+      return;
+    }
     std::ranges::sort(calls, [](const Call* a, const Call* b) {
       const Index size_of_a = a->task_size(), size_of_b = b->task_size();
       return size_of_a != size_of_b ? size_of_a > size_of_b : std::less<>{}(a, b);

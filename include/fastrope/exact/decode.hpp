@@ -44,6 +44,8 @@ class DecodeAttention {
     });
   }
 
+  /// As TiledAttention has them.
+  static Index parts(const Problem&) { return 1; }
   Index tasks(const Problem& problem, Stage stage) const {
     switch (stage) {
       case Stage::prepare:

@@ -20,7 +20,8 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
-/// The tiled way: every key that some query reaches packed, then blocks of query rows, multiplied as T.
+/// The tiled way: every key that some query reaches packed, then blocks of query rows, multiplied as T. One
+/// worker alone takes key head after key head, so that what it packs is still in its cache when it is met.
 template <class T>
 class TiledAttention {
  public:
@@ -28,13 +29,18 @@ class TiledAttention {
 
   /// With worker_bytes(problem) of scratch that nobody else uses while a task runs.
   TiledAttention(const Problem& problem, const WorkerScratch& scratch, Workspace& workspace)
-      : packed_(problem, problem.grid.reached().hull(), scratch, workspace),
+      : packed_(problem, problem.grid.reached().hull(), scratch, workspace, parts(problem) > 1),
         attention_(problem, scratch, workspace) {}
 
   std::size_t worker_bytes(const Problem& problem) const {
     return std::max(PackedKeys<T>::worker_bytes(problem), ExactAttention<T>::worker_bytes(problem, packed_));
   }
 
+  /// Into how many parts, as many tasks in each, the stages load and attend are divided, of which one is to
+  /// go through both before the next.
+  static Index parts(const Problem& problem) {
+    return problem.executor.workers() == 1 ? problem.shapes.kv_heads : 1;
+  }
   Index tasks(const Problem& problem, Stage stage) const {
     switch (stage) {
       case Stage::prepare:
@@ -92,7 +98,8 @@ class ExactCall {
     return std::visit([&](const auto& way) { return way.worker_bytes(problem); }, way_);
   }
 
-  /// The independent tasks of a stage; those of the stages before must be done.
+  /// The independent tasks of a stage; those of the stages before must be done. Requires more than one
+  /// worker.
   Index tasks(const Problem& problem, Stage stage) const {
     if (problem.shapes.heads == 0 || problem.shapes.n_q == 0) return 0;
     return std::visit([&](const auto& way) { return way.tasks(problem, stage); }, way_);
@@ -105,10 +112,18 @@ class ExactCall {
 
   /// Every task of every stage.
   void run(const Problem& problem, const ExactTensors<Real>& x) {
-    for (const Stage stage : kStages)
-      problem.executor.parallel_for(tasks(problem, stage), [&](Index task, Index worker) {
-        run_task(problem, stage, task, worker, x);
-      });
+    const auto run_part = [&](Stage stage, Index part, Index parts) {
+      const Index count = tasks(problem, stage) / parts;
+      problem.executor.parallel_for(
+          count, [&](Index task, Index worker) { run_task(problem, stage, part * count + task, worker, x); });
+    };
+    const Index parts = std::visit([&](const auto& way) { return way.parts(problem); }, way_);
+    run_part(Stage::prepare, 0, 1);
+    for (Index part = 0; part < parts; ++part) {
+      run_part(Stage::load, part, parts);
+      run_part(Stage::attend, part, parts);
+    }
+    run_part(Stage::finish, 0, 1);
   }
 
  private:

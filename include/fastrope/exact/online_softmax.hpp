@@ -78,7 +78,7 @@ struct SoftmaxRows {
     if (!(candidate > maximum[i])) return;
     const Real next = std::ceil(candidate);
     if (maximum[i] != kEmpty) {
-      const Real shrink = std::exp2(maximum[i] - next);
+      const simd::Vec<Real> shrink = exp2_nonpositive<Real>(simd::set(maximum[i] - next));
       scale_by(shrink, parts + i * kLanes, kLanes);
       scale_by(shrink, row(i), width);
     }
@@ -137,9 +137,8 @@ struct SoftmaxRows {
   }
 
  private:
-  static void scale_by(Real factor, Real* x, Index count) {
-    for (Index c = 0; c < count; c += kLanes)
-      simd::store<Real>(simd::mul(simd::load(x + c), simd::set(factor)), x + c);
+  static void scale_by(simd::Vec<Real> factor, Real* x, Index count) {
+    for (Index c = 0; c < count; c += kLanes) simd::store<Real>(simd::mul(simd::load(x + c), factor), x + c);
   }
 };
 

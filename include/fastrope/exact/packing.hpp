@@ -60,17 +60,19 @@ class PackedKeys {
     key_shifts_ = key_shifts;
   }
   /// Of the panels that hold `keys`, with worker_bytes(problem) of scratch that nobody else uses while a task
-  /// runs.
-  PackedKeys(const Problem& problem, Range keys, const WorkerScratch& scratch, Workspace& workspace)
+  /// runs. one_by_one: there is room for one key head, in which the next takes the place of the one before.
+  PackedKeys(const Problem& problem, Range keys, const WorkerScratch& scratch, Workspace& workspace,
+             bool one_by_one = false)
       : tables_(problem, whole_panels(problem, keys), workspace),
         words_(words_of<T>(problem.shapes.d)),
         value_stride_(round_up(problem.shapes.d_v, simd::kLanes<Real>)),
         packed_{keys.begin / kWidth, ceil_div(keys.end, kWidth)},
+        head_step_(one_by_one ? 0 : packed_.size()),
         scratch_(scratch) {
-    const Shapes& s = problem.shapes;
-    panels_ = workspace.take<Real>(s.kv_heads * packed_.size() * kWidth * words_).data();
-    values_ = workspace.take<Real>(s.kv_heads * packed_.size() * kValueRows * value_stride_).data();
-    finite_ = workspace.take<bool>(s.kv_heads * packed_.size()).data();
+    const Index panels = (one_by_one ? 1 : problem.shapes.kv_heads) * packed_.size();
+    panels_ = workspace.take<Real>(panels * kWidth * words_).data();
+    values_ = workspace.take<Real>(panels * kValueRows * value_stride_).data();
+    finite_ = workspace.take<bool>(panels).data();
   }
 
   /// k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v].
@@ -84,7 +86,7 @@ class PackedKeys {
   /// To be filled before anything is packed.
   const RotationTables<Real>& tables() const { return tables_; }
 
-  /// The independent tasks of packing.
+  /// The independent tasks of packing, as many for each key head, head after head.
   Index tasks(const Problem& problem) const { return problem.shapes.kv_heads * packed_.size(); }
   void pack_task(const Problem& problem, const StoredRows& k, const StoredRows& v, Index task, Index worker) {
     const Index kv = task / packed_.size(), p = packed_.begin + task % packed_.size();
@@ -162,7 +164,7 @@ class PackedKeys {
 
   static constexpr Index kValueRows = kWidth / kWordSize<T>;  // of words, in a panel
   /// Of panel p among those of all heads that are packed.
-  Index place(Index kv, Index p) const { return kv * packed_.size() + p - packed_.begin; }
+  Index place(Index kv, Index p) const { return kv * head_step_ + p - packed_.begin; }
   /// Queries are laid out in columns like keys; the matrix unit wants rows.
   static constexpr bool kColumns = !std::is_same_v<T, bfloat16>;
 
@@ -213,10 +215,11 @@ class PackedKeys {
   RotationTables<Real> tables_;
   Index words_;
   Index value_stride_;
-  Range packed_;  // panels
-  Real* panels_;  // [kv_heads, packed_.size(), words, kWidth]
-  Real* values_;  // [kv_heads, packed_.size() * kValueRows, value_stride]
-  bool* finite_;  // [kv_heads, packed_.size()]
+  Range packed_;     // panels
+  Index head_step_;  // panels from one head to the next
+  Real* panels_;     // [kv_heads or 1, packed_.size(), words, kWidth]
+  Real* values_;     // [kv_heads or 1, packed_.size() * kValueRows, value_stride]
+  bool* finite_;     // [kv_heads or 1, packed_.size()]
   WorkerScratch scratch_;
   std::span<const std::vector<Real>> key_shifts_ = {};
 };
