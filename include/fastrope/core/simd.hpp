@@ -531,11 +531,14 @@ HWY_INLINE Vec<Real> scale_by_floor(Vec<Real> p, Vec<Real> x, Vec<Real> lowest) 
     return Vec<Real>{
         _mm512_maskz_scalef_pd(_mm512_cmp_pd_mask(x.raw, lowest.raw, _CMP_NLT_UQ), p.raw, x.raw)};
 #else
-  // Multiplied, not added to the exponent bits: NaN stays NaN.
-  const hn::RebindToSigned<Tag<Real>> integers;
+  // Added to this number, whose unit is 1, the floor and the exponent's bias are the last bits of the sum;
+  // those of an x that is too small have no meaning. Multiplied by the power, not added to the exponent: NaN
+  // stays NaN.
   constexpr int kMantissa = std::numeric_limits<Real>::digits - 1;
-  const auto exponent = hn::ConvertTo(integers, hn::Floor(hn::Max(x, lowest)));
-  const auto biased = hn::Add(exponent, hn::Set(integers, std::numeric_limits<Real>::max_exponent - 1));
+  constexpr Real kUnit = Real{3} * (std::uint64_t{1} << (kMantissa - 1));
+  constexpr Real kBias = std::numeric_limits<Real>::max_exponent - 1;
+  const hn::RebindToUnsigned<Tag<Real>> bits;
+  const auto biased = hn::BitCast(bits, hn::Add(hn::Floor(x), set(kUnit + kBias)));
   const auto power = hn::BitCast(Tag<Real>{}, hn::ShiftLeft<kMantissa>(biased));
   return hn::IfThenZeroElse(hn::Lt(x, lowest), hn::Mul(p, power));
 #endif
