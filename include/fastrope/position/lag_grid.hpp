@@ -168,9 +168,16 @@ class LagGrid {
 
     bool contain(Position lag) const { return first <= lag && lag <= last; }
   };
+  /// Cost: O(1) where consecutive() or with key ranges.
   Lags allowed_lags() const {
     if (has_ranges()) return lags_;
     Lags lags = no_lags();
+    if (consecutive()) {
+      if (n_q_ == 0 || n_k_ == 0) return lags;
+      // Every lag between these is that of some pair.
+      const Lags some{std::max(lag(0, n_k_ - 1), mask_.first), std::min(lag(n_q_ - 1, 0), mask_.last)};
+      return some.first <= some.last ? some : lags;
+    }
     for (Index i = 0; i < n_q_; ++i) add_lags(i, keys_of(i), lags);
     return lags;
   }
