@@ -40,6 +40,7 @@ struct Peer {
 std::vector<Peer> fastrope_peers();  // caches of float, and of float16
 Peer openblas();
 Peer onednn();
+Peer libtorch();
 Peer ggml();
 
 }  // namespace peers

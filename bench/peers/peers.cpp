@@ -86,6 +86,9 @@ std::vector<peers::Peer> all_peers() {
 #ifdef PEERS_ONEDNN
   all.push_back(peers::onednn());
 #endif
+#ifdef PEERS_TORCH
+  all.push_back(peers::libtorch());
+#endif
 #ifdef PEERS_GGML
   all.push_back(peers::ggml());
 #endif
