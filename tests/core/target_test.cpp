@@ -30,6 +30,9 @@ TEST(Target, HasTheVectorsOfItsName) {
   if (target == "avx" || target == "sse4") {
     EXPECT_EQ(vectors, "SSE4");
   }
+  if (target.starts_with("neon")) {
+    EXPECT_EQ(vectors, "NEON");
+  }
   if (target == "ssse3") {
     EXPECT_EQ(vectors, "SSSE3");
   }

@@ -16,9 +16,15 @@
 #define HWY_DISABLE_PCLMUL_AES
 #endif
 // Highway 1.0.3 fails to compile when the flags imply its "AVX3_DL" target (-march=sapphirerapids); AVX3 is
-// enough.
+// enough. Vectors of SVE have no length that is known to the compiler: NEON serves such processors too.
 #if !defined(HWY_DISABLED_TARGETS) && !defined(HWY_WANT_AVX3_DL)
-#define HWY_DISABLED_TARGETS HWY_AVX3_DL
+#define HWY_DISABLED_TARGETS (HWY_AVX3_DL | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128)
+#endif
+// With GCC, Highway 1.0.3 compiles its NEON for processors with AES whatever the flags, to choose among
+// targets when the program runs, and then cannot be inlined into code without. It does not where the system
+// cannot tell what processor it is.
+#if defined(__aarch64__) && !defined(__ARM_FEATURE_AES) && !defined(TOOLCHAIN_MISS_SYS_AUXV_H)
+#define TOOLCHAIN_MISS_SYS_AUXV_H
 #endif
 #endif
 #include <hwy/contrib/math/math-inl.h>
@@ -39,7 +45,14 @@
 #endif
 #if HWY_HAVE_SCALABLE
 #error \
-    "fastrope: vectors of unknown length (SVE, RVV) are not supported; compile for NEON or a fixed-length target"
+    "fastrope: vectors of unknown length (SVE, RVV) are not supported; include fastrope before Highway, which then takes NEON, or compile for a target of fixed length"
+#endif
+#if HWY_ARCH_ARM_A64 && HWY_HAVE_RUNTIME_DISPATCH && !defined(__ARM_FEATURE_AES)
+#error \
+    "fastrope: Highway was included before fastrope, and needs a processor with AES: add +crypto to -march, define TOOLCHAIN_MISS_SYS_AUXV_H, or include fastrope first"
+#endif
+#if defined(__ARM_FEATURE_SVE) && !defined(__clang__)  // which makes a warning of it
+#pragma message("fastrope: the flags allow SVE, whose vectors have no fixed length; kernels are of NEON")
 #endif
 
 namespace fastrope::inline FASTROPE_TARGET::simd {

@@ -39,6 +39,14 @@ reorders sums or rounds otherwise breaks the proof of every error bound"
 #define FASTROPE_TARGET sse4
 #elif defined(__SSSE3__)
 #define FASTROPE_TARGET ssse3
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_SVE)
+#define FASTROPE_TARGET neon_sve
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+#define FASTROPE_TARGET neon_bf16
+#elif defined(__aarch64__) && defined(__ARM_FEATURE_DOTPROD)
+#define FASTROPE_TARGET neon_dotprod
+#elif defined(__aarch64__)
+#define FASTROPE_TARGET neon
 #else
 #define FASTROPE_TARGET baseline
 #endif
