@@ -18,6 +18,7 @@
 #include <variant>
 #include <vector>
 
+#include "fastrope/problem/dense_rows.hpp"
 #include "fastrope/problem/options.hpp"
 #include "support/tensor.hpp"
 
@@ -197,7 +198,8 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
       double largest_dense = -kInfinity, largest_rest = -kInfinity;
       for (Index j = 0; j < n_k; ++j) {
         const Position lag = query_position(i) - key_position(j);
-        const double dense = options.dense_bias.data == nullptr ? 0 : options.dense_bias(h, i, j);
+        const double dense =
+            options.dense_bias.data == nullptr ? 0 : fastrope::DenseRows(options.dense_bias)(h, i, j);
         if (lag < options.mask.first || lag > options.mask.last || dense == -kInfinity) continue;
         if (options.dense_mask.data != nullptr && !options.dense_mask.head(h)(i, j)) continue;
         if (!reference_in_ranges(options.key_ranges, h, n_q, i, j)) continue;

@@ -42,3 +42,16 @@ reorders sums or rounds otherwise breaks the proof of every error bound"
 #else
 #define FASTROPE_TARGET baseline
 #endif
+
+#define FASTROPE_QUOTE_(x) #x
+#define FASTROPE_QUOTE(x) FASTROPE_QUOTE_(x)
+
+namespace fastrope::inline FASTROPE_TARGET {
+
+/// The instruction set as names have it, such as "avx2".
+inline constexpr const char* kTargetName = FASTROPE_QUOTE(FASTROPE_TARGET);
+
+}  // namespace fastrope::inline FASTROPE_TARGET
+
+#undef FASTROPE_QUOTE
+#undef FASTROPE_QUOTE_
