@@ -16,3 +16,5 @@ Answers answers_of_library();
 /// Holds FFTW's planner lock as the headers know it, while the library plans on another thread; whether it
 /// waited.
 bool library_waits_for_planner_lock();
+/// Of runs and steps through the C interface; -1 where these fail.
+long allocations_of_runs();

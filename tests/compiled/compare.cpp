@@ -57,6 +57,8 @@ int main() {
     expect(apart <= e.tolerance, e.name + ": " + std::to_string(apart) + " apart");
   }
   expect(library_waits_for_planner_lock(), "FFTW's planner lock is not one in the process");
+  const long allocations = allocations_of_runs();
+  expect(allocations == 0, std::to_string(allocations) + " allocations in runs and steps (-1: they fail)");
   std::cout << answers.size() << " answers, " << failures << " failures\n";
   return failures == 0 ? 0 : 1;
 }
