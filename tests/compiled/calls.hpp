@@ -218,8 +218,9 @@ void plans_and_parts(Calls& calls) {
   std::vector<double> bounds(kHeads * kN, -1);
   small.run(x.queries(), x.keys(), x.values(), x.result(), workspace, {repaired, bounds});
   calls.add("plan of data", x.out, 2e-3);
-  calls.add("bounds of rows", bounds, 1e-3);
-  calls.add("error bound", std::vector<double>{small.report().heads.at(0).error_bound}, 1e-3);
+  // Their part of rounding depends on the length of vectors.
+  calls.add("bounds of rows", bounds, 0.2);
+  calls.add("error bound", std::vector<double>{small.report().heads.at(0).error_bound}, 0.2);
   calls.add("path", std::vector<int>{int(small.report().heads.at(0).path)}, 0);
   std::ostringstream text;
   text << small;

@@ -23,10 +23,9 @@ void expect(bool holds, const std::string& what) {
 double difference(const std::vector<double>& a, const std::vector<double>& b) {
   double most = 0, size = 1e-30;
   for (std::size_t i = 0; i < a.size(); ++i) {
-    if (a[i] == b[i]) continue;
-    const double apart = std::abs(a[i] - b[i]);
+    const double apart = a[i] == b[i] ? 0 : std::abs(a[i] - b[i]);
     most = std::max(most, std::isfinite(apart) ? apart : INFINITY);
-    size = std::max(size, std::abs(a[i]));
+    if (std::isfinite(a[i])) size = std::max(size, std::abs(a[i]));
   }
   return most / size;
 }

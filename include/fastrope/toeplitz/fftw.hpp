@@ -34,7 +34,7 @@ namespace fastrope {
 /// plans with FFTW on its own, at the same time as fastrope, holds it too. One a process, whatever
 /// instruction sets its files are compiled for, so it stands outside of the namespaces named after them; also
 /// of programs and libraries whose symbols are hidden.
-#if defined(__GNUC__)
+#if defined(__ELF__)
 [[gnu::visibility("default")]]
 #endif
 inline constinit std::mutex fftw_planner_mutex;
