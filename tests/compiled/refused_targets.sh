@@ -14,7 +14,7 @@ refuses() {
   ((status == 77)) && [[ $message == *"FASTROPE_TARGET=$1, which $2"*" $last"* ]]
 }
 refuses avx9 "this library does not have"
-FASTROPE_TARGET= "$program" # asks for nothing
+FASTROPE_TARGET='' "$program" # asks for nothing
 for level in "$@"; do
   FASTROPE_TARGET=$level "$program" >/dev/null 2>&1 || refuses "$level" "this processor does not run"
 done
