@@ -53,6 +53,7 @@ TEST(Report, HasALineForEachCandidateUnderAHeadingOfTheSameColumns) {
   const std::vector<std::string> lines = lines_of(example());
   ASSERT_EQ(lines.size(), 6u);
   EXPECT_THAT(lines[0], HasSubstr("n_q 100, n_k 200, d 8, d_v 4, tolerance 0.01, workspace 1234 bytes"));
+  EXPECT_THAT(lines[0], HasSubstr(std::string(", target ") + kTargetName));
   EXPECT_EQ(lines[1], "head 0: polynomial, entry bound 0.5: cheapest");
   // Columns end where their headings do.
   const auto ends_at = [&](const std::string& line, const char* figure, const char* heading) {

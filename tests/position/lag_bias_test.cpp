@@ -196,6 +196,19 @@ TEST(LagBias, MirroredIsThatOfTheOppositeLag) {
   EXPECT_TRUE(LagBias::none().mirrored().empty());
 }
 
+TEST(LagBias, AClampedTableIsConstantBeyondItsEnds) {
+  const LagBias bias = LagBias::clamped_table({1.0, 2.0, 3.0, 4.0, 5.0, 6.0}, 2, -1);
+  EXPECT_EQ(bias(0, -9), 1.0);
+  EXPECT_EQ(bias(0, 9), 3.0);
+  EXPECT_EQ(bias(1, 0), 5.0);
+  EXPECT_NO_THROW(bias.require_covers(2, -9, 9));
+  EXPECT_TRUE(bias.is_clamped());
+  EXPECT_EQ(bias.heads(), 2);
+  EXPECT_EQ(bias.first_lag(), -1);
+  EXPECT_EQ(bias.values().size(), 6u);
+  EXPECT_TRUE(bias.slopes().empty());
+}
+
 TEST(LagBiasErrors, ATableMustHoldEveryLagOfTheCall) {
   const LagBias bias = LagBias::table(std::vector<double>(9), 1, -4);
   EXPECT_EQ(error_of([&] { bias.require_covers(2, -4, 4); }), "no Error");

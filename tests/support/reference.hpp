@@ -47,6 +47,18 @@ struct Reference {
   Tensor<double> lse;  ///< [1, heads, n_q], natural log of |denominator|; -infinity where nothing is
 };
 
+inline double dense_element(const fastrope::DenseBias& bias, Index h, Index i, Index j) {
+  switch (bias.type) {
+    case fastrope::DenseType::float32:
+      return bias.as<float>().head(h)(i, j);
+    case fastrope::DenseType::float16:
+      return static_cast<double>(bias.as<fastrope::float16>().head(h)(i, j));
+    case fastrope::DenseType::bfloat16:
+      return static_cast<double>(bias.as<fastrope::bfloat16>().head(h)(i, j));
+  }
+  return 0;
+}
+
 /// Radians per position of each pair of columns, and what the rotated columns of q and k are multiplied by.
 struct ReferenceFrequencies {
   std::vector<double> theta;
@@ -197,7 +209,8 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
       double largest_dense = -kInfinity, largest_rest = -kInfinity;
       for (Index j = 0; j < n_k; ++j) {
         const Position lag = query_position(i) - key_position(j);
-        const double dense = options.dense_bias.data == nullptr ? 0 : options.dense_bias(h, i, j);
+        const double dense =
+            options.dense_bias.data == nullptr ? 0 : dense_element(options.dense_bias, h, i, j);
         if (lag < options.mask.first || lag > options.mask.last || dense == -kInfinity) continue;
         if (options.dense_mask.data != nullptr && !options.dense_mask.head(h)(i, j)) continue;
         if (!reference_in_ranges(options.key_ranges, h, n_q, i, j)) continue;

@@ -11,6 +11,40 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
+namespace detail {
+
+/// What a spot check reads, in double.
+struct CheckedTensors {
+  StoredRows q;
+  KeyRows<double> k;
+  ValueRows<double> v;
+  StoredRows out;
+};
+
+/// attend() of tensors whose types are known when the program runs. Operand: as OperandOf has it; checked:
+/// the same tensors.
+template <class Operand>
+Report attend_tensors(const ExactTensors<ArithmeticOf<Operand>>& x, const Storage& storage,
+                      const Options& options, const CheckedTensors& checked) {
+  using Real = ArithmeticOf<Operand>;
+  const Shapes shapes = shapes_of(x.q, x.k, x.v);
+  require_output(shapes, x.out);
+  if (options.verify < 0) fail("a spot check is of 0 rows or more, got ", options.verify);
+  const Plan<Real> plan = plan_tensors<Real>(x.q, x.k, x.v, storage, options, nullptr, CostModel{});
+  std::vector<std::byte> workspace(plan.workspace_bytes());
+  std::vector<Index> repaired(static_cast<std::size_t>(shapes.heads));
+  std::vector<double> row_bounds;
+  if (!options.kernel.is_softmax()) row_bounds.resize(static_cast<std::size_t>(shapes.heads * shapes.n_q));
+  if (plan.template run_tensors<Operand>(x, workspace, {repaired, row_bounds}) != RunStatus::ok)
+    fail("the executor failed while attending");
+  Report report = plan.verify_rows(checked.q, checked.k, checked.v, checked.out, options.verify);
+  report.row_bounds = std::move(row_bounds);
+  for (std::size_t h = 0; h < report.heads.size(); ++h) report.heads[h].repaired_rows = repaired[h];
+  return report;
+}
+
+}  // namespace detail
+
 /// Attention with relative positions, out = D^-1 A V (options.hpp has the logits and their kernel).
 /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads, n_q, d_v], each a view or
 /// an Eigen row-major object; heads a multiple of kv_heads. A row without allowed keys gives zeros. Ensures
@@ -25,22 +59,9 @@ template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
 Report attend(const Q& q, const K& k, const V& v, Out&& out, const Options& options) {
   using Real = ArithmeticOf<ElementOf<Q>>;
   const auto out_view = as_tensor(out);
-  const Shapes shapes = shapes_of(as_tensor(q), as_rows(k), as_rows(v));
-  require_output(shapes, out_view);
-  if (options.verify < 0) detail::fail("a spot check is of 0 rows or more, got ", options.verify);
-  const Plan<Real> plan =
-      detail::plan_tensors<Real>(as_tensor(q), as_rows(k), as_rows(v),
-                                 storage_of<Real, Q, K, V, ElementOf<Out>>(), options, nullptr, CostModel{});
-  std::vector<std::byte> workspace(plan.workspace_bytes());
-  std::vector<Index> repaired(static_cast<std::size_t>(shapes.heads));
-  std::vector<double> row_bounds;
-  if (!options.kernel.is_softmax()) row_bounds.resize(static_cast<std::size_t>(shapes.heads * shapes.n_q));
-  if (plan.run(q, k, v, out_view, workspace, {repaired, row_bounds}) != RunStatus::ok)
-    detail::fail("the executor failed while attending");
-  Report report = plan.verify(q, k, v, out_view, options.verify);
-  report.row_bounds = std::move(row_bounds);
-  for (std::size_t h = 0; h < report.heads.size(); ++h) report.heads[h].repaired_rows = repaired[h];
-  return report;
+  return detail::attend_tensors<OperandOf<Real, Q, K, V>>({as_tensor(q), k, v, out_view},
+                                                          storage_of<Real, Q, K, V, ElementOf<Out>>(),
+                                                          options, {as_tensor(q), k, v, out_view});
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -75,23 +75,33 @@ class MixedBatchPlan {
   template <std::ranges::contiguous_range Sequences>
   RunStatus run(const Sequences& sequences, std::span<std::byte> workspace) const noexcept {
     const std::span views(sequences);
-    if (views.size() != size()) return RunStatus::shape_mismatch;
-    for (std::size_t s = 0; s < size(); ++s) {
-      const auto& [q, k, v, out, lse] = views[s];
-      const ExactTensors<Real> x{q, k, v, out, lse};
-      if (!fits(reports_[s].shapes, x.q, x.k, x.v, x.out, x.lse)) return RunStatus::shape_mismatch;
-    }
+    using Views = std::ranges::range_value_t<Sequences>;
+    return run_as<OperandOf<Real, decltype(Views::q), decltype(Views::k), decltype(Views::v)>>(
+        views.size(), [&](std::size_t s) -> const auto& { return views[s]; }, workspace);
+  }
+  /// The same of sequences of whatever types: views(s) are the SequenceViews or ExactTensors of sequence s.
+  /// Operand: of all of them, as OperandOf has it.
+  template <class Operand, class Views>
+  RunStatus run_as(std::size_t sequences, Views&& views, std::span<std::byte> workspace) const noexcept {
+    if (sequences != size()) return RunStatus::shape_mismatch;
+    const auto tensors = [&](std::size_t s) {
+      const auto& [q, k, v, out, lse] = views(s);
+      return ExactTensors<Real>{q, k, v, out, lse};
+    };
+    for (std::size_t s = 0; s < size(); ++s)
+      if (const auto x = tensors(s); !fits(reports_[s].shapes, x.q, x.k, x.v, x.out, x.lse))
+        return RunStatus::shape_mismatch;
     for (const Alone& one : alone_)
-      if (views[one.sequence].lse.data != nullptr) return RunStatus::lse_unavailable;
+      if (tensors(one.sequence).lse.data != nullptr) return RunStatus::lse_unavailable;
     if (workspace.size() < workspace_bytes_) return RunStatus::workspace_too_small;
-    for (const Alone& one : alone_) {
-      const auto& [q, k, v, out, lse] = views[one.sequence];
-      if (const RunStatus status = one.plan.run(q, k, v, out, workspace); status != RunStatus::ok)
+    for (const Alone& one : alone_)
+      if (const RunStatus status =
+              one.plan.template run_tensors<Operand>(tensors(one.sequence), workspace, RunDetails{});
+          status != RunStatus::ok)
         return status;
-    }
     for (const Together& some : together_) {
-      const auto view = [&](std::size_t i) -> const auto& { return views[some.sequences[i]]; };
-      if (const RunStatus status = some.plan.run(some.sequences.size(), view, workspace);
+      const auto view = [&](std::size_t i) { return tensors(some.sequences[i]); };
+      if (const RunStatus status = some.plan.template run_as<Operand>(some.sequences.size(), view, workspace);
           status != RunStatus::ok)
         return status;
     }
@@ -129,6 +139,31 @@ inline Options options_of(const Options& shared, const SequenceOptions& own) {
   return one;
 }
 
+/// make_batch_plan() of sequences of whatever types: tensors(s) are the ExactTensors of sequence s, of which
+/// out is not looked at; storage(s) is how they are stored.
+template <class Real, class Tensors, class StorageOf>
+MixedBatchPlan<Real> plan_batch(std::size_t sequences, Tensors&& tensors, StorageOf&& storage_of_sequence,
+                                const Options& options, std::span<const SequenceOptions> own,
+                                const CostModel& cost) {
+  require_shared(options, sequences, own);
+  std::vector<Plan<Real>> plans;
+  for (std::size_t s = 0; s < sequences; ++s)
+    in_sequence(s, [&] {
+      const ExactTensors<Real> x = tensors(s);
+      Options of = options_of(options, own.empty() ? SequenceOptions{} : own[s]);
+      Storage storage = storage_of_sequence(s);
+      if (x.lse.data != nullptr) {
+        if (of.path != Path::automatic && of.path != Path::exact)
+          fail("lse is wanted, which path ", of.path, " does not give");
+        of.path = Path::exact;
+        storage.pairs = false;
+      }
+      plans.push_back(plan_tensors<Real>(x.q, x.k, x.v, storage, of, nullptr, cost));
+      require_same_heads(plans.back().shapes(), plans.front().shapes());
+    });
+  return MixedBatchPlan<Real>(std::move(plans));
+}
+
 }  // namespace detail
 
 /// A plan of a batch: a contiguous range of SequenceViews (exact/batch.hpp), of which q, k and v are read and
@@ -144,25 +179,15 @@ auto make_batch_plan(const Sequences& sequences, const Options& options,
   using Views = std::ranges::range_value_t<Sequences>;
   using Q = ElementOf<decltype(Views::q)>;
   using Real = ArithmeticOf<Q>;
-  detail::require_shared(options, views.size(), own);
-  std::vector<Plan<Real>> plans;
-  for (std::size_t s = 0; s < views.size(); ++s)
-    detail::in_sequence(s, [&] {
-      const auto& x = views[s];
-      Options of = detail::options_of(options, own.empty() ? SequenceOptions{} : own[s]);
-      Storage storage = storage_of<Real, decltype(Views::q), decltype(Views::k), decltype(Views::v),
-                                   ElementOf<decltype(Views::out)>>();
-      if (x.lse.data != nullptr) {
-        if (of.path != Path::automatic && of.path != Path::exact)
-          detail::fail("lse is wanted, which path ", of.path, " does not give");
-        of.path = Path::exact;
-        storage.pairs = false;
-      }
-      plans.push_back(
-          detail::plan_tensors<Real>(x.q, as_rows(x.k), as_rows(x.v), storage, of, nullptr, cost));
-      detail::require_same_heads(plans.back().shapes(), plans.front().shapes());
-    });
-  return MixedBatchPlan<Real>(std::move(plans));
+  const auto tensors = [&](std::size_t s) {
+    const auto& [q, k, v, out, lse] = views[s];
+    return ExactTensors<Real>{q, k, v, out, lse};
+  };
+  const auto storage = [](std::size_t) {
+    return storage_of<Real, decltype(Views::q), decltype(Views::k), decltype(Views::v),
+                      ElementOf<decltype(Views::out)>>();
+  };
+  return detail::plan_batch<Real>(views.size(), tensors, storage, options, own, cost);
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -112,6 +112,13 @@ class Plan {
     return verify_rows(as_tensor(q), k, v, as_tensor(out), rows);
   }
 
+  /// run() and verify() of tensors whose types are known when the program runs. Operand: as OperandOf has it.
+  template <class Operand>
+  RunStatus run_tensors(const ExactTensors<Real>& x, std::span<std::byte> memory,
+                        const RunDetails& details) const noexcept;
+  Report verify_rows(const StoredRows& q, const KeyRows<double>& k, const ValueRows<double>& v,
+                     const StoredRows& out, Index rows) const;
+
   /// The report for tools.
   std::string to_json() const { return report_.to_json(); }
   friend std::ostream& operator<<(std::ostream& out, const Plan& plan) { return out << plan.report_; }
@@ -172,12 +179,6 @@ class Plan {
       exact.run(problem, packed, x.q, x.out, plan.pair_rows_);
     }
   };
-
-  template <class Operand>
-  RunStatus run_tensors(const ExactTensors<Real>& x, std::span<std::byte> memory,
-                        const RunDetails& details) const noexcept;
-  Report verify_rows(const StoredRows& q, const KeyRows<double>& k, const ValueRows<double>& v,
-                     const StoredRows& out, Index rows) const;
 
   /// The same where every head is exact and the rows of a polynomial kernel are bounded.
   struct BoundedExact {

@@ -155,6 +155,7 @@ inline std::string Report::to_json() const {
       .member("d_v", shapes.d_v)
       .member("tolerance", tolerance)
       .member("workspace_bytes", static_cast<Index>(workspace_bytes))
+      .member("target", kTargetName)
       .member("plans", list)
       .end();
 }
@@ -166,7 +167,7 @@ inline std::ostream& operator<<(std::ostream& out, const Report& report) {
   std::ostringstream text;
   text << "attention: " << s.heads << " heads (" << s.kv_heads << " of keys), n_q " << s.n_q << ", n_k "
        << s.n_k << ", d " << s.d << ", d_v " << s.d_v << ", tolerance " << report.tolerance << ", workspace "
-       << report.workspace_bytes << " bytes\n";
+       << report.workspace_bytes << " bytes, target " << kTargetName << '\n';
   for (std::size_t h = 0; h < report.heads.size(); ++h) {
     const HeadReport& head = report.heads[h];
     text << "head " << h << ": " << to_string(head.path) << ", entry bound "

@@ -16,6 +16,27 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
+namespace detail {
+
+/// attend_partial() of tensors whose types are known when the program runs. Operand: as OperandOf has it.
+template <class Operand>
+void attend_part(const ExactTensors<ArithmeticOf<Operand>>& x, const Options& options) {
+  const Shapes shapes = shapes_of(x.q, x.k, x.v);
+  require_output(shapes, x.out);
+  require_lse(shapes, x.lse);
+  if (!options.kernel.is_softmax())
+    fail(
+        "attend_partial gives the log of a sum of exponentials, and options.kernel is a polynomial of "
+        "degree ",
+        options.kernel.degree());
+  const Problem problem(shapes, options);
+
+  std::vector<std::byte> memory(exact_workspace_bytes<ArithmeticOf<Operand>>(problem));
+  run_exact<Operand>(problem, x, memory);
+}
+
+}  // namespace detail
+
 /// out [heads, n_q, d_v] = attention over these keys alone; lse [heads, n_q] = natural log of the sum of
 /// exponentials, -infinity where the mask leaves no key (out is 0 there). The default positions are those of
 /// these keys: give options.key_positions and query_positions for a part of a longer sequence. A sink belongs
@@ -26,19 +47,7 @@ template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
 void attend_partial(const Q& q, const K& k, const V& v, Out&& out, MatrixView<ArithmeticOf<ElementOf<Q>>> lse,
                     const Options& options) {
   using Real = ArithmeticOf<ElementOf<Q>>;
-  const ExactTensors<Real> x{as_tensor(q), k, v, as_tensor(out), lse};
-  const Shapes shapes = shapes_of(x.q, x.k, x.v);
-  require_output(shapes, x.out);
-  require_lse(shapes, lse);
-  if (!options.kernel.is_softmax())
-    detail::fail(
-        "attend_partial gives the log of a sum of exponentials, and options.kernel is a polynomial of "
-        "degree ",
-        options.kernel.degree());
-  const Problem problem(shapes, options);
-
-  std::vector<std::byte> memory(exact_workspace_bytes<Real>(problem));
-  run_exact<OperandOf<Real, Q, K, V>>(problem, x, memory);
+  detail::attend_part<OperandOf<Real, Q, K, V>>({as_tensor(q), k, v, as_tensor(out), lse}, options);
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

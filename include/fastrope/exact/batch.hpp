@@ -29,24 +29,12 @@
 #include "fastrope/exact/batch_step.hpp"
 #include "fastrope/exact/exact_call.hpp"
 #include "fastrope/exact/row_kernels.hpp"
+#include "fastrope/exact/sequence_views.hpp"
 #include "fastrope/problem/options.hpp"
 #include "fastrope/problem/problem.hpp"
 #include "fastrope/problem/run_status.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
-
-/// One sequence's tensors. q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], out: [heads,
-/// n_q, d_v]; K and V are a TensorView or a PagedView. n_q and n_k may be 0. lse: [heads, n_q], the natural
-/// log of each row's sum of exponentials, as merge() wants it, of a polynomial kernel the sum itself; without
-/// data where it is not wanted.
-template <class Q, class K = TensorView<const Q>, class V = K, class Out = Q>
-struct SequenceViews {
-  TensorView<const Q> q;
-  K k;
-  V v;
-  TensorView<Out> out;
-  MatrixView<ArithmeticOf<Q>> lse = {};
-};
 
 namespace detail {
 
@@ -182,12 +170,14 @@ class BatchPlan {
   template <std::ranges::contiguous_range Sequences>
   RunStatus run(const Sequences& sequences, std::span<std::byte> workspace) const noexcept {
     const std::span views(sequences);
-    return run(
+    using Views = std::ranges::range_value_t<Sequences>;
+    return run_as<OperandOf<Real, decltype(Views::q), decltype(Views::k), decltype(Views::v)>>(
         views.size(), [&](std::size_t s) -> const auto& { return views[s]; }, workspace);
   }
-  /// The same of so many sequences wherever they are: views(s) are the SequenceViews of sequence s.
-  template <class Views>
-  RunStatus run(std::size_t sequences, Views&& views, std::span<std::byte> workspace) const noexcept {
+  /// The same of so many sequences wherever they are, of whatever types: views(s) are the SequenceViews or
+  /// ExactTensors of sequence s. Operand: of all of them, as OperandOf has it.
+  template <class Operand, class Views>
+  RunStatus run_as(std::size_t sequences, Views&& views, std::span<std::byte> workspace) const noexcept {
     if (sequences > problems_.size()) return RunStatus::shape_mismatch;
     if (sequences == 0) return RunStatus::ok;
     if (workspace.size() < Workspace::bytes_of([&](Workspace& w) { take_tensors(sequences, w); }))
@@ -200,9 +190,7 @@ class BatchPlan {
       const Shapes shapes = problems_[s].sized_shapes(x.q.rows, x.k.rows);
       if (!fits(shapes, x.q, x.k, x.v, x.out, x.lse)) return RunStatus::shape_mismatch;
     }
-    const auto& x = views(0);
-    return run_tensors<OperandOf<Real, decltype(x.q), decltype(x.k), decltype(x.v)>>(tensors, memory,
-                                                                                     workspace.size());
+    return run_tensors<Operand>(tensors, memory, workspace.size());
   }
 
  private:

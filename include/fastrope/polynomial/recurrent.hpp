@@ -82,6 +82,11 @@ class RecurrentAttention {
     return step_rows(as_tensor(q), as_rows(k), as_rows(v), as_tensor(out));
   }
 
+  /// prefill() and step() of tensors whose types are known when the program runs.
+  void prefill_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v, const OutputRows& out);
+  RunStatus step_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v,
+                      const OutputRows& out) noexcept;
+
   /// Bytes of a saved state: the same for all recurrences of these heads, sizes and kernel, whatever their
   /// past.
   std::size_t state_bytes() const noexcept {
@@ -164,10 +169,6 @@ class RecurrentAttention {
   SavedStateHeader header() const noexcept;
   /// How the sums of a step over recent tokens are computed.
   KernelRounding step_rounding() const;
-
-  void prefill_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v, const OutputRows& out);
-  RunStatus step_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v,
-                      const OutputRows& out) noexcept;
 
   /// Token `slot` of the block, at position `position`, row j of k and v, joins the recent ones.
   void append(Index kv, Index slot, Position position, const StoredRows& k, const StoredRows& v, Index j,

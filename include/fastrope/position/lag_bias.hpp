@@ -10,6 +10,7 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -70,43 +71,38 @@ class LagBias {
         max_distance > Mask::kUnlimited / (2 * heads))
       detail::fail("LagBias::t5: ", buckets, " buckets ", bidirectional ? "(both ways)" : "(one way)", " of ",
                    heads, " heads do not fit max_distance = ", max_distance);
-    LagBias bias;
-    bias.heads_ = heads;
-    bias.first_ = bidirectional ? -max_distance : 0;
-    bias.last_ = max_distance;
-    bias.clamped_ = true;
-    const Index lags = bias.last_ - bias.first_ + 1;
+    const Position first = bidirectional ? -max_distance : 0;
+    const Index lags = max_distance - first + 1;
     std::vector<double> values(static_cast<std::size_t>(heads * lags));
-    for (Position lag = bias.first_; lag <= bias.last_; ++lag) {
+    for (Position lag = first; lag <= max_distance; ++lag) {
       const Index bucket =
           t5_bucket(std::abs(lag), one_way, max_distance) + (bidirectional && lag < 0 ? one_way : 0);
-      for (Index h = 0; h < heads; ++h)
-        values[h * lags + lag - bias.first_] = table.values[bucket * heads + h];
+      for (Index h = 0; h < heads; ++h) values[h * lags + lag - first] = table.values[bucket * heads + h];
     }
-    bias.values_ = std::move(values);
-    bias.require_finite("LagBias::t5");
-    return bias;
+    return of_table("LagBias::t5", std::move(values), heads, first, true);
   }
 
   /// values[h * lags + (lag - first_lag)] for lags first_lag .. first_lag + lags - 1, [heads, lags] (heads
   /// may be 1: all the same). Lags outside are an error when a call needs them, and lags beyond
   /// Mask::kUnlimited, which no positions have, at once.
   static LagBias table(Numbers values, Index heads, Position first_lag) {
-    if (heads < 1 || values.size() == 0 || values.size() % heads != 0)
-      detail::fail("LagBias::table: ", values.size(), " values are not [heads = ", heads, ", lags]");
-    if (const Index lags = values.size() / heads;
-        first_lag < -Mask::kUnlimited || first_lag > Mask::kUnlimited - lags + 1)
-      detail::fail("LagBias::table: ", lags, " lags from ", first_lag, " on are not within +-2^42");
-    LagBias bias;
-    bias.heads_ = heads;
-    bias.first_ = first_lag;
-    bias.last_ = first_lag + values.size() / heads - 1;
-    bias.values_ = std::move(values.values);
-    bias.require_finite("LagBias::table");
-    return bias;
+    return of_table("LagBias::table", std::move(values.values), heads, first_lag, false);
+  }
+  /// The same, and lags outside have the bias of the nearest end.
+  static LagBias clamped_table(Numbers values, Index heads, Position first_lag) {
+    return of_table("LagBias::clamped_table", std::move(values.values), heads, first_lag, true);
   }
 
   bool empty() const { return heads_ == 0; }
+  /// What it is made of: slopes [heads] or none, and values [heads, lags] from first_lag() on or none, of a
+  /// table that is constant beyond its ends where it is clamped.
+  std::span<const double> slopes() const& { return {slopes_.data(), slopes_.size()}; }
+  std::span<const double> slopes() const&& = delete;  // would dangle
+  std::span<const double> values() const& { return {values_.data(), values_.size()}; }
+  std::span<const double> values() const&& = delete;
+  Index heads() const { return heads_; }
+  Position first_lag() const { return first_; }
+  bool is_clamped() const { return clamped_; }
 
   /// b(-lag): what keys see that attend to queries.
   LagBias mirrored() const {
@@ -175,6 +171,24 @@ class LagBias {
       for (Position lag = std::max(first, first_); lag <= std::min(last, last_); ++lag)
         most = more(most, (*this)(head, lag));
     return most;
+  }
+
+  static LagBias of_table(const char* name, std::vector<double> values, Index heads, Position first_lag,
+                          bool clamped) {
+    const auto count = static_cast<Index>(values.size());
+    if (heads < 1 || count == 0 || count % heads != 0)
+      detail::fail(name, ": ", count, " values are not [heads = ", heads, ", lags]");
+    const Index lags = count / heads;
+    if (first_lag < -Mask::kUnlimited || first_lag > Mask::kUnlimited - lags + 1)
+      detail::fail(name, ": ", lags, " lags from ", first_lag, " on are not within +-2^42");
+    LagBias bias;
+    bias.heads_ = heads;
+    bias.first_ = first_lag;
+    bias.last_ = first_lag + lags - 1;
+    bias.clamped_ = clamped;
+    bias.values_ = std::move(values);
+    bias.require_finite(name);
+    return bias;
   }
 
   static Index t5_bucket(Position distance, Index one_way, Index max_distance) {

@@ -6,7 +6,6 @@
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/storage.hpp"
-#include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 
@@ -15,33 +14,51 @@ namespace fastrope::inline FASTROPE_TARGET {
 template <class T>
 concept DenseElement = std::same_as<T, float> || std::same_as<T, float16> || std::same_as<T, bfloat16>;
 
-/// [heads, n_q, n_k] of float, float16 or bfloat16, added to logits; -infinity leaves a key out. Strides may
-/// be 0. A TensorView of it, or an Eigen row-major object, converts; without data it is none.
-struct DenseBias : StoredRows {
-  DenseBias() : StoredRows(TensorView<const float>{}) {}
+/// What a DenseBias is stored as.
+enum class DenseType { float32, float16, bfloat16 };
+template <DenseElement T>
+inline constexpr DenseType kDenseType = std::same_as<T, float>     ? DenseType::float32
+                                        : std::same_as<T, float16> ? DenseType::float16
+                                                                   : DenseType::bfloat16;
+
+/// [heads, n_q, n_k] of float, float16 or bfloat16, added to logits; -infinity leaves a key out. Strides, in
+/// elements, may be 0. A TensorView of it, or an Eigen row-major object, converts; without data it is none.
+struct DenseBias {
+  const void* data = nullptr;
+  DenseType type = DenseType::float32;
+  Index heads = 0;
+  Index rows = 0;
+  Index cols = 0;
+  Index head_stride = 0;
+  Index row_stride = 0;
+
+  DenseBias() = default;
   DenseBias(const float* x, Index heads_, Index rows_, Index cols_, Index head_stride_, Index row_stride_)
-      : StoredRows(TensorView<const float>{x, heads_, rows_, cols_, head_stride_, row_stride_}) {}
+      : DenseBias(TensorView<const float>{x, heads_, rows_, cols_, head_stride_, row_stride_}, Fields{}) {}
   template <DenseElement T>
   DenseBias(const T* x, Index heads_, Index rows_, Index cols_, Index head_stride_, Index row_stride_)
-      : StoredRows(TensorView<const T>{x, heads_, rows_, cols_, head_stride_, row_stride_}) {}
+      : DenseBias(TensorView<const T>{x, heads_, rows_, cols_, head_stride_, row_stride_}, Fields{}) {}
   template <class X>
   requires DenseElement<ElementOf<X>> && requires(X&& x) { as_tensor(std::forward<X>(x)); }
-  DenseBias(X&& x) : StoredRows(as_tensor(std::forward<X>(x))) {}
+  DenseBias(X&& x) : DenseBias(TensorView<const ElementOf<X>>(as_tensor(std::forward<X>(x))), Fields{}) {}
 
-  /// to [keys.size()] = the elements of row i of head h in `keys`.
-  template <class Real>
-  void read(Index h, Index i, Range keys, Real* to) const {
-    const std::byte* from = data + h * head_stride + i * row_stride + type->bytes_of(keys.begin);
-    if (type == &kStoredType<float>)
-      simd::convert(reinterpret_cast<const float*>(from), keys.size(), to);
-    else
-      type->convert(from, keys.size(), to);
+  /// The same elements, of which T is the type.
+  template <DenseElement T>
+  TensorView<const T> as() const {
+    return {static_cast<const T*>(data), heads, rows, cols, head_stride, row_stride};
   }
-  float operator()(Index h, Index i, Index j) const {
-    float x = 0;
-    read(h, i, {j, j + 1}, &x);
-    return x;
-  }
+
+ private:
+  struct Fields {};
+  template <class T>
+  DenseBias(const TensorView<const T>& x, Fields)
+      : data(x.data),
+        type(kDenseType<T>),
+        heads(x.heads),
+        rows(x.rows),
+        cols(x.cols),
+        head_stride(x.head_stride),
+        row_stride(x.row_stride) {}
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

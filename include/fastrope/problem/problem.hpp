@@ -19,34 +19,11 @@
 #include "fastrope/position/lag_grid.hpp"
 #include "fastrope/position/rotation.hpp"
 #include "fastrope/position/section_positions.hpp"
+#include "fastrope/problem/dense_rows.hpp"
 #include "fastrope/problem/options.hpp"
+#include "fastrope/problem/shapes.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
-
-/// Sizes of q [heads, n_q, d], k [kv_heads, n_k, d], v [kv_heads, n_k, d_v] and out [heads, n_q, d_v].
-struct Shapes {
-  Index heads = 0;
-  Index kv_heads = 0;
-  Index n_q = 0;
-  Index n_k = 0;
-  Index d = 0;
-  Index d_v = 0;
-
-  bool empty() const { return heads == 0 || n_q == 0 || d_v == 0; }
-  friend bool operator==(const Shapes&, const Shapes&) = default;
-};
-
-/// What one sequence has of its own, as Options has it of one call; empty: the defaults that it has there.
-struct SequenceOptions {
-  std::span<const Position> queries = {};
-  std::span<const Position> keys = {};
-  MatrixView<const Position> query_sections = {};  ///< [rope.sections, n_q]
-  MatrixView<const Position> key_sections = {};    ///< [rope.sections, n_k]
-  KeyRanges key_ranges = {};
-  DenseBias dense_bias = {};
-  TensorView<const bool> dense_mask = {};
-};
-using SequencePositions = SequenceOptions;
 
 /// A valid request with every default filled in.
 struct Problem {
@@ -61,7 +38,7 @@ struct Problem {
   Kernel kernel;
   double softcap = 0;
   SharedArray<double> sinks;  ///< [heads] or empty
-  DenseBias dense_bias;
+  DenseRows dense_bias;
   TensorView<const bool> dense_mask;
   Executor executor;
 

@@ -28,11 +28,20 @@
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 
-namespace fastrope::inline FASTROPE_TARGET {
+namespace fastrope {
 
 /// Held while a plan is made or destroyed: FFTW's planner is global and not thread-safe. An application that
-/// plans with FFTW on its own, at the same time as fastrope, holds it too.
+/// plans with FFTW on its own, at the same time as fastrope, holds it too. One a process, whatever
+/// instruction sets its files are compiled for, so it stands outside of the namespaces named after them; also
+/// of programs and libraries whose symbols are hidden.
+#if defined(__ELF__)
+[[gnu::visibility("default")]]
+#endif
 inline constinit std::mutex fftw_planner_mutex;
+
+}  // namespace fastrope
+
+namespace fastrope::inline FASTROPE_TARGET {
 
 /// The smallest 2^a 3^b 5^c 7^d >= n that FFTW transforms fast: even, since FFTW 3.3 calls malloc in each
 /// execution of an odd real length, and from 512 on a multiple of 32, which takes some 0.7 of the time of

@@ -1,0 +1,5 @@
+#include <fastrope/compiled.hpp>
+
+#include "calls.hpp"
+
+Answers answers_of_library() { return all_calls(); }
