@@ -13,7 +13,7 @@
 #include "fastrope/core/simd.hpp"
 #include "fastrope/core/target.hpp"
 
-#if HWY_TARGET == HWY_AVX3 && defined(__AVX512VNNI__)
+#if FASTROPE_AVX512 && defined(__AVX512VNNI__)
 #define FASTROPE_INTEGER_PRODUCTS 1
 #define FASTROPE_DOT_BYTES _mm512_dpbusd_epi32
 #elif HWY_TARGET == HWY_AVX2 && defined(__AVXVNNI__)

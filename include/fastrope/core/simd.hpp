@@ -68,8 +68,16 @@ using Vec = hn::Vec<Tag<Real>>;
 template <class Real>
 inline constexpr Index kLanes = static_cast<Index>(hn::MaxLanes(Tag<Real>{}));
 
+/// Whether vectors are those of AVX-512, whichever of Highway's targets has them: better ones have lower
+/// bits.
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+#define FASTROPE_AVX512 1
+#else
+#define FASTROPE_AVX512 0
+#endif
+
 /// Architectural vector registers; kernels size their tiles by it.
-#if HWY_ARCH_X86 && HWY_TARGET != HWY_AVX3
+#if HWY_ARCH_X86 && !FASTROPE_AVX512
 inline constexpr int kRegisters = 16;
 #else
 inline constexpr int kRegisters = 32;
@@ -208,9 +216,9 @@ class Nibbles {
   }
 
  private:
-  static constexpr bool kLooksUp = HWY_TARGET == HWY_AVX3 && std::is_same_v<Real, float>;
+  static constexpr bool kLooksUp = FASTROPE_AVX512 == 1 && std::is_same_v<Real, float>;
 
-#if HWY_TARGET == HWY_AVX3
+#if FASTROPE_AVX512
   /// By the low four bits of words.
   HWY_INLINE Vec<float> look_up(Vec<std::int32_t> words) const {
     return Vec<float>{_mm512_permutexvar_ps(words.raw, numbers_.raw)};
@@ -355,7 +363,7 @@ HWY_INLINE V fma(V a, V b, V c) {
   return hn::MulAdd(a, b, c);
 }
 /// Whether there are vector instructions for products of bfloat16 pairs.
-#if HWY_TARGET == HWY_AVX3 && defined(__AVX512BF16__)
+#if FASTROPE_AVX512 && defined(__AVX512BF16__)
 #define FASTROPE_BFLOAT16_PRODUCTS 1
 inline constexpr bool kBfloat16Products = true;
 /// sum + the products of both halves of a word, rounded once; words are pairs of bfloat16.
@@ -523,7 +531,7 @@ HWY_INLINE bool all_finite(const Real* x, Index count) {
 /// x - floor(x), in [0, 1]; finite for x = -infinity where the hardware has an instruction for it.
 template <class Real>
 HWY_INLINE Vec<Real> fraction(Vec<Real> x) {
-#if HWY_TARGET == HWY_AVX3
+#if FASTROPE_AVX512
   constexpr int kToFloor = _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC;
   if constexpr (sizeof(Real) == 4)
     return Vec<Real>{_mm512_reduce_ps(x.raw, kToFloor)};
@@ -536,7 +544,7 @@ HWY_INLINE Vec<Real> fraction(Vec<Real> x) {
 /// p * 2^floor(x) for x < max_exponent and p in [1, 2]; 0 where x < lowest, which is at least min_exponent.
 template <class Real>
 HWY_INLINE Vec<Real> scale_by_floor(Vec<Real> p, Vec<Real> x, Vec<Real> lowest) {
-#if HWY_TARGET == HWY_AVX3
+#if FASTROPE_AVX512
   if constexpr (sizeof(Real) == 4)
     return Vec<Real>{
         _mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x.raw, lowest.raw, _CMP_NLT_UQ), p.raw, x.raw)};
