@@ -283,8 +283,13 @@ class PolynomialAttention {
     const auto bound = [&](Index i, Index r, Range keys) {
       double largest = 0;
       for (Index c = 0; c < d_v; ++c) largest = or_larger(largest, std::abs(totals.row(r)[c]));
+      const double taken = block.references(r)->total();
       return kernel.of_call->row(problem, h, i, kernel.of_call->query_size(problem, q.head(h), i), keys,
-                                 totals.error[r], totals.sum[r], largest / std::abs(totals.sum[r]),
+                                 {.sum = totals.sum[r],
+                                  .maximum = totals.maximum[r],
+                                  .far_error = totals.error[r],
+                                  .largest = largest * std::abs(problem.normaliser.template inverse<Real>(
+                                                           totals.sum[r], totals.unit(r, taken)))},
                                  *out.type);
     };
     std::array<double, QueryBlock<Real>::kRows> bounds;
@@ -302,7 +307,8 @@ class PolynomialAttention {
         const double again = bound(tile.begin + i, i, {0, problem.shapes.n_k});
         if (!(again <= of_tile[i])) continue;
         of_tile[i] = again;
-        totals.template write<Real>(i, out, h, tile.begin + i);
+        totals.template write<Real>(i, out, h, tile.begin + i, problem.normaliser,
+                                    block.references(i)->total());
         ++taken;
       }
       if (repaired != nullptr) std::atomic_ref(repaired[h]).fetch_add(taken, std::memory_order_relaxed);

@@ -144,6 +144,8 @@ class LagBias {
     }
   }
 
+  /// [heads or 1]: of ALiBi; empty without.
+  const SharedArray<double>& slopes() const { return slopes_; }
   /// Whether it is more than a slope.
   bool is_table() const { return !values_.empty(); }
 
