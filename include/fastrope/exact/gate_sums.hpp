@@ -74,6 +74,7 @@ class GateSums {
  public:
   /// Beyond the last key, levels of 0: rows are read in whole panels.
   static constexpr Index kPadding = 128;
+  static constexpr Index kNoReset = -1;
 
   GateSums(const Problem& problem, Workspace& workspace)
       : rows_(problem.gates.rows(problem.shapes.heads, problem.shapes.kv_heads)),
@@ -93,7 +94,7 @@ class GateSums {
     GateSum sum;
     sums_[at] = 0;
     tops_[at] = sum.top();
-    starts_[at] = 0;
+    starts_[at] = kNoReset;
     for (Index j = 0; j < n_k; ++j) {
       const Index source = problem.grid.source(j);
       double gate = problem.gates.gate(row, rows_, source);
@@ -114,7 +115,9 @@ class GateSums {
   /// G after the first n keys, the largest level among them, and the first of them that is still seen.
   double sum(Index row, Index n) const { return sums_[row * stride_ + n]; }
   double top(Index row, Index n) const { return tops_[row * stride_ + n]; }
-  Index start(Index row, Index n) const { return starts_[row * stride_ + n]; }
+  Index start(Index row, Index n) const { return std::max<Index>(starts_[row * stride_ + n], 0); }
+  /// The last of them that is a reset; -1 where there is none.
+  Index resets(Index row, Index n) const { return starts_[row * stride_ + n]; }
 
   /// Of the keys that query i of head h may attend to, those that no reset hides.
   KeySet allowed(const Problem& problem, Index h, Index i) const {
@@ -172,7 +175,7 @@ class GateSums {
   double* levels_;  // [rows, stride], of each key
   double* sums_;    // [rows, stride], of the keys before each, as what follows
   double* tops_;
-  Index* starts_;
+  Index* starts_;  // the last reset, or kNoReset
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -89,6 +89,7 @@ class KernelBounds {
       gate_size = std::max(gate_size, problem.gates.size(row, gates_.tasks(), n_k,
                                                          static_cast<double>(grid.key_position(n_k - 1) -
                                                                              grid.key_position(0))));
+    unit_rounding_ = gate_rounding(gate_size);
     rounding_ = KernelRounding(problem.kernel, tile_arithmetic<Real>(problem, gate_size));
     problem.executor.parallel_for(
         problem.shapes.kv_heads, [&](Index kv, Index) { measure_head(problem, kv, k.head(kv), v.head(kv)); });
@@ -125,6 +126,9 @@ class KernelBounds {
     const double n = normaliser.denominator(sums.sum, reference.sum + reference.level + shift);
     const bool certain = normaliser.kind() == Normaliser::Kind::none ||
                          (normaliser.kind() == Normaliser::Kind::at_least && std::abs(sums.sum) + error <= n);
+    // The unit itself is rounded.
+    if (n != sums.sum && largest_value > 0)
+      error += unit_rounding_ * std::abs(n) * std::max(1.0, sums.largest / largest_value);
     return row_bound<Real>(error, n, sums.largest, largest_value, out, certain);
   }
 
@@ -165,7 +169,7 @@ class KernelBounds {
       if (rows == 0) add_key(length, 1, 1, sizes_ + (kv * rows_ + j) * degrees_);
       for (Index row = kv * rows; row < (kv + 1) * rows; ++row) {
         const double top = gates_.top(row, j + 1);
-        const bool resets = gates_.start(row, j + 1) == j;
+        const bool resets = gates_.resets(row, j + 1) == j;
         add_key(length, resets ? 0 : decay(gates_.top(row, j), top), decay(gates_.levels(row)[j], top),
                 sizes_ + (row * rows_ + j) * degrees_);
       }
@@ -236,6 +240,7 @@ class KernelBounds {
   Index degrees_;
   Index rows_;
   double query_factor_ = 0;
+  double unit_rounding_ = 0;
   GateSums gates_;
   double* sizes_;  // [kv_heads or rows of gates, n_k + 1, degree + 1]: sums over the keys before each of
                    // |k_j|^p, times e^(their level - the largest) with gates

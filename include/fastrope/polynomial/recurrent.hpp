@@ -486,7 +486,7 @@ void RecurrentAttention<Real>::fold(Index kv, const StepScratch& s) {
     spill[p] += 6 * kUnitRoundoff<double> * std::abs(coefficients[static_cast<std::size_t>(p)]) * held[p];
   }
   state_errors<Real>(coefficients, set.rank(), channels(), *to.largest_value,
-                     row_rounding<Real>(problem_, farthest()), held, s.squares, spill, errors);
+                     row_rounding<Real>(problem_, farthest()), 0, held, s.squares, spill, errors);
 }
 
 /// s.sums = the queries' sums over the state: chains of kChain terms in Real, added in double.
