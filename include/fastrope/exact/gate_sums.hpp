@@ -98,8 +98,10 @@ class GateSums {
     for (Index j = 0; j < n_k; ++j) {
       const Index source = problem.grid.source(j);
       double gate = problem.gates.gate(row, rows_, source);
-      if (slope != 0 && j > 0)
-        gate -= slope * static_cast<double>(problem.grid.key_position(j) - problem.grid.key_position(j - 1));
+      // One position from what came before the first key, whose gate is between that and all keys.
+      if (slope != 0)
+        gate -= slope * static_cast<double>(
+                            j == 0 ? 1 : problem.grid.key_position(j) - problem.grid.key_position(j - 1));
       levels_[at + j] = sum.add(gate, problem.gates.input_gate(row, rows_, source));
       sums_[at + j + 1] = sum.sum();
       tops_[at + j + 1] = sum.top();

@@ -95,8 +95,10 @@ class KernelRounding {
 
   double entry() const { return arithmetic_.entry; }
 
-  /// A. query: |s| |q|; sizes [degree + 1]: S_p = sum_j |k_j|^p; far: an A of other sums; sum: D~ of all.
-  double error(double query, const double* sizes, double largest_value, double far, double sum) const {
+  /// A. query: |s| |q|; sizes [degree + 1]: S_p = sum_j |k_j|^p; far: an A of other sums; sum: D~ of all;
+  /// of_gates: what rounding of weights by gates is more for (N_N + N_D) u.
+  double error(double query, const double* sizes, double largest_value, double far, double sum,
+               double of_gates = 0) const {
     const double known = kHigherOrder * (std::abs(sum) + far);  // at least D~ of these keys, where P >= 0
     double error = 0, terms = 0, underflow = 0, power = 1;
     for (int p = 0; p <= degree_; ++p, power *= query) {
@@ -115,7 +117,7 @@ class KernelRounding {
     }
     const double weights = nonnegative_ ? std::min(terms, known + 2 * error) : terms;
     const double products = largest_value > 0 ? sizes[0] / largest_value : 0;
-    return kHigherOrder * (2 * error + arithmetic_.sums * (weights + error)) +
+    return kHigherOrder * (2 * error + (arithmetic_.sums + of_gates) * (weights + error)) +
            2 * arithmetic_.smallest * (underflow + sizes[0] + products);
   }
 
