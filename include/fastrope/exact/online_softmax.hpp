@@ -139,6 +139,11 @@ struct SoftmaxRows {
     }
   }
 
+  void weigh_polynomial(std::span<const double> coefficients, Index rows, Real* scores, Index stride,
+                        Index cols) const {
+    weigh_polynomial(coefficients, rows, scores, stride, cols, [](Index) -> const Real* { return nullptr; });
+  }
+
  private:
   static void scale_by(Real factor, Real* x, Index count) {
     for (Index c = 0; c < count; c += kLanes)

@@ -130,7 +130,7 @@ class RecurrentAttention {
   static constexpr Index kChunk = 768;
   static_assert(kChunk % kBlock == 0);
   /// Vectors of channels that a step reads at a time.
-  static constexpr Index kTogether = 4;
+  static constexpr int kTogether = simd::kRegisters >= 32 ? 4 : 2;
 
   Index channels() const { return d_v_ + 1; }
   Index degrees() const { return problem_.kernel.degree() + 1; }
@@ -162,7 +162,7 @@ class RecurrentAttention {
   };
   /// Queries of a group, padded.
   Index columns() const { return round_up(group(), simd::kLanes<Real>); }
-  Index padded_channels() const { return round_up(channels(), kTogether * simd::kLanes<Real>); }
+  Index padded_channels() const { return round_up(channels(), simd::kLanes<Real>); }
   StepScratch step_scratch(Workspace& workspace) const;
 
   /// Elements between the heads of the state's copy: rows may be read in whole vectors.

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <limits>
 #include <span>
+#include <type_traits>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
@@ -13,6 +14,7 @@
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/gate_sums.hpp"
+#include "fastrope/exact/row_kernels.hpp"
 #include "fastrope/polynomial/kernel_bounds.hpp"
 #include "fastrope/polynomial/kernel_rounding.hpp"
 #include "fastrope/polynomial/recurrent.hpp"
@@ -138,11 +140,11 @@ void RecurrentAttention<Real>::fold(Index u, const StepScratch& s) {
                      row_rounding<Real>(problem_, farthest()), weight_error, held, s.squares, spill, errors);
 }
 
-/// s.sums = the queries' sums over the state: chains of kChain terms in Real, added in double.
+/// s.sums = the queries' sums over the state: chains of kChain terms in Real, added in double. Queries that
+/// share the state share what is loaded of it.
 template <class Real>
 void RecurrentAttention<Real>::add_state(Index u, const StepScratch& s) const {
   using namespace simd;
-  constexpr Index kStep = kTogether * kLanes<Real>;
   const Index together = group(), width = columns(), padded = padded_channels();
   const double* constant = state_.data() + u * rank() * channels();
   for (Index h = 0; h < together; ++h) std::copy_n(constant, channels(), s.sums + h * padded);
@@ -158,19 +160,36 @@ void RecurrentAttention<Real>::add_state(Index u, const StepScratch& s) const {
       std::copy_n(feature, width, s.features + t * width);
     }
     const Real* rows = rounded_.data() + u * rounded_stride() + first * channels();
-    for (Index h = 0; h < together; ++h)
-      for (Index c = 0; c < padded; c += kStep) {
-        Vec<Real> sum[kTogether];
-        for (auto& x : sum) x = zero<Real>();
-        for (Index t = 0; t < count; ++t) {
-          const Vec<Real> feature = set(s.features[t * width + h]);
-          for (Index m = 0; m < kTogether; ++m)
-            sum[m] = fma(feature, simd::load(rows + t * channels() + c + m * kLanes<Real>), sum[m]);
+    // Some queries' sums of some vectors of channels, from c on.
+    const auto add = [&](auto queries, auto vectors, Index h, Index c) {
+      constexpr int kQueries = queries, kVecs = vectors;
+      Vec<Real> sum[kQueries][kVecs];
+      for (auto& of_query : sum)
+        for (auto& x : of_query) x = zero<Real>();
+      for (Index t = 0; t < count; ++t) {
+        Vec<Real> row[kVecs];
+#pragma GCC unroll 4
+        for (int m = 0; m < kVecs; ++m) row[m] = simd::load(rows + t * channels() + c + m * kLanes<Real>);
+#pragma GCC unroll 4
+        for (int r = 0; r < kQueries; ++r) {
+          const Vec<Real> feature = set(s.features[t * width + h + r]);
+#pragma GCC unroll 4
+          for (int m = 0; m < kVecs; ++m) sum[r][m] = fma(feature, row[m], sum[r][m]);
         }
-        Real part[kStep];
-        for (Index m = 0; m < kTogether; ++m) store<Real>(sum[m], part + m * kLanes<Real>);
-        for (Index m = 0; m < kStep; ++m) s.sums[h * padded + c + m] += static_cast<double>(part[m]);
       }
+      for (int r = 0; r < kQueries; ++r) {
+        Real part[kVecs * kLanes<Real>];
+        for (int m = 0; m < kVecs; ++m) store<Real>(sum[r][m], part + m * kLanes<Real>);
+        for (Index m = 0; m < kVecs * kLanes<Real>; ++m)
+          s.sums[(h + r) * padded + c + m] += static_cast<double>(part[m]);
+      }
+    };
+    detail::for_query_tiles(together, [&](auto queries, Index h) {
+      Index c = 0;
+      for (; c + kTogether * kLanes<Real> <= padded; c += kTogether * kLanes<Real>)
+        add(queries, std::integral_constant<int, kTogether>{}, h, c);
+      for (; c < padded; c += kLanes<Real>) add(queries, std::integral_constant<int, 1>{}, h, c);
+    });
   }
 }
 
