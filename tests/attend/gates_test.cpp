@@ -14,7 +14,6 @@
 #include "support/attention_case.hpp"
 #include "support/error_of.hpp"
 #include "support/gated_rows.hpp"
-#include "support/instances.hpp"
 #include "support/kernel_oracle.hpp"
 
 namespace fastrope_test {
@@ -59,6 +58,7 @@ TEST(GatedPlans, SoftmaxKeepsItsPromise) {
           AttentionInputs<float> in(c.shapes, 2);
           const Report report = attend_gated_rows(c, in, 1e-3);
           EXPECT_EQ(report.heads[0].path, Path::exact);
+          EXPECT_THAT(report.heads[0].reason, HasSubstr("gates are done by the exact path"));
           EXPECT_LT(report.heads[0].error_bound, 1e-3);
         }
 }

@@ -239,8 +239,8 @@ struct SoftmaxTotals {
   /// o / N of row i, rounded to Real, becomes row `to` of a head of out; `taken`, natural log, was taken out
   /// of its weights. Zeros where N is 0, or so small that weights have underflowed.
   template <class Real>
-  void write(Index i, const OutputRows& out, Index head, Index to, const Normaliser& normaliser,
-             double taken) const {
+  void write(Index i, const OutputRows& out, Index head, Index to, const Normaliser& normaliser = {},
+             double taken = 0) const {
     out.write<Real>(head, to, row(i), normaliser.template inverse<Real>(sum[i], unit(i, taken)), out.cols);
   }
 
