@@ -532,7 +532,7 @@ class PolynomialAttention {
     for (Index r = 0; r < rows.size(); r += kRows) {
       project_queries(unit.projection, problem.scale, problem.kernel.is_softmax() ? kLog2E : 1.0, kRows,
                       block.queries(r), kTile, s.shifted, s.x, s.exponents);
-      apply_state(*unit.monomials, d_v, memory.rounded, s.x, s.ancestors, s.sums);
+      apply_state(*unit.monomials, d_v, memory.rounded, s.x, s.ancestors, s.features, s.sums);
       const SoftmaxRows<Real> some = block.stretch().from(r);
       constexpr Index kBlockRows = simd::kBlockRows<Real>;
       for (Index c = 0; c < d_v; c += kBlockRows)
