@@ -256,7 +256,16 @@ TEST(Gates, WeightsOfSoftmaxHaveThem) {
   const std::vector<Index> heads = {0, 1};
   Tensor<double> weights(2, 40, 40);
   attention_weights(in.q.view(), in.k.view(), heads, weights.view(), c.options());
-  EXPECT_LE(max_abs_difference(weights.view(), in.reference(c).out.view()), 1e-12);
+  const Reference expected = in.reference(c);
+  EXPECT_LE(max_abs_difference(weights.view(), expected.out.view()), 1e-12);
+  std::vector<double> mass(80);
+  key_mass(in.q.view(), in.k.view(), {expected.lse.values.data(), 2, 40}, {mass.data(), 2, 40}, c.options());
+  for (Index h = 0; h < 2; ++h)
+    for (Index j = 0; j < 40; ++j) {
+      double sum = 0;
+      for (Index i = 0; i < 40; ++i) sum += expected.out(h, i, j);
+      EXPECT_NEAR(mass[static_cast<std::size_t>(h * 40 + j)], sum, 1e-12);
+    }
   c.base.kernel = Kernel::power(2);
   EXPECT_THAT(
       error_of([&] { attention_weights(in.q.view(), in.k.view(), heads, weights.view(), c.options()); }),

@@ -374,7 +374,7 @@ class PolynomialAttention {
       }
       const Real* weight = state.keys.weight_of(b);
       key_sizes(degree, unit.monomials->variables(), state.keys.y_of(b), weight,
-                memory.sizes + b * (degree + 1), factors.gates() != nullptr ? kLeastWeight<Real> : 0);
+                memory.sizes + b * (degree + 1), factors.gates() != nullptr ? kLeastWeight : 0);
     });
     if (!carried_.empty()) return;
     std::fill_n(memory.state, rank_ * (state.keys.d_v + 1), 0.0);
@@ -554,7 +554,7 @@ class PolynomialAttention {
         if (!problem.kernel.is_softmax())
           error += underflow_error<Real>(unit.coefficients, unit.monomials->rank(), variables, largest_value,
                                          memory.errors + unit.monomials->degree() + 1,
-                                         static_cast<double>(s.norms[i]));
+                                         static_cast<double>(s.norms[i]), factors.gates() != nullptr);
         block.totals().add_far(r + i, exponent, s.sums[d_v * kRows + i], error, some.row(i));
       }
       some.clear_sums(kRows);

@@ -375,13 +375,14 @@ template <class Real>
 auto RecurrentAttention<Real>::broken_promise(const StoredRows& q, const StoredRows& k, Index n) const
     -> std::optional<Broken> {
   if (radius_ == std::numeric_limits<double>::infinity()) return {};
+  // With what the lengths' own rounding may hide.
+  const double outward = query_factor(problem_) * (1 + static_cast<double>(d_ + 8) * 0x1p-52);
   for (Index u = 0; u < states_; ++u) {
     double longest = longest_key_[at(u, 1)];
     for (Index i = 0; i < n; ++i) {
       longest = or_larger(longest, row_length<Real>(k.head(key_head(u)), i, d_));
       for (Index h = u * group(); h < (u + 1) * group(); ++h)
-        if (const double entry = query_factor(problem_) * row_length<Real>(q.head(h), i, d_) * longest;
-            !(entry <= radius_))
+        if (const double entry = outward * row_length<Real>(q.head(h), i, d_) * longest; !(entry <= radius_))
           return Broken{h, i, entry};
     }
   }

@@ -128,7 +128,7 @@ void RecurrentAttention<Real>::fold(Index u, const StepScratch& s) {
   round_state(set, channels(), {0, set.rank()}, to.state, to.rounded, s.squares);
 
   double *errors = to.errors, *held = errors + degrees(), *spill = held + degrees();
-  key_sizes(set.degree(), d_, y, s.ones, s.sizes, gated_ ? kLeastWeight<Real> : 0);
+  key_sizes(set.degree(), d_, y, s.ones, s.sizes, gated_ ? kLeastWeight : 0);
   for (Index p = 0; p < degrees(); ++p) {
     const double lost =
         (6 * kUnitRoundoff<double> + gate_error) * std::abs(coefficients[static_cast<std::size_t>(p)]);
@@ -273,8 +273,8 @@ void RecurrentAttention<Real>::step_state(Index u, const StoredRows& q, const St
     if (far) {
       const double norm = query * (1 + rounding_.entry());  // of the rounded row
       for (Index p = degrees() - 1; p >= 0; --p) error = error * norm + state.errors[p];
-      error +=
-          underflow_error<Real>(unit.coefficients, rank(), d_, largest_value, state.errors + degrees(), norm);
+      error += underflow_error<Real>(unit.coefficients, rank(), d_, largest_value, state.errors + degrees(),
+                                     norm, gated_);
       error = of_state == 0 ? 0 : of_state * error;
     }
     error += rounding_.error(query, s.sizes, largest_value, error, sum, 2 * gate_error);

@@ -114,23 +114,23 @@ void state_errors(std::span<const double> coefficients, Index rank, Index channe
   }
 }
 
-/// What underflow may add to a row's sums over a state; norm: |x|.
+/// What underflow may add to a row's sums over a state; norm: |x|; gated: whether sizes are of weights by
+/// gates.
 template <class Real>
 double underflow_error(std::span<const double> coefficients, Index rank, Index variables,
-                       double largest_value, const double* sizes, double norm) {
+                       double largest_value, const double* sizes, double norm, bool gated) {
   const double step = std::sqrt(static_cast<double>(variables)) * std::max(1.0, norm);
   double lost = static_cast<double>(rank), power = 1;
   for (std::size_t p = 0; p < coefficients.size(); ++p, power *= step)
     lost +=
         static_cast<double>(4 * p + 2) * (std::abs(coefficients[p]) + 1) * power * (1 + sizes[0] + sizes[p]);
-  return static_cast<double>(std::numeric_limits<Real>::min()) * lost *
+  return static_cast<double>(std::numeric_limits<Real>::min()) * (gated ? lost / kLeastWeight : lost) *
          (largest_value > 0 ? 1 + 1 / largest_value : 1);
 }
 
-/// More than what underflow does to a weight, which a rounding of it covers then.
-template <class Real>
-inline constexpr double kLeastWeight =
-    4 * static_cast<double>(std::numeric_limits<Real>::min()) / kUnitRoundoff<Real>;
+/// What is added to the weights of gates, which may underflow, in sums of sizes: so much of a key counts in
+/// any case, and what underflow loses of it is at most that over this.
+inline constexpr double kLeastWeight = 0x1p-60;
 
 /// sizes [degree + 1] = sum_j (w_j + least_weight) |y_j|^p of a block of keys, at least; y: [variables,
 /// kKeyBlock].
