@@ -114,6 +114,10 @@ void state_errors(std::span<const double> coefficients, Index rank, Index channe
   }
 }
 
+/// What is added to the weights of gates, which may underflow, in sums of sizes: so much of a key counts in
+/// any case, and what underflow loses of it is at most that over this.
+inline constexpr double kLeastWeight = 0x1p-60;
+
 /// What underflow may add to a row's sums over a state; norm: |x|; gated: whether sizes are of weights by
 /// gates.
 template <class Real>
@@ -127,10 +131,6 @@ double underflow_error(std::span<const double> coefficients, Index rank, Index v
   return static_cast<double>(std::numeric_limits<Real>::min()) * (gated ? lost / kLeastWeight : lost) *
          (largest_value > 0 ? 1 + 1 / largest_value : 1);
 }
-
-/// What is added to the weights of gates, which may underflow, in sums of sizes: so much of a key counts in
-/// any case, and what underflow loses of it is at most that over this.
-inline constexpr double kLeastWeight = 0x1p-60;
 
 /// sizes [degree + 1] = sum_j (w_j + least_weight) |y_j|^p of a block of keys, at least; y: [variables,
 /// kKeyBlock].
