@@ -84,11 +84,11 @@ class KernelBounds {
   void measure(const Problem& problem, const StoredRows& k, const StoredRows& v) {
     query_factor_ = query_factor(problem) * longest_weights(problem);
     double gate_size = 0;
-    const LagGrid& grid = problem.grid;
-    for (Index row = 0, n_k = problem.shapes.n_k; row < gates_.tasks() && n_k > 0; ++row)
-      gate_size = std::max(gate_size, problem.gates.size(row, gates_.tasks(), n_k,
-                                                         static_cast<double>(grid.key_position(n_k - 1) -
-                                                                             grid.key_position(0))));
+    // Queries may stand far beyond all keys.
+    const double span =
+        problem.gates.slopes.empty() ? 0 : 2 * static_cast<double>(problem.grid.farthest_position());
+    for (Index row = 0; row < gates_.tasks(); ++row)
+      gate_size = std::max(gate_size, problem.gates.size(row, gates_.tasks(), problem.shapes.n_k, span));
     unit_rounding_ = gate_rounding(gate_size);
     rounding_ = KernelRounding(problem.kernel, tile_arithmetic<Real>(problem, gate_size));
     problem.executor.parallel_for(
