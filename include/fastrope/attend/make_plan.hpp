@@ -131,7 +131,6 @@ std::string exact_reason(const Problem& problem, const Options& options, const C
   if (problem.shapes.empty() || problem.shapes.n_k == 0) return "there is nothing to attend to";
   if (options.path == Path::exact) return "forced";
   if (options.path != Path::automatic) return {};
-  if (problem.gates.given()) return "gates are done by the exact path";
   const bool pays = cost.seconds<Real>(exact_work<Real>(problem)) >
                     1 / cost.look + cost.seconds<Real>(least_work<Real>(problem, cost));
   return pays ? ""
