@@ -121,8 +121,9 @@ struct QueryRows {
   std::vector<Real> apply(const MonomialSet& set, Index d_v, const std::vector<Real>& state) const {
     constexpr Real kNaN = std::numeric_limits<Real>::quiet_NaN();
     std::vector<Real> ancestors(static_cast<std::size_t>((set.degree() + 1) * kWidth), kNaN);
+    std::vector<Real> features(static_cast<std::size_t>(kChain * kWidth), kNaN);
     std::vector<Real> sums(static_cast<std::size_t>((d_v + 1) * kWidth), kNaN);
-    apply_state(set, d_v, state.data(), x.data(), ancestors.data(), sums.data());
+    apply_state(set, d_v, state.data(), x.data(), ancestors.data(), features.data(), sums.data());
     return sums;
   }
 

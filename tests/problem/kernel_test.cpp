@@ -195,6 +195,23 @@ TEST(Kernel, TheWholeRangeOfDoublesIsNoObstacle) {
   EXPECT_NE(verdict_of({-1e-320, 0, 0, 0, 1e300}), Verdict::nonnegative);
 }
 
+TEST(KernelOptions, AlibiIsGates) {
+  fastrope::Options options;
+  options.kernel = Kernel::taylor(2);
+  options.mask = fastrope::Mask::causal();
+  options.bias = fastrope::LagBias::alibi({0.5, 0.25});
+  const fastrope::Problem problem({2, 1, 3, 4, 8, 5}, options);
+  EXPECT_TRUE(problem.bias.empty());
+  EXPECT_EQ(problem.gates.rows(2, 1), 2);
+  EXPECT_EQ(problem.gates.slope(1), 0.25);
+  // Keys after a query have no gates between them and it.
+  options.mask = fastrope::Mask::full();
+  EXPECT_THAT(error_of([&] {
+                fastrope::Problem({2, 1, 3, 4, 8, 5}, options);
+              }),
+              HasSubstr("only those >= 0"));
+}
+
 TEST(KernelOptions, WhatChangesAnExponentIsRefused) {
   const fastrope::Shapes shapes{2, 1, 3, 4, 8, 5};
   fastrope::Options plain;
@@ -214,7 +231,9 @@ TEST(KernelOptions, WhatChangesAnExponentIsRefused) {
   const std::vector<float> sinks = {1, 2}, dense(24);
   expect_refused([](fastrope::Options& o) { o.softcap = 30; }, "softcap 30");
   expect_refused([&](fastrope::Options& o) { o.sinks = sinks; }, "sinks of 2 entries");
-  expect_refused([](fastrope::Options& o) { o.bias = fastrope::LagBias::alibi({0.5, 0.25}); }, "a lag bias");
+  expect_refused(
+      [](fastrope::Options& o) { o.bias = fastrope::LagBias::table(std::vector<double>(14), 2, -3); },
+      "a lag bias that is not ALiBi");
   expect_refused([&](fastrope::Options& o) { o.dense_bias = fastrope::contiguous(dense.data(), 2, 3, 4); },
                  "dense_bias [2, 3, 4]");
 }

@@ -37,7 +37,9 @@ struct AttentionCase {
   std::vector<Position> query_section_positions = {};  ///< [sections, n_q]
   std::vector<Position> key_section_positions = {};    ///< [sections, n_k]
   fastrope::RowRanges ranges = {};
-  std::string text = {};  ///< what distinguishes the case
+  std::vector<float> log_gates = {};        ///< [rows, n_k]
+  std::vector<float> log_input_gates = {};  ///< the same
+  std::string text = {};                    ///< what distinguishes the case
 
   /// Valid while the case lives.
   Options options() const {
@@ -54,6 +56,11 @@ struct AttentionCase {
     if (!key_section_positions.empty())
       options.key_section_positions = sections(key_section_positions, shapes.n_k);
     if (!ranges.ranges.empty()) options.key_ranges = ranges;
+    const auto gates = [&](const std::vector<float>& x) {
+      return fastrope::MatrixView<const float>(x.data(), std::ssize(x) / shapes.n_k, shapes.n_k);
+    };
+    if (!log_gates.empty()) options.log_gates = gates(log_gates);
+    if (!log_input_gates.empty()) options.log_input_gates = gates(log_input_gates);
     if (!dense.empty())
       options.dense_bias = {dense.data(), shapes.heads,      shapes.n_q,
                             shapes.n_k,   dense_head_stride, dense_row_stride};
@@ -207,6 +214,23 @@ inline void set_sections(AttentionCase& c, Inputs& random, std::vector<Index> pa
   c.query_section_positions = positions(c.shapes.n_q);
   c.key_section_positions = positions(c.shapes.n_k);
   c.text += order == fastrope::SectionOrder::interleaved ? ", interleaved sections" : ", sections";
+}
+
+/// The log gates of `rows` heads: log(1 - 2^-a) for a up to `weakest`, one token in `resets_of` -infinity
+/// (0: none).
+inline void set_gates(AttentionCase& c, Inputs& random, Index rows, double weakest, Index resets_of = 0) {
+  c.log_gates.resize(static_cast<std::size_t>(rows * c.shapes.n_k));
+  for (float& g : c.log_gates) {
+    g = static_cast<float>(std::log1p(-std::exp2(-random.uniform(0.01, weakest))));
+    if (resets_of > 0 && random.integer(1, resets_of) == 1) g = -INFINITY;
+  }
+  c.text += ", gates of " + std::to_string(rows) + " heads" + (resets_of > 0 ? " with resets" : "");
+}
+/// Log input gates up to +-size.
+inline void set_input_gates(AttentionCase& c, Inputs& random, Index rows, double size) {
+  c.log_input_gates.resize(static_cast<std::size_t>(rows * c.shapes.n_k));
+  for (float& b : c.log_input_gates) b = static_cast<float>(random.uniform(-size, size));
+  c.text += ", input gates";
 }
 
 /// n positions from `first`, shuffled.

@@ -2,7 +2,7 @@
 //
 //     x_ij = scale q_i^T W(lag) k_j,  x = softcap tanh(x / softcap),  x += bias(lag) + dense_bias,
 //     out_i = sum_j exp(x_ij) v_j / (exp(sink) + sum_j exp(x_ij))  over the allowed j,
-// or with another function in the place of exp.
+// or with another function in the place of exp, weights times exp(G_i - G_j + b_j), and another denominator.
 // Shares nothing with the library's kernels: own loops over all pairs, a cosine and a sine of its own for
 // every element that turns, frequencies as HuggingFace's and the papers' formulas give them. It reads the
 // library's options as data; a lag bias comes as a function, so that tests write its formula again.
@@ -161,6 +161,46 @@ inline bool reference_in_ranges(const fastrope::KeyRanges& given, Index h, Index
   return false;
 }
 
+/// G_i - G_j + b_j for a query and a key of one head: the sum of the gates of the tokens after the key, up to
+/// the query's position; tokens come in the order of their positions.
+class ReferenceGates {
+ public:
+  template <class KeyPosition>
+  ReferenceGates(const fastrope::Options& options, Index h, Index heads, Index n_k, KeyPosition&& position)
+      : input_(static_cast<std::size_t>(n_k)), at_(static_cast<std::size_t>(n_k)) {
+    const auto element = [&](const fastrope::MatrixView<const float>& x, Index j) {
+      return x.rows == 0 ? 0.0L : static_cast<long double>(x(h * x.rows / heads, j));
+    };
+    std::vector<Index> order(static_cast<std::size_t>(n_k));
+    for (Index j = 0; j < n_k; ++j) order[static_cast<std::size_t>(j)] = j;
+    std::stable_sort(order.begin(), order.end(), [&](Index a, Index b) { return position(a) < position(b); });
+    for (const Index j : order) {
+      at_[static_cast<std::size_t>(j)] = static_cast<Index>(positions_.size());
+      positions_.push_back(position(j));
+      const long double gate = element(options.log_gates, j);
+      const bool resets = std::isinf(gate);
+      sums_.push_back((sums_.empty() ? 0.0L : sums_.back()) + (resets ? 0.0L : gate));
+      resets_.push_back((resets_.empty() ? 0 : resets_.back()) + (resets ? 1 : 0));
+      input_[static_cast<std::size_t>(j)] = element(options.log_input_gates, j);
+    }
+  }
+
+  double operator()(Position query, Index j) const {
+    const auto key = static_cast<std::size_t>(at_[static_cast<std::size_t>(j)]);
+    const auto i = static_cast<std::size_t>(std::upper_bound(positions_.begin(), positions_.end(), query) -
+                                            positions_.begin() - 1);
+    if (resets_[i] != resets_[key]) return -std::numeric_limits<double>::infinity();
+    return static_cast<double>(sums_[i] - sums_[key] + input_[static_cast<std::size_t>(j)]);
+  }
+
+ private:
+  std::vector<Position> positions_ = {};  // ascending, as the next two
+  std::vector<long double> sums_ = {};
+  std::vector<Index> resets_ = {};
+  std::vector<long double> input_;
+  std::vector<Index> at_;  // where key j is among those
+};
+
 /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], of any element types. `bias` is
 /// options.bias written as a formula; `kernel` is used instead of options.kernel. tolerance, path and
 /// executor are not looked at. Throws where options.bias is set and `bias` is not. Cost heads n_q n_k (d +
@@ -196,6 +236,8 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
   Reference result{Tensor<double>(q.heads, n_q, d_v), Tensor<double>(1, q.heads, n_q)};
   for (Index h = 0; h < q.heads; ++h) {
     const Index kv = h / (q.heads / k.heads);
+    const ReferenceGates gates(options, h, q.heads, n_k, key_position);
+    const bool gated = options.log_gates.rows > 0 || options.log_input_gates.rows > 0;
     const double sink = options.sinks.empty() ? -kInfinity : options.sinks[static_cast<std::size_t>(h)];
     for (Index i = 0; i < n_q; ++i) {
       // Of the allowed keys: scores, and biases, which may be so large that what is added to one would be
@@ -214,6 +256,8 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
         if (lag < options.mask.first || lag > options.mask.last || dense == -kInfinity) continue;
         if (options.dense_mask.data != nullptr && !options.dense_mask.head(h)(i, j)) continue;
         if (!reference_in_ranges(options.key_ranges, h, n_q, i, j)) continue;
+        const double gate = gated ? gates(query_position(i), j) : 0;
+        if (gate == -kInfinity) continue;
         double product = 0;
         if (options.weights) {
           Index s = 0;
@@ -224,7 +268,7 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
         }
         double x = scale * product;
         if (options.softcap > 0) x = options.softcap * std::tanh(x / options.softcap);
-        logits.push_back({j, x, bias ? bias(h, lag) : 0, dense});
+        logits.push_back({j, x, gate + (bias ? bias(h, lag) : 0), dense});
         largest_dense = std::max(largest_dense, dense);
       }
       if (!std::isfinite(largest_dense)) largest_dense = 0;
@@ -234,17 +278,24 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
       const double largest_bias = largest_dense + largest_rest;
       double top = sink - largest_bias;
       for (Logit& logit : logits) {
+        if (kernel) continue;
         logit.x += logit.dense - largest_dense + logit.lags - largest_rest;
         top = std::max(top, logit.x);
       }
       if (kernel || top == -kInfinity) top = 0;
       double sum = std::exp(sink - largest_bias - top);
       for (const auto& [j, x, lags, of_dense] : logits) {
-        const double weight = kernel ? kernel(x) : std::exp(x - top);
+        const double weight = kernel ? kernel(x) * std::exp(lags - largest_rest) : std::exp(x - top);
         sum += weight;
         for (Index c = 0; c < d_v; ++c) result.out(h, i, c) += weight * static_cast<double>(v.head(kv)(j, c));
       }
-      for (Index c = 0; c < d_v; ++c) result.out(h, i, c) = sum == 0 ? 0 : result.out(h, i, c) / sum;
+      using fastrope::Normaliser;
+      const Normaliser& normaliser = options.normaliser;
+      const double constant = normaliser.constant() * std::exp(-largest_rest);
+      const double n = normaliser.kind() == Normaliser::Kind::row_sum    ? sum + constant
+                       : normaliser.kind() == Normaliser::Kind::at_least ? std::max(std::abs(sum), constant)
+                                                                         : constant;
+      for (Index c = 0; c < d_v; ++c) result.out(h, i, c) = n == 0 ? 0 : result.out(h, i, c) / n;
       result.lse(0, h, i) = top + largest_bias + std::log(std::abs(sum));
     }
   }

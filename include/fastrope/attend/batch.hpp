@@ -136,6 +136,8 @@ inline Options options_of(const Options& shared, const SequenceOptions& own) {
   one.key_ranges = own.key_ranges;
   one.dense_bias = own.dense_bias;
   one.dense_mask = own.dense_mask;
+  one.log_gates = own.log_gates;
+  one.log_input_gates = own.log_input_gates;
   return one;
 }
 

@@ -155,6 +155,7 @@ Plan<Real> plan_tensors(const StoredRows& q, const StoredRows& k, const StoredRo
   const Shapes shapes = shapes_of(q, k, v);
   require_tolerance(options);
   const Problem problem(shapes, options);
+  problem.gates.require_values();
   if (options.tolerance == 0 || !options.kernel.is_softmax())
     return plan_shapes<Real>(problem, options, cost);
   const Planner planner(problem, options.tolerance, options.path, cost, kArithmeticOf<Real>,

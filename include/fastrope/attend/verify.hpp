@@ -113,7 +113,9 @@ inline std::vector<double> observed_errors(const Problem& problem, const StoredR
        .keys = key_positions,
        .query_sections = {query_sections.data(), query_sections.empty() ? 0 : problem.sections, rows},
        .key_sections = problem.key_sections.view(),
-       .key_ranges = pairs.ranges()});
+       .key_ranges = pairs.ranges(),
+       .log_gates = problem.gates.log,
+       .log_input_gates = problem.gates.log_input});
   pairs.give(some);
 
   std::vector<double> queries(static_cast<std::size_t>(s.heads * rows * s.d)),

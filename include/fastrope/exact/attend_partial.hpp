@@ -29,6 +29,9 @@ void attend_part(const ExactTensors<ArithmeticOf<Operand>>& x, const Options& op
         "attend_partial gives the log of a sum of exponentials, and options.kernel is a polynomial of "
         "degree ",
         options.kernel.degree());
+  if (options.log_gates.rows > 0 || options.log_input_gates.rows > 0)
+    fail("attend_partial has no gates: those of other parts' keys, ", options.log_gates.cols,
+         " are given here, weigh on this one's");
   const Problem problem(shapes, options);
 
   std::vector<std::byte> memory(exact_workspace_bytes<ArithmeticOf<Operand>>(problem));
@@ -41,8 +44,8 @@ void attend_part(const ExactTensors<ArithmeticOf<Operand>>& x, const Options& op
 /// exponentials, -infinity where the mask leaves no key (out is 0 there). The default positions are those of
 /// these keys: give options.key_positions and query_positions for a part of a longer sequence. A sink belongs
 /// to one part only. options.tolerance and path are not looked at: partial states are exact. Allocates the
-/// workspace. Throws Error, naming the values, for tensors and options that clash and for a polynomial
-/// kernel.
+/// workspace. Throws Error, naming the values, for tensors and options that clash, for a polynomial
+/// kernel and for gates.
 template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
 void attend_partial(const Q& q, const K& k, const V& v, Out&& out, MatrixView<ArithmeticOf<ElementOf<Q>>> lse,
                     const Options& options) {

@@ -39,6 +39,8 @@ class QueryBlock {
   /// QueryRows::queries.
   const Real* queries(Index r) const { return block_.queries(r); }
   const SoftmaxTotals& totals() const { return totals_; }
+  /// What is taken out of the biases of the rows from r on.
+  const BiasReference* references(Index r) const { return block_.references(r); }
   /// Rows of sums that are 0 but while attend runs.
   const SoftmaxRows<Real>& stretch() const { return stretch_; }
 
@@ -55,11 +57,11 @@ class QueryBlock {
               Range keys) const {
     block_.for_each_tile(
         problem, packed, scores, keys,
-        [&](const ScoreTile<Real>& tile) { add_values(problem, packed, tile); }, [&] { fold(); });
+        [&](const ScoreTile<Real>& tile) { add_values(problem, packed, scores, tile); }, [&] { fold(); });
   }
 
   /// Writes its rows of out [heads, n_q, d_v] and, where lse [heads, n_q] has data, the natural log of each
-  /// row's sum; of a polynomial kernel, the sum itself, which may be negative.
+  /// row's sum; of a polynomial kernel, the sum itself, which may be negative. No normaliser is in it.
   void write(const Problem& problem, const OutputRows& out, MatrixView<Real> lse = {}) const {
     const Index h = block_.head();
     const Range rows = block_.rows();
@@ -68,9 +70,10 @@ class QueryBlock {
       const double taken = block_.references(r)->total();
       if (!problem.sinks.empty())
         totals_.add_sink(r, (problem.sinks[static_cast<std::size_t>(h)] - taken) * kLog2E);
-      totals_.template write<Real>(r, out, h, i);
+      totals_.template write<Real>(r, out, h, i, problem.normaliser, taken);
       if (lse.data == nullptr) continue;
-      lse(h, i) = static_cast<Real>(problem.kernel.is_softmax() ? totals_.lse(r) + taken : totals_.sum[r]);
+      lse(h, i) = static_cast<Real>(problem.kernel.is_softmax() ? totals_.lse(r) + taken
+                                                                : totals_.whole_sum(r, taken));
     }
   }
 
@@ -79,13 +82,16 @@ class QueryBlock {
   static constexpr Index kStride = QueryRows<T>::kStride;
 
   /// The scores of a tile become weights, and these times its keys' values are added to the stretch.
-  void add_values(const Problem& problem, const PackedKeys<T>& packed, const ScoreTile<Real>& tile) const {
+  void add_values(const Problem& problem, const PackedKeys<T>& packed, const Scores<Real>& scores,
+                  const ScoreTile<Real>& tile) const {
     const Index rows = tile.rows.size(), cols = tile.panels.size(), kv = problem.kv_head(block_.head());
     if (problem.kernel.is_softmax())
       stretch_.from(tile.row).template weigh<T>(rows, tile.scores, kStride, cols, tile.factor);
     else
-      stretch_.from(tile.row).weigh_polynomial(problem.kernel.coefficients(), rows, tile.scores, kStride,
-                                               cols);
+      stretch_.from(tile.row).weigh_polynomial(
+          problem.kernel.coefficients(), rows, tile.scores, kStride, cols, [&](Index i) {
+            return scores.factors(block_.head(), tile.panels, *references(tile.row + i), block_.scratch());
+          });
     for (Index i = 0; i < rows; ++i) make_words<T>(cols, tile.scores + i * kStride);
     if (finite(packed, kv, tile.panels))
       multiply<true, T>(round_up(rows, kRowMultipleOf<T>), stretch_.width, cols / kWordSize<T>,

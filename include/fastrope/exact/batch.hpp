@@ -68,6 +68,9 @@ inline void require_shared(const Options& options, std::size_t sequences,
          "sequence has its own in SequenceOptions");
   if (options.key_ranges.given())
     fail("options.key_ranges are those of one call: each sequence has its own in SequenceOptions");
+  if (options.log_gates.rows > 0 || options.log_input_gates.rows > 0)
+    fail("options.log_gates and log_input_gates are those of one call: each sequence has its own in ",
+         "SequenceOptions");
   if (!options.query_positions.empty() || !options.key_positions.empty() ||
       options.query_section_positions.data != nullptr || options.key_section_positions.data != nullptr)
     fail("options.query_positions and key_positions, also those of sections, are of one call: give ",

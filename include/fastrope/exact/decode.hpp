@@ -119,7 +119,11 @@ class DecodeAttention {
       if (problem.kernel.is_softmax())
         states.weigh(rows, b.scores, kBlock, cols);
       else
-        states.weigh_polynomial(problem.kernel.coefficients(), rows, b.scores, kBlock, cols);
+        states.weigh_polynomial(problem.kernel.coefficients(), rows, b.scores, kBlock, cols, [&](Index r) {
+          const Index first = round_down(seen.begin, kBlock);
+          return rows_.scores().factors(groups().head(g, r), {first, first + cols}, rows_.reference(g, r),
+                                        b.line);
+        });
       seen = rows_.next_seen(problem, g, round_down(met.begin, kBlock) + kBlock, keys);
       if (!seen.empty()) key_rows = Rows::block_rows(problem, k_head, seen);
       add_values(problem, g, v, value_rows.data(), {key_rows.data(), Rows::step_of(k)}, met, states, b);
@@ -213,9 +217,10 @@ class DecodeAttention {
     for (Index s = 0; s < splits_; ++s) totals.add(0, states_, state_of(g, s, r));
     if (!problem.sinks.empty())
       totals.add_sink(0, (problem.sinks[static_cast<std::size_t>(head)] - taken) * kLog2E);
-    totals.template write<Real>(0, out, head, i);
+    totals.template write<Real>(0, out, head, i, problem.normaliser, taken);
     if (lse.data != nullptr)
-      lse(head, i) = static_cast<Real>(problem.kernel.is_softmax() ? totals.lse(0) + taken : totals.sum[0]);
+      lse(head, i) =
+          static_cast<Real>(problem.kernel.is_softmax() ? totals.lse(0) + taken : totals.whole_sum(0, taken));
   }
 
   Rows rows_;

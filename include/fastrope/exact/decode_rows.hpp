@@ -131,7 +131,7 @@ class DecodeRows {
         std::fill(column + r + 1, column + end, Real{0});
       }
     }
-    allowed_[number] = problem.grid.keys_of(h, i);
+    allowed_[number] = scores_.allowed(problem, h, i);
     references_[number] = scores_.reference(problem, h, i, allowed_[number]);
   }
 
@@ -228,7 +228,7 @@ class DecodeRows {
   /// bias and mask leave nothing of it.
   Range seen_of(const Problem& problem, Index g, Range block) const {
     Range seen = block;
-    if (problem.grid.has_ranges()) {
+    if (problem.grid.has_ranges() || problem.gates.given()) {
       seen = {};
       for (Index r = 0; r < groups_.size(g); ++r) seen = hull(seen, allowed(g, r).hull(block));
     }

@@ -26,6 +26,7 @@
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/exp2.hpp"
 #include "fastrope/exact/polynomial_weights.hpp"
+#include "fastrope/problem/normaliser.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
@@ -123,17 +124,24 @@ struct SoftmaxRows {
     }
   }
 
-  /// The same for a polynomial kernel: scores, in natural units, become weights P(score). Those of -infinity
-  /// weigh 0 here too. Requires maxima of 0, or of -infinity, which become 0: nothing is shifted.
+  /// The same for a polynomial kernel: scores, in natural units, become weights P(score), times factors_of(i)
+  /// [cols] for row i unless that is null. Those of -infinity weigh 0 here too. Requires maxima of 0, or of
+  /// -infinity, which become 0: nothing is shifted.
+  template <class FactorsOf>
   void weigh_polynomial(std::span<const double> coefficients, Index rows, Real* scores, Index stride,
-                        Index cols) const {
+                        Index cols, FactorsOf&& factors_of) const {
     using namespace simd;
     const PolynomialWeights<Real> weights(coefficients);
     std::fill_n(maximum, rows, Real{0});
     for (Index i = 0; i < rows; ++i) {
-      const Vec<Real> total = weights.of(scores + i * stride, cols);
+      const Vec<Real> total = weights.of(scores + i * stride, cols, factors_of(i));
       store<Real>(add(load(parts + i * kLanes), total), parts + i * kLanes);
     }
+  }
+
+  void weigh_polynomial(std::span<const double> coefficients, Index rows, Real* scores, Index stride,
+                        Index cols) const {
+    weigh_polynomial(coefficients, rows, scores, stride, cols, [](Index) -> const Real* { return nullptr; });
   }
 
  private:
@@ -227,16 +235,21 @@ struct SoftmaxTotals {
     sum[i] += shrink * std::exp2(logit - std::ceil(logit));
   }
 
-  /// o / l of row i, rounded to Real, becomes row `to` of a head of out; zeros where l is 0, or so small that
-  /// weights have underflowed.
+  /// o / N of row i, rounded to Real, becomes row `to` of a head of out; `taken`, natural log, was taken out
+  /// of its weights. Zeros where N is 0, or so small that weights have underflowed.
   template <class Real>
-  void write(Index i, const OutputRows& out, Index head, Index to) const {
-    const double total = sum[i];
-    const double inverse =
-        std::abs(total) < static_cast<double>(std::numeric_limits<Real>::min()) ? 0 : 1 / total;
-    out.write<Real>(head, to, row(i), inverse, out.cols);
+  void write(Index i, const OutputRows& out, Index head, Index to, const Normaliser& normaliser = {},
+             double taken = 0) const {
+    out.write<Real>(head, to, row(i), normaliser.template inverse<Real>(sum[i], unit(i, taken)), out.cols);
   }
 
+  /// Of what row i's sums are multiples, natural log.
+  double unit(Index i, double taken) const { return taken + maximum[i] * kLn2; }
+
+  /// The sum itself.
+  double whole_sum(Index i, double taken) const {
+    return sum[i] == 0 ? 0 : sum[i] * std::exp(unit(i, taken));
+  }
   /// Natural log of the sum of exponentials.
   double lse(Index i) const { return sum[i] == 0 ? kEmpty : (maximum[i] + std::log2(sum[i])) * kLn2; }
 

@@ -17,11 +17,11 @@ namespace fastrope::inline FASTROPE_TARGET {
 
 namespace detail {
 
-/// x [kVecs vectors] become P(x) by Horner's rule, side by side since each waits for itself, or 0 where x is
-/// -infinity. Returns total plus all of them.
+/// x [kVecs vectors] become P(x) by Horner's rule, side by side since each waits for itself, times a factor
+/// unless `factors` is null, or 0 where x is -infinity. Returns total plus all of them.
 template <int kVecs, class Real>
 HWY_INLINE simd::Vec<Real> polynomial_weights(std::span<const Real> coefficients, Real* x,
-                                              simd::Vec<Real> total) {
+                                              const Real* factors, simd::Vec<Real> total) {
   using namespace simd;
   const std::size_t degree = coefficients.size() - 1;
   Vec<Real> p[kVecs], score[kVecs];
@@ -35,6 +35,9 @@ HWY_INLINE simd::Vec<Real> polynomial_weights(std::span<const Real> coefficients
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) p[v] = fma(p[v], score[v], coefficient);
   }
+  if (factors != nullptr)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) p[v] = mul(p[v], load(factors + v * kLanes<Real>));
   const Vec<Real> masked = set(-std::numeric_limits<Real>::infinity());
 #pragma GCC unroll 4
   for (int v = 0; v < kVecs; ++v) {
@@ -56,20 +59,26 @@ class PolynomialWeights {
                    [](double coefficient) { return static_cast<Real>(coefficient); });
   }
 
-  /// Scores x [count] become weights P(x), 0 where they are -infinity; returns a vector whose lanes add up to
-  /// all of them. Requires count a multiple of the vector length.
-  simd::Vec<Real> of(Real* x, Index count) const {
+  /// Scores x [count] become weights P(x), times `factors` [count] unless they are null, 0 where they are
+  /// -infinity; returns a vector whose lanes add up to all of them. Requires count a multiple of the vector
+  /// length.
+  simd::Vec<Real> of(Real* x, Index count, const Real* factors = nullptr) const {
     constexpr Index kStep = simd::kLanes<Real>;
     const std::span<const Real> used(coefficients_.data(), count_);
     simd::Vec<Real> total = simd::zero<Real>();
     Index j = 0;
     for (; j + kTileVecs * kStep <= count; j += kTileVecs * kStep)
-      total = detail::polynomial_weights<kTileVecs>(used, x + j, total);
-    for (; j < count; j += kStep) total = detail::polynomial_weights<1>(used, x + j, total);
+      total = detail::polynomial_weights<kTileVecs>(used, x + j, factors_at(factors, j), total);
+    for (; j < count; j += kStep)
+      total = detail::polynomial_weights<1>(used, x + j, factors_at(factors, j), total);
     return total;
   }
 
  private:
+  static const Real* factors_at(const Real* factors, Index j) {
+    return factors == nullptr ? nullptr : factors + j;
+  }
+
   std::array<Real, Kernel::kMaxDegree + 1> coefficients_ = {};
   std::size_t count_;
 };

@@ -67,7 +67,7 @@ class QueryRows {
       packed.pack_queries(problem, q.head(h), tile_rows(r), kTileRows,
                           Scores<Real>::template query_factor<T>(problem), queries_ + r * words_, scratch_);
     for (Index r = 0; r < rows.size(); ++r) {
-      allowed_[r] = problem.grid.keys_of(h, rows.begin + r);
+      allowed_[r] = scores.allowed(problem, h, rows.begin + r);
       references_[r] = scores.reference(problem, h, rows.begin + r, allowed_[r]);
     }
   }
@@ -81,6 +81,8 @@ class QueryRows {
   const KeySet& allowed(Index r) const { return allowed_[r]; }
   /// What is taken out of the biases of the rows from r on.
   const BiasReference* references(Index r) const { return references_ + r; }
+  /// [kKeys], which scoring a tile overwrites.
+  Real* scratch() const { return scratch_; }
 
   /// visit(ScoreTile) for tiles that hold all pairs with `keys` which mask and key ranges allow, those of a
   /// query in ascending order of the keys; end_stretch() after the last of a stretch.

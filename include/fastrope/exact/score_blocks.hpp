@@ -224,7 +224,8 @@ class ScoreBlocks {
   double reference(const Problem& problem, Index h, Index i) const {
     return std::visit(
         [&](const auto& way) {
-          return way.scores().reference(problem, h, i, problem.grid.keys_of(h, i)).total();
+          const Scores<Real>& scores = way.scores();
+          return scores.reference(problem, h, i, scores.allowed(problem, h, i)).total();
         },
         way_);
   }

@@ -1,11 +1,12 @@
 // Scores: the logits of a block of queries against a run of key panels, ready for the online softmax: base-2,
 // that is, times log2(e), unless the kernel is a polynomial.
 //
-// A logit is scale q.k, or scale q^T W(lag) k for a general family, then softcap, lag bias, dense bias and
-// mask, in that order. Each stage is a pass over scores that are in the first-level cache, and one that is
-// not used is not run. Biases may be huge beside the scores that they are added to, up to -FLT_MAX in padding
-// rows: a reference, the largest bias that there is, is taken out of them before, in double; it is given back
-// to the logarithm of a row's sum and to sinks.
+// A logit is scale q.k, or scale q^T W(lag) k for a general family, then softcap, lag bias or gates, dense
+// bias and mask, in that order; the gates of a polynomial kernel are factors of its weights. Each stage is a
+// pass over scores that are in the first-level cache, and one that is not used is not run. Biases may be huge
+// beside the scores that they are added to, up to -FLT_MAX in padding rows: a reference, the largest bias
+// that there is, is taken out of them before, in double; it is given back to the logarithm of a row's sum and
+// to sinks.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +19,7 @@
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/dense_blocks.hpp"
 #include "fastrope/exact/exp2.hpp"
+#include "fastrope/exact/gate_sums.hpp"
 #include "fastrope/exact/lag_lines.hpp"
 #include "fastrope/exact/packing.hpp"
 #include "fastrope/exact/tile_kernel.hpp"
@@ -30,7 +32,8 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// no dense ones. Apart, as the first may be so large that the second would be lost beside it.
 struct BiasReference {
   double dense = 0;
-  double rest = 0;
+  double rest = 0;   ///< with gates, of all that they add to a logit
+  double level = 0;  ///< the part of it that is taken out of the keys' levels
 
   double total() const { return dense + rest; }
 };
@@ -45,15 +48,18 @@ class Scores {
         weights_(problem.grid, problem.weights ? static_cast<Index>(problem.weights->support().size()) : 0,
                  workspace),
         lag_references_(workspace.take<double>(bias_.count()).data()),
+        gates_(problem, workspace),
         dense_(problem, workspace) {}
 
-  /// The independent tasks that lay out the lag functions and read dense bias and mask.
-  Index tasks() const { return dense_.tasks() + bias_.count() + weights_.count(); }
+  /// The independent tasks that sum up gates, lay out the lag functions and read dense bias and mask.
+  Index tasks() const { return dense_.tasks() + gates_.tasks() + bias_.count() + weights_.count(); }
 
   /// Call for every task, before any block.
   void prepare(const Problem& problem, Index task) {
     if (task < dense_.tasks()) return dense_.prepare(problem, task);
     task -= dense_.tasks();
+    if (task < gates_.tasks()) return gates_.prepare(problem, task);
+    task -= gates_.tasks();
     if (task < bias_.count()) {
       if (lags_.first <= lags_.last)
         lag_references_[task] = problem.bias.largest(task, lags_.first, lags_.last);
@@ -83,8 +89,16 @@ class Scores {
     return factor == 0 ? 1 : 2 * std::abs(std::frexp(factor, &exponent));
   }
 
+  const GateSums& gates() const { return gates_; }
+  /// The keys that query i of head h may attend to. Views the grid.
+  KeySet allowed(const Problem& problem, Index h, Index i) const { return gates_.allowed(problem, h, i); }
+
   /// What is taken out of the biases of query i of head h, over its keys `allowed`.
   BiasReference reference(const Problem& problem, Index h, Index i, const KeySet& allowed) const {
+    if (!gates_.empty()) {
+      const GateReference of_gates = gates_.reference(problem, h, i, allowed);
+      return {.rest = of_gates.sum + of_gates.level, .level = of_gates.level};
+    }
     if (problem.dense_bias.data == nullptr) return {0, lag_reference(h)};
     const double of_dense = dense_.largest(h, i);
     if (problem.bias.empty()) return {of_dense, 0};
@@ -140,7 +154,16 @@ class Scores {
 
   /// Whether finish() does more than leave keys out.
   static bool modifies(const Problem& problem) {
-    return problem.softcap > 0 || !problem.bias.empty() || problem.dense_bias.data != nullptr;
+    return problem.softcap > 0 || !problem.bias.empty() || problem.dense_bias.data != nullptr ||
+           (problem.gates.given() && problem.kernel.is_softmax());
+  }
+
+  /// What the gates of a polynomial kernel multiply the weights of `keys`, whole vectors of them, by: in
+  /// `line` [keys.size()], or null without any.
+  const Real* factors(Index h, Range keys, const BiasReference& reference, Real* line) const {
+    if (gates_.empty()) return nullptr;
+    gates_.factors(h, keys, reference.level, line);
+    return line;
   }
 
   /// Softcap, biases and mask on the scores of some queries of head h: those of query i are -infinity then
@@ -170,6 +193,9 @@ class Scores {
           store<Real>(add(load(x), load(bias)), x);
       }
     }
+    if (!gates_.empty() && problem.kernel.is_softmax())
+      for (Index r = 0; r < count; ++r)
+        gates_.add(h, padded, references[r].level, scores + r * stride, scratch);
     const bool dense = dense_masks(problem, h, rows, keys);
     for (Index r = 0; r < count; ++r) {
       Real* row = scores + r * stride;
@@ -296,6 +322,7 @@ class Scores {
   LagLines<Real> bias_;     // a line per head, base-2, without the head's reference
   LagLines<Real> weights_;  // a line per support entry
   double* lag_references_;  // [heads] where there is a lag bias
+  GateSums gates_;
   DenseBlocks dense_;
 };
 

@@ -67,6 +67,17 @@ void require_weights(const Shapes& s, std::span<const Index> heads, const Tensor
 
 }  // namespace detail
 
+namespace detail {
+
+/// Throws Error for a polynomial kernel with gates or a normaliser, whose weights are more than P(x) / sum.
+inline void require_plain_weights(const Problem& problem) {
+  if (!problem.kernel.is_softmax() && (problem.gates.given() || !problem.normaliser.is_plain_sum()))
+    fail("weights of a polynomial kernel, here of degree ", problem.kernel.degree(),
+         ", are those without gates, over their plain sum");
+}
+
+}  // namespace detail
+
 /// What calls of given shapes are asked for beside their results, with arithmetic in Real: checked once, run
 /// any number of times, by several threads at once if each has its own workspace.
 ///
@@ -78,6 +89,7 @@ class WeightsPlan {
   /// Every option of scores is looked at; shapes.d_v, tolerance, path and verify are not. Throws Error,
   /// naming the values, for shapes and options that clash.
   WeightsPlan(const Shapes& shapes, const Options& options) : problem_(without_values(shapes), options) {
+    detail::require_plain_weights(problem_);
     workspace_bytes_ =
         has_capacity() ? weights_capacity_bytes<Real>(problem_) : weights_workspace_bytes<Real>(problem_);
   }
@@ -181,6 +193,7 @@ void key_mass(const Q& q, const K& k, MatrixView<const ArithmeticOf<ElementOf<Q>
   const Shapes shapes = detail::shapes_of_scored(x);
   detail::require_mass(shapes, lse, mass);
   const Problem problem(shapes, options);
+  detail::require_plain_weights(problem);
   std::vector<std::byte> memory(weights_workspace_bytes<Real>(problem));
   Workspace workspace(memory);
   WeightsCall<Real>(problem, workspace).sum_masses(problem, x, lse, mass);
@@ -206,6 +219,7 @@ void attention_weights(const Q& q, const K& k, std::span<const Index> heads,
   const Shapes shapes = detail::shapes_of_scored(x);
   detail::require_weights(shapes, heads, weights);
   const Problem problem(shapes, options);
+  detail::require_plain_weights(problem);
   std::vector<std::byte> memory(weights_workspace_bytes<Real>(problem));
   Workspace workspace(memory);
   WeightsCall<Real>(problem, workspace).write_weights(problem, x, heads, weights);

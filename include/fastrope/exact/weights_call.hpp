@@ -122,7 +122,8 @@ class WeightsCall {
     const Index first = blocks_.kv_head(problem, task) * problem.group();
     for (Index h = first; h < first + problem.group(); ++h)
       for (Index i = 0; i < problem.shapes.n_q && wanted.has(h); ++i) {
-        if (!problem.is_dense() && grid.keys_of(h, i).solid(keys) == keys) continue;  // all are visited
+        if (!problem.is_dense() && !problem.gates.given() && grid.keys_of(h, i).solid(keys) == keys)
+          continue;  // all are visited
         for_each_row(h, i, [&](Real* row) {
           for (Index j = keys.begin; j < keys.end; ++j)
             row[grid.source(j)] = -std::numeric_limits<Real>::infinity();

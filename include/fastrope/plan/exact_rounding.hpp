@@ -9,9 +9,9 @@
 //     by: 2 u. A conversion from double and the shift of keys: u each. A sum of d products takes k_d
 //     roundings of each term (no more by integers: integer_rows.hpp). Taking out the row's maximum rounds by
 //     u (2 L' + 1). tanh is taken to be within 4 units in the last place: 8 u of the softcap. A bias is
-//     rounded, added and shifted: u (3 B + L') where B bounds the biases, without their reference, of keys
-//     that matter: the largest of a row is at least -T, and keys whose bias is lower by 2 L' + ln n_k + m
-//     hold at most e^-m of the row's weight. In all a logit is off by at most Delta.
+//     rounded, added and shifted (gates alike): u (3 B + L') where B bounds the biases, without their
+//     reference, of keys that matter: the largest of a row is at least -T, and keys whose bias is lower by 2
+//     L' + ln n_k + m hold at most e^-m of the row's weight. In all a logit is off by at most Delta.
 //   Weights. Each is off by the factor 1 + f, |f| <= delta = (1 + eps_e) e^Delta - 1 (eps_e: exp2.hpp), which
 //   moves the
 //     output by at most 2 delta / (1 + sqrt(1 - delta^2)) value_spread max|V| (certificate.hpp).
@@ -35,6 +35,7 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/exact/chains.hpp"
+#include "fastrope/exact/gate_sums.hpp"
 #include "fastrope/plan/certificate.hpp"
 #include "fastrope/polynomial/rounding.hpp"
 #include "fastrope/problem/problem.hpp"
@@ -125,10 +126,14 @@ ExactRoundingModel exact_rounding(const Problem& problem, Index head) {
   if (problem.rotates()) model.of_plain += 4 * problem.rotation.phase_error(problem.farthest_turn());
   if (kPairs && problem.rotates()) model.of_plain += 2 * 0x1p-8;
   double neglected = 0;
-  if (!problem.bias.empty() || problem.dense_bias.data != nullptr) {
+  if (!problem.bias.empty() || problem.dense_bias.data != nullptr || problem.gates.given()) {
     const double margin = 4 - std::log(u);
     neglected = 4 * std::exp(-margin);
-    const double lowest = problem.dense_bias.data != nullptr ? 0 : lowest_row_bias(problem, head);
+    // Of a row's dense biases, and of its gates, the largest is taken out.
+    const double lowest =
+        problem.dense_bias.data != nullptr || problem.gates.given() ? 0 : lowest_row_bias(problem, head);
+    if (const Index rows = problem.gates.rows(s.heads, s.kv_heads); rows > 0)
+      model.constant += gate_rounding(problem.gates.size(head * rows / s.heads, rows, s.n_k, 0));
     // A slope times a lag is rounded, in double, before anything is taken out of it.
     if (const LagGrid::Lags lags = problem.grid.allowed_lags();
         !problem.bias.empty() && !problem.bias.is_table())

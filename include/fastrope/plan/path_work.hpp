@@ -22,7 +22,7 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// Elements that are read as fast as one is packed.
 inline constexpr double kStreamed = 8;
 
-/// What a lag bias adds to the weighing of a score.
+/// What a lag bias, or gates, add to the weighing of a score.
 inline constexpr double kBiased = 0.4;
 
 /// Rotating and packing the queries of `heads` query heads, and their share of a group's keys and values.
@@ -44,7 +44,7 @@ Work tile_work(const Problem& problem, double pairs, double rows) {
   const Index columns = problem.weights ? 3 * std::ssize(problem.weights->support()) : s.d;
   const Index channels = round_up(s.d_v, simd::kLanes<Real>);
   return {.tile = 2 * computed * static_cast<double>(columns + channels),
-          .weigh = (problem.bias.empty() ? 1 : 1 + kBiased) * computed};
+          .weigh = (problem.bias.empty() && !problem.gates.given() ? 1 : 1 + kBiased) * computed};
 }
 
 /// The exact path of one head. A few rows read keys and values in place.

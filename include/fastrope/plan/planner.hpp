@@ -83,18 +83,26 @@ class Planner {
   std::vector<HeadPlan> plan_kernel(Index kv) const {
     const Index group = problem_.group();
     if (group == 0) return {};
+    // Query heads that are gated apart have a state each.
+    const Index together =
+        problem_.gates.rows(problem_.shapes.heads, problem_.shapes.kv_heads) > problem_.shapes.kv_heads
+            ? 1
+            : group;
     std::optional<LowRankUnit> unit;
-    const Candidate features = share(polynomial_.kernel({kv * group, (kv + 1) * group}, unit), group);
+    Candidate features;
     std::vector<HeadPlan> plans;
     for (Index query = 0; query < group; ++query) {
-      HeadPlan& plan = plans.emplace_back(HeadPlan{.head = kv * group + query});
+      const Index head = kv * group + query;
+      HeadPlan& plan = plans.emplace_back(HeadPlan{.head = head});
+      if (query % together == 0)
+        features = share(polynomial_.kernel({head, head + together}, unit), together);
       plan.report.candidates = {unknown_exact(plan), features,
                                 Candidate{.path = Path::toeplitz,
                                           .feasible = false,
                                           .reason = "transforms are for an exponential kernel"}};
       choose(plan);
+      if (query % together == 0 && plan.report.path == Path::polynomial) plan.polynomial = std::move(unit);
     }
-    if (plans.front().report.path == Path::polynomial) plans.front().polynomial = std::move(unit);
     return plans;
   }
 

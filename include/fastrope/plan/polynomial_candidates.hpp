@@ -137,7 +137,8 @@ class PolynomialCandidates {
     return c;
   }
 
-  /// The features of a polynomial kernel, which approximate nothing, for all heads of a key head.
+  /// The features of a polynomial kernel, which approximate nothing, for heads of a key head that have the
+  /// same gates.
   Candidate kernel(Range heads, std::optional<LowRankUnit>& unit) const {
     const Problem& problem = planning_.problem;
     const auto kernel = problem.kernel.coefficients();

@@ -10,7 +10,8 @@
 //                      rows = query features x state, then near keys  tasks: some rows
 // A factor e^(level - slope lag) of far pairs separates too: with a key position `anchor` that follows the
 // chunks, e^(-slope (anchor - j)) weighs the keys, whose state shrinks as the anchor moves (a recurrence),
-// and e^(level - slope (i - anchor)) the rows. Keys that leave a window are subtracted. Where keys behind the
+// and e^(level - slope (i - anchor)) the rows. Gates do the same with levels of their own (key_factors.hpp);
+// a reset empties the state. Keys that leave a window are subtracted. Where keys behind the
 // rows have a factor of their own, a first sweep takes them, from the last chunk to the first.
 //
 // Cost 2 (n_q + n_k) r (d_v + 2) flops and the near field's; never n x r in memory: each worker holds a state
@@ -39,6 +40,7 @@
 #include "fastrope/exact/attention.hpp"
 #include "fastrope/polynomial/far_pairs.hpp"
 #include "fastrope/polynomial/kernel_bounds.hpp"
+#include "fastrope/polynomial/key_factors.hpp"
 #include "fastrope/polynomial/monomials.hpp"
 #include "fastrope/polynomial/projection.hpp"
 #include "fastrope/polynomial/rounding.hpp"
@@ -73,6 +75,7 @@ struct CarriedState {
   Real* rounded;          ///< [rank, d_v + 1], its copy for rows
   double* errors;         ///< [3, degree + 1]: e_p, M_p, spill of rounding.hpp
   double* largest_value;  ///< max|V| of all tokens
+  double* level;          ///< of the heaviest of them, by gates that are summed up from here on
 };
 
 /// Whose bounds are wanted with a polynomial kernel.
@@ -119,6 +122,7 @@ class PolynomialAttention {
         memory.rounded = carried.rounded;
         memory.errors = carried.errors;
         memory.largest_before = *carried.largest_value;
+        memory.level = carried.level;
       }
       const LowRankUnit& unit = units_[static_cast<std::size_t>(u)];
       project(problem, packed, unit, team, memory);
@@ -158,12 +162,14 @@ class PolynomialAttention {
     Real* values;  // [keys / group, stride] where keys share vectors (ValueLayout)
     double* sizes;              // [blocks of keys, degree + 1]: sum_j w_j |y_j|^p
     double* largest_value;      // [blocks of keys]
+    Index* heaviest;            // [blocks of keys]: KeyFactors::heaviest
     double* state;              // [rank, d_v + 1]
     Real* rounded;              // [rank, d_v + 1]
     double* squares;            // [blocks of terms, degree + 1, d_v + 1]
     double* errors;             // [3, degree + 1]: e_p, M_p, spill
     SoftmaxTotals stored;       // [heads, n_q] where there is a first sweep: its sums
     double largest_before = 0;  // max|V| of tokens before these
+    double* level = nullptr;    // theirs
   };
 
   UnitMemory unit_memory(const Problem& problem, Workspace& share) const {
@@ -175,6 +181,7 @@ class PolynomialAttention {
             .values = share.take<Real>(layout.group > 1 ? keys / layout.group * layout.stride : 0).data(),
             .sizes = share.take<double>(keys / kWidth * (degree_ + 1)).data(),
             .largest_value = share.take<double>(keys / kWidth).data(),
+            .heaviest = share.take<Index>(keys / kWidth).data(),
             .state = share.take<double>(carried_.empty() ? rank_ * (d_v + 1) : 0).data(),
             .rounded = share.take<Real>(carried_.empty() ? rank_ * (d_v + 1) : 0).data(),
             .squares = share.take<double>(ceil_div(rank_, kTermBlock) * (degree_ + 1) * (d_v + 1)).data(),
@@ -203,10 +210,16 @@ class PolynomialAttention {
              const LowRankUnit& unit, const Team& team, const UnitMemory& memory, const StoredRows& q,
              const OutputRows& out, Index* repaired, const KernelRows<Real>& kernel) const {
     const FarFactor factor = kLater ? unit.later_factor : unit.factor;
+    const GateSums& gates = exact.scores().gates();
+    const double carried =
+        memory.level != nullptr && begun_ ? *memory.level : -std::numeric_limits<double>::infinity();
     State state{.factor = factor,
+                .factors = gates.empty() ? KeyFactors(factor.slope)
+                                         : KeyFactors(gates, gates.row_of(unit.heads.begin), carried),
                 .n_k = problem.shapes.n_k,
                 .keys = key_blocks(problem, packed, unit, memory, problem.kv_head(unit.heads.begin))};
-    weigh_blocks(unit, factor.slope, team, memory, state);
+    if (!gates.empty()) state.gate_rounding = gates_rounding(problem, unit, gates, carried);
+    weigh_blocks(unit, team, memory, state);
     const Index count = std::ssize(unit.chunks);
     for (Index c = 0; c < count; ++c) {
       const FarPairs& chunk = unit.chunks[static_cast<std::size_t>(kLater ? count - 1 - c : c)];
@@ -245,8 +258,10 @@ class PolynomialAttention {
       });
     }
     // What tokens after these will need.
-    if (!carried_.empty())
-      move_state(problem, unit, team, memory, {0, round_down(problem.shapes.n_k, kWidth)}, 0, state);
+    if (carried_.empty()) return;
+    const Range all{0, round_down(problem.shapes.n_k, kWidth)};
+    move_state(problem, unit, team, memory, all, 0, state);
+    if (!gates.empty()) *memory.level = state.factors.carried_from(state.anchor, all.end);
   }
 
   /// Writes the rows of a block; tiles with rows whose sums cannot be vouched for are computed again.
@@ -283,8 +298,13 @@ class PolynomialAttention {
     const auto bound = [&](Index i, Index r, Range keys) {
       double largest = 0;
       for (Index c = 0; c < d_v; ++c) largest = or_larger(largest, std::abs(totals.row(r)[c]));
+      const double taken = block.references(r)->total();
       return kernel.of_call->row(problem, h, i, kernel.of_call->query_size(problem, q.head(h), i), keys,
-                                 totals.error[r], totals.sum[r], largest / std::abs(totals.sum[r]),
+                                 {.sum = totals.sum[r],
+                                  .maximum = totals.maximum[r],
+                                  .far_error = totals.error[r],
+                                  .largest = largest * std::abs(problem.normaliser.template inverse<Real>(
+                                                           totals.sum[r], totals.unit(r, taken)))},
                                  *out.type);
     };
     std::array<double, QueryBlock<Real>::kRows> bounds;
@@ -302,7 +322,8 @@ class PolynomialAttention {
         const double again = bound(tile.begin + i, i, {0, problem.shapes.n_k});
         if (!(again <= of_tile[i])) continue;
         of_tile[i] = again;
-        totals.template write<Real>(i, out, h, tile.begin + i);
+        totals.template write<Real>(i, out, h, tile.begin + i, problem.normaliser,
+                                    block.references(i)->total());
         ++taken;
       }
       if (repaired != nullptr) std::atomic_ref(repaired[h]).fetch_add(taken, std::memory_order_relaxed);
@@ -314,35 +335,46 @@ class PolynomialAttention {
   /// The keys that are in a state, and how they are weighed.
   struct State {
     FarFactor factor;
+    KeyFactors factors;
     Index n_k;
     KeyBlocks<Real> keys;
     StateWindow window = {};
-    Index anchor = 0;
+    Index anchor = KeyFactors::kCarried;
+    Index seen = 0;            // keys so far
+    double gate_rounding = 0;  // of an exponent by gates
   };
 
-  /// The key of a block that has the largest of the factors e^(slope j).
-  static Index heaviest(Index block, double slope, Index n_k) {
-    return slope > 0 ? std::min((block + 1) * kWidth, n_k) - 1 : block * kWidth;
+  /// What rounding does to an exponent by the gates of a unit.
+  static double gates_rounding(const Problem& problem, const LowRankUnit& unit, const GateSums& gates,
+                               double carried) {
+    const Index n_k = problem.shapes.n_k;
+    const double span =
+        n_k > 0 ? static_cast<double>(problem.grid.key_position(n_k - 1) - problem.grid.key_position(0)) : 0;
+    const double size = problem.gates.size(gates.row_of(unit.heads.begin), gates.tasks(), n_k, span);
+    return gate_rounding(size + (std::isfinite(carried) ? std::abs(carried) : 0));
   }
 
-  /// Weighs the keys of each block by e^(slope (j - the heaviest)), and finds their sizes. Begins a new
-  /// state.
-  void weigh_blocks(const LowRankUnit& unit, double slope, const Team& team, const UnitMemory& memory,
-                    State& state) const {
+  /// Weighs the keys of each block by their factor over the heaviest's, those that a reset hides by 0, and
+  /// finds their sizes. Begins a new state.
+  void weigh_blocks(const LowRankUnit& unit, const Team& team, const UnitMemory& memory, State& state) const {
     const Index blocks = ceil_div(reach_of(unit, state.n_k), kWidth), n_k = state.n_k;
     const int degree = unit.monomials->degree();
-    if (slope != 0) state.keys.weight = memory.scaled;
+    const KeyFactors& factors = state.factors;
+    if (factors.weigh()) state.keys.weight = memory.scaled;
     team.parallel_for(blocks, [&](Index b, Index) {
-      if (slope != 0) {
-        const Index at = heaviest(b, slope, n_k);
+      const Range block{b * kWidth, std::min((b + 1) * kWidth, n_k)};
+      memory.heaviest[b] = factors.heaviest(block);
+      if (factors.weigh()) {
+        const Index first = factors.first_seen(block);
         for (Index j = b * kWidth; j < (b + 1) * kWidth; ++j)
           memory.scaled[j] =
-              j < n_k ? memory.weight[j] * static_cast<Real>(std::exp(slope * static_cast<double>(j - at)))
-                      : 0;
+              first <= j && j < n_k
+                  ? memory.weight[j] * static_cast<Real>(std::exp(factors.between(j, memory.heaviest[b])))
+                  : 0;
       }
       const Real* weight = state.keys.weight_of(b);
       key_sizes(degree, unit.monomials->variables(), state.keys.y_of(b), weight,
-                memory.sizes + b * (degree + 1));
+                memory.sizes + b * (degree + 1), factors.gates() != nullptr ? kLeastWeight : 0);
     });
     if (!carried_.empty()) return;
     std::fill_n(memory.state, rank_ * (state.keys.d_v + 1), 0.0);
@@ -356,23 +388,33 @@ class PolynomialAttention {
     constexpr double kMostDecay = 8;
     const MonomialSet& set = *unit.monomials;
     const Index rank = set.rank(), channels = problem.shapes.d_v + 1, degrees = set.degree() + 1;
-    const double slope = state.factor.slope;
+    const KeyFactors& factors = state.factors;
     const StateChange change = state.window.move_to(far);
-    double shrink = change.restart && carried_.empty() ? 0 : 1;
-    if (change.restart) {
-      state.anchor = nearest;
-    } else if (const double decay = slope * static_cast<double>(nearest - state.anchor); decay > kMostDecay) {
-      shrink = std::exp(-decay);
-      state.anchor = nearest;
-    }
     const auto blocks_of = [](Range keys) {
       return keys.empty() ? Range{} : Range{keys.begin / kWidth, ceil_div(keys.end, kWidth)};
     };
     const Range remove = blocks_of(change.remove), add = blocks_of(change.add);
+    double shrink = change.restart && carried_.empty() ? 0 : 1;
+    if (factors.gates() != nullptr) {
+      // Keys are added alone: the state stands at the heaviest of those that it had and these.
+      Index anchor = factors.keeps(state.seen, far.end) ? state.anchor : memory.heaviest[add.end - 1];
+      for (Index b = add.begin; b < add.end; ++b)
+        if (factors.keeps(std::min((b + 1) * kWidth, state.n_k), far.end) &&
+            factors.level_of(memory.heaviest[b]) > factors.level_of(anchor))
+          anchor = memory.heaviest[b];
+      shrink *= factors.keeps(state.seen, far.end) ? std::exp(factors.between(state.anchor, anchor)) : 0;
+      state.anchor = anchor;
+      state.seen = far.end;
+    } else if (change.restart) {
+      state.anchor = nearest;
+    } else if (const double decay = factors.between(nearest, state.anchor); decay > kMostDecay) {
+      shrink = std::exp(-decay);
+      state.anchor = nearest;
+    }
     if (!change.restart && remove.empty() && add.empty() && shrink == 1) return;
     const auto factor_of = [&](Index b) {
-      return slope == 0 ? 1.0
-                        : std::exp(slope * static_cast<double>(heaviest(b, slope, state.n_k) - state.anchor));
+      if (!factors.keeps(std::min((b + 1) * kWidth, state.n_k), far.end)) return 0.0;
+      return factors.weigh() ? std::exp(factors.between(memory.heaviest[b], state.anchor)) : 1.0;
     };
     const Index term_blocks = ceil_div(rank, kTermBlock);
     team.parallel_for(term_blocks, [&](Index t, Index worker) {
@@ -392,14 +434,14 @@ class PolynomialAttention {
     for (Index t = 1; t < term_blocks; ++t)
       for (Index i = 0; i < degrees * channels; ++i)
         memory.squares[i] += memory.squares[t * degrees * channels + i];
-    find_errors(unit, channels, shrink, remove, add, blocks_of(far), factor_of, memory);
+    find_errors(unit, channels, shrink, remove, add, blocks_of(far), factor_of, state.gate_rounding, memory);
   }
 
   /// What the sums over the state of some blocks are off by, some of which were just added, after others were
   /// removed.
   template <class FactorOf>
   void find_errors(const LowRankUnit& unit, Index channels, double shrink, Range removed, Range added,
-                   Range blocks, FactorOf&& factor_of, const UnitMemory& memory) const {
+                   Range blocks, FactorOf&& factor_of, double gate_rounding, const UnitMemory& memory) const {
     const Index degrees = unit.monomials->degree() + 1;
     const std::span<const double> coefficients =
         std::span(unit.coefficients).first(static_cast<std::size_t>(degrees));
@@ -414,13 +456,16 @@ class PolynomialAttention {
         return size;
       };
       // No state on the way held more than all that it began with and was added.
-      const double most = held[p] * shrink + size_of(added);
-      spill[p] = spill[p] * shrink + 3 * kUnitRoundoff<double> * folds *
-                                         std::abs(coefficients[static_cast<std::size_t>(p)]) * most;
+      const double most = (shrink == 0 ? 0 : held[p] * shrink) + size_of(added);
+      spill[p] = (shrink == 0 ? 0 : spill[p] * shrink) +
+                 (3 * kUnitRoundoff<double> * folds + gate_rounding) *
+                     std::abs(coefficients[static_cast<std::size_t>(p)]) * most;
       held[p] = carried_.empty() ? size_of(blocks) : most;
     }
-    state_errors<Real>(coefficients, unit.monomials->rank(), channels, largest_value, unit.entry_error, held,
-                       memory.squares, spill, errors);
+    // Of a key's factor by gates, of a row's, and of a block's.
+    const double weight_error = gate_rounding > 0 ? 2 * kUnitRoundoff<Real> + 3 * gate_rounding : 0;
+    state_errors<Real>(coefficients, unit.monomials->rank(), channels, largest_value, unit.entry_error,
+                       weight_error, held, memory.squares, spill, errors);
   }
 
   /// All keys that are far from some row are below it.
@@ -483,10 +528,11 @@ class PolynomialAttention {
     const FeatureScratch<Real> s = scratch(problem, share);
     const Index d_v = problem.shapes.d_v, variables = unit.monomials->variables();
     const auto [level, slope] = state.factor;
+    const KeyFactors& factors = state.factors;
     for (Index r = 0; r < rows.size(); r += kRows) {
       project_queries(unit.projection, problem.scale, problem.kernel.is_softmax() ? kLog2E : 1.0, kRows,
                       block.queries(r), kTile, s.shifted, s.x, s.exponents);
-      apply_state(*unit.monomials, d_v, memory.rounded, s.x, s.ancestors, s.sums);
+      apply_state(*unit.monomials, d_v, memory.rounded, s.x, s.ancestors, s.features, s.sums);
       const SoftmaxRows<Real> some = block.stretch().from(r);
       constexpr Index kBlockRows = simd::kBlockRows<Real>;
       for (Index c = 0; c < d_v; c += kBlockRows)
@@ -495,7 +541,11 @@ class PolynomialAttention {
       row_errors(variables, unit.monomials->degree(), s.x, memory.errors, s.norms, s.errors);
       for (Index i = 0; i < std::min(kRows, rows.size() - r); ++i) {
         double exponent = static_cast<double>(s.exponents[i]);
-        if (level != 0 || slope != 0 || lag_reference != 0)
+        if (factors.gates() != nullptr) {
+          if (!factors.keeps(state.seen, problem.grid.keys_until(rows.begin + r + i))) continue;
+          exponent = kLog2E * (factors.level_of(state.anchor) - block.references(r + i)->level);
+          if (exponent == -std::numeric_limits<double>::infinity()) continue;
+        } else if (level != 0 || slope != 0 || lag_reference != 0)
           exponent +=
               kLog2E *
               (level - lag_reference -
@@ -504,7 +554,7 @@ class PolynomialAttention {
         if (!problem.kernel.is_softmax())
           error += underflow_error<Real>(unit.coefficients, unit.monomials->rank(), variables, largest_value,
                                          memory.errors + unit.monomials->degree() + 1,
-                                         static_cast<double>(s.norms[i]));
+                                         static_cast<double>(s.norms[i]), factors.gates() != nullptr);
         block.totals().add_far(r + i, exponent, s.sums[d_v * kRows + i], error, some.row(i));
       }
       some.clear_sums(kRows);

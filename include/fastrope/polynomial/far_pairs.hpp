@@ -70,6 +70,7 @@ class StateWindow {
 inline std::string polynomial_refusal(const Problem& problem) {
   if (problem.weights) return "relative weights do not separate into query and key factors";
   if (!problem.bias.empty()) return "a lag bias does not separate into query and key factors";
+  if (problem.gates.given() && problem.kernel.is_softmax()) return "gates are done by the exact path";
   if (problem.softcap > 0) return "softcap is not a polynomial of the dot product";
   if (!problem.sinks.empty()) return "attention sinks are done by the exact path";
   if (problem.is_dense()) return "a dense bias or mask is done by the exact path";

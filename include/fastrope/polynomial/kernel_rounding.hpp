@@ -5,7 +5,9 @@
 // before. Afterwards, let |D~ - D| <= A_D, |N~_c - N_c| <= A_N max|V| and A = A_N + A_D. As out~ = N~ / D~,
 //     out~ - out = (N~ - N + out~ (D - D~)) / D,  so
 //     |out~_c - out_c| <= max|V| A max(1, |out~_c| / max|V|) / (|D~| - A)          if |D~| > A,
-// and nothing is known otherwise: an infinite bound.
+// and nothing is known otherwise: an infinite bound. A normaliser changes D and D~ alike: by a constant, to
+// the larger of |D| and a constant, which are as near to each other, or to a constant, which is off by
+// nothing.
 //
 // Features: rounding.hpp has their A. It is of sum_p |c_p| (|x| |y|)^p, so it counts entries that rounded
 // rows change as well, by eps_r |x| |y|: 2 |c_p| p eps_r M_p more for e_p.
@@ -24,6 +26,8 @@
 // = 0.01 z is off by 400 eps of itself, not by 4e8 eps). The sums take N_N and N_D roundings of weights and
 // of their products with values:
 //     A = 2 T + (N_N + N_D) u W,   W = sum_j |w~_j| <= sum_p |c_p| X_p + T,  or D~ + 2 T where P >= 0.
+// Gates multiply each weight by a factor of at most 1, rounded and multiplied: z_j^p and |x_j|^p are to be
+// read times that, and 2 u and the rounding of its exponent, each for D and N, are more for (N_N + N_D) u.
 // Underflow loses at most eta, the smallest normal number, in every operation, flushed to zero or not: eta
 // z^p for a step of Horner's rule that p more multiply, eta / max|V| for a product with a value; lengths are
 // taken to be at least so large that eps z_j covers that of a logit.
@@ -39,6 +43,7 @@
 #include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/exact/chains.hpp"
+#include "fastrope/exact/gate_sums.hpp"
 #include "fastrope/polynomial/rounding.hpp"
 #include "fastrope/problem/kernel.hpp"
 #include "fastrope/problem/problem.hpp"
@@ -60,15 +65,16 @@ double row_rounding(const Problem& problem, Position farthest) {
   return 12 * kUnitRoundoff<Real> + 4 * problem.rotation.phase_error(farthest);
 }
 
-/// That of the exact path.
+/// That of the exact path. gate_size: of all gates (Gates::size).
 template <class Real>
-WeightArithmetic tile_arithmetic(const Problem& problem) {
+WeightArithmetic tile_arithmetic(const Problem& problem, double gate_size = 0) {
   const auto [products, values, ones] = exact_chains<Real>(problem);
   const double folds = static_cast<double>(ceil_div(problem.shapes.n_k, kStretch) + 4);
   return {.entry = kUnitRoundoff<Real> * static_cast<double>(products) +
                    row_rounding<Real>(problem, problem.farthest_turn()),
           .unit = kUnitRoundoff<Real>,
-          .sums = kUnitRoundoff<Real> * static_cast<double>(values + ones) + folds * 0x1p-51,
+          .sums = kUnitRoundoff<Real> * static_cast<double>(values + ones + (problem.gates.given() ? 4 : 0)) +
+                  folds * 0x1p-51 + 2 * gate_rounding(gate_size),
           .smallest = static_cast<double>(std::numeric_limits<Real>::min())};
 }
 
@@ -89,8 +95,10 @@ class KernelRounding {
 
   double entry() const { return arithmetic_.entry; }
 
-  /// A. query: |s| |q|; sizes [degree + 1]: S_p = sum_j |k_j|^p; far: an A of other sums; sum: D~ of all.
-  double error(double query, const double* sizes, double largest_value, double far, double sum) const {
+  /// A. query: |s| |q|; sizes [degree + 1]: S_p = sum_j |k_j|^p; far: an A of other sums; sum: D~ of all;
+  /// of_gates: what rounding of weights by gates is more for (N_N + N_D) u.
+  double error(double query, const double* sizes, double largest_value, double far, double sum,
+               double of_gates = 0) const {
     const double known = kHigherOrder * (std::abs(sum) + far);  // at least D~ of these keys, where P >= 0
     double error = 0, terms = 0, underflow = 0, power = 1;
     for (int p = 0; p <= degree_; ++p, power *= query) {
@@ -109,7 +117,7 @@ class KernelRounding {
     }
     const double weights = nonnegative_ ? std::min(terms, known + 2 * error) : terms;
     const double products = largest_value > 0 ? sizes[0] / largest_value : 0;
-    return kHigherOrder * (2 * error + arithmetic_.sums * (weights + error)) +
+    return kHigherOrder * (2 * error + (arithmetic_.sums + of_gates) * (weights + error)) +
            2 * arithmetic_.smallest * (underflow + sizes[0] + products);
   }
 
@@ -125,21 +133,23 @@ class KernelRounding {
   Degrees rounded_ = {};  // (1 + u)^(2 p + 2) - 1
 };
 
-/// The bound of a row, over max|V|, whose sums are off by `error` = A. sum: D~; largest: max_c |out~_c|; out:
-/// how it is stored. Infinity where nothing is known.
+/// The bound of a row, over max|V|, whose sums are off by `error` = A. sum: D~, or what a normaliser makes of
+/// it, `certain` if that is off by nothing; largest: max_c |out~_c|; out: how it is stored. Infinity where
+/// nothing is known.
 template <class Real>
-double row_bound(double error, double sum, double largest, double largest_value, const StoredType& out) {
+double row_bound(double error, double sum, double largest, double largest_value, const StoredType& out,
+                 bool certain = false) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const double rounding = kUnitRoundoff<Real> + 0x1p-50 + result_rounding<Real>(out);
   const double least = std::max(out.smallest, static_cast<double>(std::numeric_limits<Real>::min()));
-  const double left = std::abs(sum) - error;
+  const double left = certain ? std::abs(sum) : std::abs(sum) - error;
   // A denominator that is not normal gives zeros, and a mean with signs may be too large for out's type.
   if (!(left > 0) || !(std::abs(sum) >= 2 * static_cast<double>(std::numeric_limits<Real>::min())) ||
       !(std::abs(sum) < kInfinity) || !(largest <= out.largest))
     return kInfinity;
   const double ratio = largest_value > 0 ? (1 + 2 * rounding) * largest / largest_value : 0;
   const double stored = largest_value > 0 ? least / largest_value : 0;
-  const double bound = error * std::max(1.0, ratio) / left + rounding * ratio + stored;
+  const double bound = error * (certain ? 1 : std::max(1.0, ratio)) / left + rounding * ratio + stored;
   return bound < kInfinity ? bound : kInfinity;
 }
 

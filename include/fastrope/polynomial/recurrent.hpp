@@ -1,6 +1,9 @@
 // Recurrent attention: causal attention with a polynomial kernel, whose state has a fixed size.
 //
-//     A_ij = P(x_ij) for j <= i,   state [kv_heads, rank, d_v + 1] = sum_j c_alpha k_j^alpha [v_j, 1]
+//     A_ij = P(x_ij) e^(G_i - G_j + b_j) for j <= i,
+//     state [states, rank, d_v + 1] = sum_j e^(level_j - level) c_alpha k_j^alpha [v_j, 1]
+// with a state for each key head, or for each query head where these are gated apart; without gates all
+// levels are 0.
 // Tokens enter the state in blocks of kKeyBlock, the first, the second, and so on, however they come. The
 // recent ones, fewer than a block, are kept as they are: their weights are computed as such, since features
 // lose digits where terms cancel, as they do while there are few tokens. A prompt is taken in chunks
@@ -16,6 +19,7 @@
 #include <cstdint>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,6 +34,7 @@
 #include "fastrope/polynomial/kernel_bounds.hpp"
 #include "fastrope/polynomial/kernel_rounding.hpp"
 #include "fastrope/polynomial/monomials.hpp"
+#include "fastrope/polynomial/recent_gates.hpp"
 #include "fastrope/polynomial/rounding.hpp"
 #include "fastrope/polynomial/saved_state.hpp"
 #include "fastrope/polynomial/state.hpp"
@@ -45,10 +50,21 @@ namespace fastrope::inline FASTROPE_TARGET {
 template <class Real>
 class RecurrentAttention {
  public:
-  /// For q of `heads` and k, v of `kv_heads` heads. options: a polynomial kernel; causal mask; rope and scale
-  /// as elsewhere; positions count tokens from 0. Throws Error, naming the values, where options do not allow
-  /// a recurrence and where the rank exceeds kMaxRank.
+  /// For q of `heads` and k, v of `kv_heads` heads. options: a polynomial kernel; causal mask; rope, scale
+  /// and normaliser as elsewhere; positions count tokens from 0. ALiBi is a constant gate. Gates come with
+  /// the tokens; where those of query heads of one key head are to differ, options.log_gates says so by
+  /// `heads` rows (without columns), and each query head has a state. Throws Error, naming the values, where
+  /// options do not allow a recurrence and where the rank exceeds kMaxRank.
   RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options);
+
+  /// Softmax with a promise: every entry |x| is at most `radius`, so that a polynomial is near enough to exp
+  /// for options.tolerance and states take the place of the cache. row_bounds() counts the approximation.
+  /// What is held against the radius is |scale| |q| times the length of the longest key so far, with what
+  /// rope's factor and rounding may add: a token beyond it is refused, with nothing changed, prefill throwing
+  /// Error with the values and step returning RunStatus::promise_broken. Throws Error as the other, unless
+  /// radius is a positive number and 0 < options.tolerance < 1, and where no polynomial of a degree up to
+  /// Kernel::kMaxDegree is near enough. In attend/bounded_recurrence.hpp.
+  RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options, double radius);
 
   /// Tokens so far.
   Position tokens() const { return tokens_; }
@@ -56,7 +72,8 @@ class RecurrentAttention {
   /// beside it.
   Position tokens_in_state() const { return tokens_ - recent(); }
   Index rank() const { return units_.empty() ? 0 : units_.front().monomials->rank(); }
-  /// [kv_heads, rank, d_v + 1]: what is kept of the tokens in the state, the term alpha as in MonomialSet.
+  /// [states, rank, d_v + 1]: what is kept of the tokens in the state, the term alpha as in MonomialSet; with
+  /// gates, in units of the heaviest token's.
   std::span<const double> state() const { return state_; }
   /// [heads, tokens of the last prefill or step]: |out - exact| <= row_bounds()(h, i) max|V|, V all values so
   /// far of head h's key head, rounding to out's type included; may be infinite. Valid until the next call.
@@ -65,27 +82,36 @@ class RecurrentAttention {
   }
 
   /// Takes the next n tokens: q [heads, n, d], k [kv_heads, n, d], v [kv_heads, n, d_v]; out [heads, n, d_v]
-  /// is what each attends to among all tokens so far. Allocates a workspace. Throws Error for tensors that
-  /// clash; then nothing has changed. An exception of the executor leaves the state undefined. Cost: 4 n rank
-  /// (d_v + 2) flops a head.
+  /// is what each attends to among all tokens so far. log_gates, log_input_gates: [kv_heads, n], or [heads,
+  /// n] where the recurrence has a state for each query head; g at most 0, b below infinity; 0 where they are
+  /// left out. Allocates a workspace. Throws Error for tensors and gates that clash; then nothing has
+  /// changed. An exception of the executor leaves the state undefined. Cost: 4 n rank (d_v + 2) flops a head.
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
-  void prefill(const Q& q, const K& k, const V& v, Out&& out) {
-    prefill_rows(as_tensor(q), as_rows(k), as_rows(v), as_tensor(out));
+  void prefill(const Q& q, const K& k, const V& v, Out&& out, MatrixView<const float> log_gates = {},
+               MatrixView<const float> log_input_gates = {}) {
+    prefill_rows(as_tensor(q), as_rows(k), as_rows(v), as_tensor(out), {log_gates, log_input_gates});
   }
 
-  /// The same for one token, n = 1. Allocates nothing and throws nothing; after RunStatus::executor_failed
-  /// the token may be in the states of some heads. With rope, position_out_of_range once tokens() exceeds
+  /// The same for one token, n = 1; gates: [kv_heads], or [heads]. RunStatus::gates_refused for gates that
+  /// are none. Allocates nothing and throws nothing; after RunStatus::executor_failed the token may be in the
+  /// states of some heads. With rope, position_out_of_range once tokens() exceeds
   /// RopeFrequencies::max_position(). Cost: 2 rank (d_v + 2) flops a query head for what it reads, as many a
   /// key head, in blocks, for what it adds, and those of up to kKeyBlock recent tokens.
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
-  RunStatus step(const Q& q, const K& k, const V& v, Out&& out) noexcept {
-    return step_rows(as_tensor(q), as_rows(k), as_rows(v), as_tensor(out));
+  RunStatus step(const Q& q, const K& k, const V& v, Out&& out, std::span<const float> log_gates = {},
+                 std::span<const float> log_input_gates = {}) noexcept {
+    const auto column = [](std::span<const float> x) {
+      return MatrixView<const float>(x.data(), std::ssize(x), x.empty() ? 0 : 1, 1);
+    };
+    return step_rows(as_tensor(q), as_rows(k), as_rows(v), as_tensor(out),
+                     {column(log_gates), column(log_input_gates)});
   }
 
   /// prefill() and step() of tensors whose types are known when the program runs.
-  void prefill_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v, const OutputRows& out);
-  RunStatus step_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v,
-                      const OutputRows& out) noexcept;
+  void prefill_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v, const OutputRows& out,
+                    const Gates& gates = {});
+  RunStatus step_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v, const OutputRows& out,
+                      const Gates& gates = {}) noexcept;
 
   /// Bytes of a saved state: the same for all recurrences of these heads, sizes and kernel, whatever their
   /// past.
@@ -99,8 +125,8 @@ class RecurrentAttention {
   RunStatus save(std::span<std::byte> to) const noexcept;
   /// Takes up the past that save() wrote: what follows is bit for bit what would have followed there, in
   /// row_bounds() too. Throws Error, naming what differs, unless `from` is whole, unchanged, and of a
-  /// recurrence of the same heads, sizes, arithmetic, kernel, scale and rope; then nothing has changed. Of
-  /// other vector lengths it may be.
+  /// recurrence of the same heads, states, sizes, arithmetic, kernel, scale, rope and normaliser; then
+  /// nothing has changed. Of other vector lengths it may be.
   void load(std::span<const std::byte> from);
 
  private:
@@ -110,15 +136,20 @@ class RecurrentAttention {
   static constexpr Index kChunk = 768;
   static_assert(kChunk % kBlock == 0);
   /// Vectors of channels that a step reads at a time.
-  static constexpr Index kTogether = 4;
+  static constexpr int kTogether = simd::kRegisters >= 32 ? 4 : 2;
 
   Index channels() const { return d_v_ + 1; }
   Index degrees() const { return problem_.kernel.degree() + 1; }
   Index recent() const { return static_cast<Index>(tokens_ % kBlock); }
   Index value_stride() const { return round_up(d_v_, simd::kLanes<Real>); }
-  std::size_t at(Index kv, Index size) const { return static_cast<std::size_t>(kv * size); }
+  std::size_t at(Index u, Index size) const { return static_cast<std::size_t>(u * size); }
+  /// The key head of state u, and how many query heads read it.
+  Index key_head(Index u) const { return u * kv_heads_ / states_; }
+  Index group() const { return states_ == 0 ? 1 : heads_ / states_; }
 
-  static const Options& without_ranges(const Options& options);
+  static Options of_tokens(const Options& options);
+  /// Of how many rows of gates state u has row u.
+  static Index states_of(const Problem& problem, const Options& options);
 
   /// One worker's scratch of a step.
   struct StepScratch {
@@ -136,13 +167,13 @@ class RecurrentAttention {
     FeatureScratch<Real> features_of_keys;
   };
   /// Queries of a group, padded.
-  Index columns() const { return round_up(problem_.group(), simd::kLanes<Real>); }
-  Index padded_channels() const { return round_up(channels(), kTogether * simd::kLanes<Real>); }
+  Index columns() const { return round_up(group(), simd::kLanes<Real>); }
+  Index padded_channels() const { return round_up(channels(), simd::kLanes<Real>); }
   StepScratch step_scratch(Workspace& workspace) const;
 
   /// Elements between the heads of the state's copy: rows may be read in whole vectors.
   Index rounded_stride() const { return rank() * channels() + padded_channels() - channels(); }
-  CarriedState<Real> carried(Index kv);
+  CarriedState<Real> carried(Index u);
   /// A position beyond all that are turned before another block enters the state.
   Position farthest() const { return tokens_in_state() + 2 * kBlock; }
 
@@ -154,14 +185,17 @@ class RecurrentAttention {
     whole(self.state_);
     whole(self.errors_);
     whole(self.largest_value_);
+    whole(self.longest_key_);
+    whole(self.levels_);
     const Index kept = self.recent(), d = self.d_, d_v = self.d_v_, degrees = self.degrees();
-    for (Index kv = 0; kv < self.kv_heads_; ++kv) {
-      visit(self.recent_keys_.data() + kv * kBlock * d, kept * d, kBlock * d);
-      for (Index c = 0; c < d; ++c) visit(self.recent_columns_.data() + (kv * d + c) * kBlock, kept, kBlock);
+    for (Index u = 0; u < self.states_; ++u) {
+      visit(self.recent_keys_.data() + u * kBlock * d, kept * d, kBlock * d);
+      for (Index c = 0; c < d; ++c) visit(self.recent_columns_.data() + (u * d + c) * kBlock, kept, kBlock);
       for (Index slot = 0; slot < kBlock; ++slot)
-        visit(self.recent_values_.data() + (kv * kBlock + slot) * self.value_stride(), slot < kept ? d_v : 0,
+        visit(self.recent_values_.data() + (u * kBlock + slot) * self.value_stride(), slot < kept ? d_v : 0,
               d_v);
-      visit(self.recent_sizes_.data() + kv * (kBlock + 1) * degrees, (kept + 1) * degrees,
+      visit(self.recent_gates_[static_cast<std::size_t>(u)].tokens(), kept, kBlock);
+      visit(self.recent_sizes_.data() + u * (kBlock + 1) * degrees, (kept + 1) * degrees,
             (kBlock + 1) * degrees);
     }
   }
@@ -170,34 +204,60 @@ class RecurrentAttention {
   /// How the sums of a step over recent tokens are computed.
   KernelRounding step_rounding() const;
 
-  /// Token `slot` of the block, at position `position`, row j of k and v, joins the recent ones.
-  void append(Index kv, Index slot, Position position, const StoredRows& k, const StoredRows& v, Index j,
-              const StepScratch& s);
-  /// All kBlock recent tokens of a head enter its state.
-  void fold(Index kv, const StepScratch& s);
-  void step_head(Index kv, const StoredRows& q, const StoredRows& k, const StoredRows& v,
-                 const OutputRows& out, const StepScratch& s);
-  void add_state(Index kv, const StepScratch& s) const;
-  void add_recent(Index kv, Index h, Index count, const StepScratch& s) const;
+  /// Whether a row of gates is of a state, or of a key head.
+  bool fits_states(const MatrixView<const float>& gates) const {
+    return gates.rows == 0 || gates.rows == states_ || gates.rows == kv_heads_;
+  }
+  TokenGates gates_of(const Gates& gates, Index u, Index j) const {
+    return {static_cast<float>(gates.gate(u, states_, j)),
+            static_cast<float>(gates.input_gate(u, states_, j))};
+  }
+  /// A query and the longest key so far whose entry may be beyond the radius.
+  struct Broken {
+    Index head;
+    Index token;
+    double entry;
+  };
+  /// The first of n tokens, if there is one.
+  std::optional<Broken> broken_promise(const StoredRows& q, const StoredRows& k, Index n) const;
+
+  /// Token `slot` of the block, at position `position`, row j of k and v, joins the recent ones of state u;
+  /// kv: its head of k and v.
+  void append(Index u, Index kv, Index slot, Position position, const StoredRows& k, const StoredRows& v,
+              Index j, const TokenGates& gates, const StepScratch& s);
+  /// All kBlock recent tokens enter a state.
+  void fold(Index u, const StepScratch& s);
+  void step_state(Index u, const StoredRows& q, const StoredRows& k, const StoredRows& v,
+                  const OutputRows& out, const Gates& gates, const StepScratch& s);
+  void add_state(Index u, const StepScratch& s) const;
+  void add_recent(Index u, Index h, Range seen, double level, const StepScratch& s) const;
 
   Index heads_, kv_heads_, d_, d_v_;
   Problem problem_;                      // of one token
+  Index states_;                         // key heads, or query heads that are gated apart
+  bool gated_;                           // whether any token had gates
   KernelRounding rounding_;              // of sums over recent tokens
-  std::vector<LowRankUnit> units_ = {};  // one for each key head
+  std::vector<LowRankUnit> units_ = {};  // one for each state, as all that follows
   std::vector<double> state_ = {};
-  std::vector<Real> rounded_ = {};          // [kv_heads, rounded_stride], the state's copy for rows
-  std::vector<double> errors_ = {};         // [kv_heads, 3, degree + 1]
-  std::vector<double> largest_value_ = {};  // [kv_heads]
-  std::vector<Real> recent_keys_ = {};      // [kv_heads, kBlock, d], as they came
-  std::vector<Real> recent_columns_ = {};   // [kv_heads, d, kBlock], turned
-  std::vector<Real> recent_values_ = {};    // [kv_heads, kBlock, value_stride]
-  std::vector<double> recent_sizes_ =
-      {};  // [kv_heads, kBlock + 1, degree + 1]: of the tokens before each, |k|^p
+  std::vector<Real> rounded_ = {};              // [states, rounded_stride], the state's copy for rows
+  std::vector<double> errors_ = {};             // [states, 3, degree + 1]
+  std::vector<double> largest_value_ = {};      // [states]
+  std::vector<double> longest_key_ = {};        // [states], where there is a radius
+  std::vector<double> levels_ = {};             // [states]: of the heaviest token in it, from its end on
+  std::vector<Real> recent_keys_ = {};          // [states, kBlock, d], as they came
+  std::vector<Real> recent_columns_ = {};       // [states, d, kBlock], turned
+  std::vector<Real> recent_values_ = {};        // [states, kBlock, value_stride]
+  std::vector<RecentGates> recent_gates_ = {};  // [states]
+  // [states, kBlock + 1, degree + 1]: sums over the tokens before each of |k|^p, with gates times e^(their
+  // level - the largest)
+  std::vector<double> recent_sizes_ = {};
   std::vector<double> row_bounds_ = {};
   std::size_t scratch_bytes_ = 0;
   std::vector<std::byte> scratch_ = {};  // of each worker
   Position tokens_ = 0;
   Index bounded_rows_ = 0;
+  double radius_ = std::numeric_limits<double>::infinity();  // of the entries
+  double approximation_ = 0;                                 // of softmax, over max|V|
 };
 
 template <class Real>
@@ -207,7 +267,9 @@ RecurrentAttention<Real>::RecurrentAttention(Index heads, Index kv_heads, Index 
       kv_heads_(kv_heads),
       d_(d),
       d_v_(d_v),
-      problem_(Shapes{heads, kv_heads, 1, 1, d, d_v}, without_ranges(options)),
+      problem_(Shapes{heads, kv_heads, 1, 1, d, d_v}, of_tokens(options)),
+      states_(states_of(problem_, options)),
+      gated_(problem_.gates.given() || options.log_gates.rows > 0),
       rounding_(step_rounding()) {
   if (problem_.kernel.is_softmax())
     detail::fail("a recurrence needs a polynomial options.kernel: softmax has no state of fixed size");
@@ -226,20 +288,23 @@ RecurrentAttention<Real>::RecurrentAttention(Index heads, Index kv_heads, Index 
     detail::fail(rank_refusal(problem_.kernel.degree(), d, rank, d_v, sizeof(Real)));
   const auto monomials = std::make_shared<const MonomialSet>(limits);
   const auto coefficients = problem_.kernel.coefficients();
-  for (Index kv = 0; heads > 0 && kv < kv_heads; ++kv)
-    units_.push_back({.heads = {kv * problem_.group(), (kv + 1) * problem_.group()},
+  for (Index u = 0; heads > 0 && u < states_; ++u)
+    units_.push_back({.heads = {u * group(), (u + 1) * group()},
                       .projection = Projection::identity(d, 1),
                       .coefficients = {coefficients.begin(), coefficients.end()},
                       .monomials = monomials,
                       .chunks = {}});
-  state_.resize(at(kv_heads, rank() * channels()));
-  rounded_.resize(at(kv_heads, rounded_stride()));
-  errors_.resize(at(kv_heads, 3 * degrees()));
-  largest_value_.resize(at(kv_heads, 1));
-  recent_keys_.resize(at(kv_heads, kBlock * d));
-  recent_columns_.resize(at(kv_heads, kBlock * d));
-  recent_values_.resize(at(kv_heads, kBlock * value_stride()));
-  recent_sizes_.resize(at(kv_heads, (kBlock + 1) * degrees()));
+  state_.resize(at(states_, rank() * channels()));
+  rounded_.resize(at(states_, rounded_stride()));
+  errors_.resize(at(states_, 3 * degrees()));
+  largest_value_.resize(at(states_, 1));
+  longest_key_.resize(at(states_, 1));
+  levels_.resize(at(states_, 1));
+  recent_keys_.resize(at(states_, kBlock * d));
+  recent_columns_.resize(at(states_, kBlock * d));
+  recent_values_.resize(at(states_, kBlock * value_stride()));
+  for (Index u = 0; u < states_; ++u) recent_gates_.emplace_back(kBlock, problem_.gates.slope(u));
+  recent_sizes_.resize(at(states_, (kBlock + 1) * degrees()));
   row_bounds_.resize(at(heads, 1));
   scratch_bytes_ = Workspace::bytes_of([&](Workspace& workspace) { step_scratch(workspace); });
   scratch_.resize(static_cast<std::size_t>(problem_.executor.workers()) * scratch_bytes_);
@@ -253,7 +318,7 @@ auto RecurrentAttention<Real>::step_scratch(Workspace& w) const -> StepScratch {
           .queries = w.take<Real>(d_ * columns()).data(),
           .ancestors = w.take<Real>(degrees() * columns()).data(),
           .features = w.take<Real>(kChain * columns()).data(),
-          .sums = w.take<double>(problem_.group() * padded_channels()).data(),
+          .sums = w.take<double>(group() * padded_channels()).data(),
           .weights = w.take<double>(kBlock).data(),
           .ones = w.take<Real>(kBlock).data(),
           .values = w.take<Real>(layout.group > 1 ? kBlock / layout.group * layout.stride : 0).data(),
@@ -263,20 +328,37 @@ auto RecurrentAttention<Real>::step_scratch(Workspace& w) const -> StepScratch {
 }
 
 template <class Real>
-CarriedState<Real> RecurrentAttention<Real>::carried(Index kv) {
-  return {.state = state_.data() + kv * rank() * channels(),
-          .rounded = rounded_.data() + kv * rounded_stride(),
-          .errors = errors_.data() + kv * 3 * degrees(),
-          .largest_value = largest_value_.data() + kv};
+CarriedState<Real> RecurrentAttention<Real>::carried(Index u) {
+  return {.state = state_.data() + u * rank() * channels(),
+          .rounded = rounded_.data() + u * rounded_stride(),
+          .errors = errors_.data() + u * 3 * degrees(),
+          .largest_value = largest_value_.data() + u,
+          .level = levels_.data() + u};
 }
 
-/// The options themselves, which give no key ranges.
+/// The options of each token, whose gates come with it. They give no key ranges.
 template <class Real>
-const Options& RecurrentAttention<Real>::without_ranges(const Options& options) {
+Options RecurrentAttention<Real>::of_tokens(const Options& options) {
   if (options.key_ranges.given())
     detail::fail("a recurrence sees all tokens before: options give ", options.key_ranges.ranges.size(),
                  " key_ranges");
-  return options;
+  if (options.log_gates.cols > 0 || options.log_input_gates.rows > 0)
+    detail::fail("a recurrence's gates come with its tokens: options.log_gates has ", options.log_gates.cols,
+                 " columns and log_input_gates ", options.log_input_gates.rows,
+                 " rows; its rows alone may say which heads have gates");
+  Options of = options;
+  of.log_gates = {};
+  return of;
+}
+
+template <class Real>
+Index RecurrentAttention<Real>::states_of(const Problem& problem, const Options& options) {
+  const Shapes& s = problem.shapes;
+  const Index rows = options.log_gates.rows;
+  if (rows != 0 && rows != s.kv_heads && rows != s.heads)
+    detail::fail("log_gates has ", rows, " rows, gates are of kv_heads = ", s.kv_heads,
+                 " or heads = ", s.heads);
+  return std::max({s.kv_heads, rows, problem.gates.rows(s.heads, s.kv_heads)});
 }
 
 /// Logits, weights and sums are of double; what is left is the rounding of rows.
@@ -291,8 +373,26 @@ KernelRounding RecurrentAttention<Real>::step_rounding() const {
 }
 
 template <class Real>
+auto RecurrentAttention<Real>::broken_promise(const StoredRows& q, const StoredRows& k, Index n) const
+    -> std::optional<Broken> {
+  if (radius_ == std::numeric_limits<double>::infinity()) return {};
+  // With what the lengths' own rounding may hide.
+  const double outward = query_factor(problem_) * (1 + static_cast<double>(d_ + 8) * 0x1p-52);
+  for (Index u = 0; u < states_; ++u) {
+    double longest = longest_key_[at(u, 1)];
+    for (Index i = 0; i < n; ++i) {
+      longest = or_larger(longest, row_length<Real>(k.head(key_head(u)), i, d_));
+      for (Index h = u * group(); h < (u + 1) * group(); ++h)
+        if (const double entry = outward * row_length<Real>(q.head(h), i, d_) * longest; !(entry <= radius_))
+          return Broken{h, i, entry};
+    }
+  }
+  return {};
+}
+
+template <class Real>
 void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v,
-                                            const OutputRows& out) {
+                                            const OutputRows& out, const Gates& gates) {
   const Shapes shapes = shapes_of(q, k, v);
   const Index n = shapes.n_q, before = recent();
   if (shapes != Shapes{heads_, kv_heads_, n, n, d_, d_v_})
@@ -300,21 +400,47 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
                  shapes.n_q, " and ", shapes.n_k, " tokens, d ", shapes.d, " and d_v ", shapes.d_v,
                  "; this recurrence has ", heads_, " and ", kv_heads_, " heads, d ", d_, " and d_v ", d_v_);
   require_output(shapes, out);
+  gates.require_shape(heads_, kv_heads_, n);
+  for (const MatrixView<const float>& x : {gates.log, gates.log_input})
+    if (!fits_states(x))
+      detail::fail("prefill: gates are of ", x.rows, " heads, this recurrence has ", states_,
+                   " states: options.log_gates with ", x.rows, " rows gives each head its own");
+  gates.require_values();
+  if (const auto broken = broken_promise(q, k, n))
+    detail::fail("prefill: an entry of head ", broken->head, ", token ", tokens_ + broken->token,
+                 ", may be as large as ", broken->entry, ", beyond the radius ", radius_);
+  gated_ = gated_ || gates.given();
 
   // The recent tokens come first, so that blocks begin where they do in steps.
   const Index n_k = before + n;
   std::vector<Position> positions(static_cast<std::size_t>(n_k));
   for (Index j = 0; j < n_k; ++j) positions[static_cast<std::size_t>(j)] = tokens_ - before + j;
-  const Problem problem =
-      problem_.with(n, n_k, {std::span(positions).last(static_cast<std::size_t>(n)), positions});
+  std::vector<float> log_gates(gated_ ? at(states_, n_k) : 0), log_input_gates(log_gates.size());
+  const auto each_gate = [&](Index u, Index j) {
+    return j < before ? recent_gates_[static_cast<std::size_t>(u)].tokens()[j]
+                      : gates_of(gates, u, j - before);
+  };
+  for (Index u = 0; gated_ && u < states_; ++u)
+    for (Index j = 0; j < n_k; ++j) {
+      const auto [log, log_input] = each_gate(u, j);
+      log_gates[at(u, n_k) + static_cast<std::size_t>(j)] = log;
+      log_input_gates[at(u, n_k) + static_cast<std::size_t>(j)] = log_input;
+    }
+  const Index gate_rows = gated_ ? states_ : 0;
+  const Problem problem = problem_.with(n, n_k,
+                                        {.queries = std::span(positions).last(static_cast<std::size_t>(n)),
+                                         .keys = positions,
+                                         .log_gates = {log_gates.data(), gate_rows, n_k},
+                                         .log_input_gates = {log_input_gates.data(), gate_rows, n_k}});
   std::vector<Real> keys(at(kv_heads_, n_k * d_)), values(at(kv_heads_, n_k * d_v_));
   for (Index kv = 0; kv < kv_heads_; ++kv)
     for (Index j = 0; j < n_k; ++j) {
+      const Index u = kv * states_ / kv_heads_;  // any of its states
       Real* key = keys.data() + (kv * n_k + j) * d_;
       Real* value = values.data() + (kv * n_k + j) * d_v_;
       if (j < before) {
-        std::copy_n(recent_keys_.data() + (kv * kBlock + j) * d_, d_, key);
-        std::copy_n(recent_values_.data() + (kv * kBlock + j) * value_stride(), d_v_, value);
+        std::copy_n(recent_keys_.data() + (u * kBlock + j) * d_, d_, key);
+        std::copy_n(recent_values_.data() + (u * kBlock + j) * value_stride(), d_v_, value);
       } else {
         k.head(kv).read(j - before, d_, key);
         v.head(kv).read(j - before, d_v_, value);
@@ -330,11 +456,11 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
     i = end;
   }
   std::vector<CarriedState<Real>> states;
-  for (Index kv = 0; kv < std::ssize(units_); ++kv) {
-    LowRankUnit& unit = units_[static_cast<std::size_t>(kv)];
+  for (Index u = 0; u < std::ssize(units_); ++u) {
+    LowRankUnit& unit = units_[static_cast<std::size_t>(u)];
     unit.chunks = chunks;
     unit.entry_error = row_rounding<Real>(problem_, farthest() + n);
-    states.push_back(carried(kv));
+    states.push_back(carried(u));
   }
   const auto parts = [&](Workspace& workspace, auto&& use) {
     PackedKeys<Real> packed(problem, workspace);
@@ -351,10 +477,14 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
     packed.pack(problem, all_keys, all_values);
     exact.prepare(problem);
     bounds.measure(problem, all_keys, all_values);
-    for (Index kv = 0; kv < kv_heads_; ++kv) bounds.raise_largest_value(kv, largest_value_[at(kv, 1)]);
+    for (Index u = 0; u < states_; ++u) bounds.raise_largest_value(key_head(u), largest_value_[at(u, 1)]);
     polynomial.run(problem, packed, exact, q, out, nullptr, {&bounds, row_bounds_.data()});
-    for (Index kv = 0; kv < kv_heads_; ++kv) largest_value_[at(kv, 1)] = bounds.largest_value(kv);
+    for (Index u = 0; u < states_; ++u) largest_value_[at(u, 1)] = bounds.largest_value(key_head(u));
   });
+  for (Index row = 0; row < heads_ * n; ++row) row_bounds_[at(row, 1)] += approximation_;
+  for (Index u = 0; u < states_ && radius_ < std::numeric_limits<double>::infinity(); ++u)
+    for (Index j = 0; j < n; ++j)
+      longest_key_[at(u, 1)] = std::max(longest_key_[at(u, 1)], row_length<Real>(k.head(key_head(u)), j, d_));
   tokens_ += n;
   bounded_rows_ = n;
   rounding_ = step_rounding();
@@ -362,9 +492,10 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
   Workspace share(std::span<std::byte>(scratch_).first(scratch_bytes_));
   const StepScratch s = step_scratch(share);
   const Index first = round_down(n_k, kBlock);
-  for (Index kv = 0; kv < kv_heads_; ++kv)
+  for (Index u = 0; u < states_; ++u)
     for (Index j = std::max(first, before); j < n_k; ++j)
-      append(kv, j - first, positions[static_cast<std::size_t>(j)], all_keys, all_values, j, s);
+      append(u, key_head(u), j - first, positions[static_cast<std::size_t>(j)], all_keys, all_values, j,
+             each_gate(u, j), s);
 }
 
 template <class Real>
@@ -381,6 +512,10 @@ SavedStateHeader RecurrentAttention<Real>::header() const noexcept {
           .kernel = fingerprint(problem_.kernel.coefficients()),
           .rope = fingerprint(problem_.rotation.frequencies()),
           .scale = std::bit_cast<std::uint64_t>(problem_.scale),
+          .states = word(states_),
+          .normaliser = fingerprint(problem_.normaliser, problem_.gates.slopes),
+          .radius = std::bit_cast<std::uint64_t>(radius_),
+          .gated = gated_,
           .tokens = word(tokens_)};
 }
 
@@ -399,204 +534,18 @@ void RecurrentAttention<Real>::load(std::span<const std::byte> from) {
   StateReader reader(from, header());
   tokens_ = static_cast<Position>(reader.header().tokens);
   for_each_part(*this, [&](auto* data, Index, Index count) { reader.get(data, count); });
-  for (Index kv = 0; kv < kv_heads_; ++kv)
+  gated_ = reader.header().gated != 0;
+  for (Index u = 0; u < states_; ++u) {
     for (Index e = 0; e < rank() * channels(); ++e)
-      rounded_[at(kv, rounded_stride()) + static_cast<std::size_t>(e)] =
-          static_cast<Real>(state_[at(kv, rank() * channels()) + static_cast<std::size_t>(e)]);
+      rounded_[at(u, rounded_stride()) + static_cast<std::size_t>(e)] =
+          static_cast<Real>(state_[at(u, rank() * channels()) + static_cast<std::size_t>(e)]);
+    RecentGates& gates = recent_gates_[static_cast<std::size_t>(u)];
+    for (Index slot = 0; slot < recent(); ++slot) gates.add(slot, gates.tokens()[slot]);
+  }
   bounded_rows_ = 0;
   rounding_ = step_rounding();
 }
 
-template <class Real>
-RunStatus RecurrentAttention<Real>::step_rows(const StoredRows& q, const StoredRows& k, const StoredRows& v,
-                                              const OutputRows& out) noexcept {
-  if (!fits(problem_.shapes, q, k, v, out)) return RunStatus::shape_mismatch;
-  if (problem_.rotates() && tokens_ > problem_.rotation.frequencies().max_position())
-    return RunStatus::position_out_of_range;
-  bounded_rows_ = 1;
-  if (recent() == 0) rounding_ = step_rounding();
-  try {
-    problem_.executor.parallel_for(static_cast<Index>(units_.size()), [&](Index kv, Index worker) {
-      Workspace share(std::span<std::byte>(scratch_).subspan(
-          static_cast<std::size_t>(worker) * scratch_bytes_, scratch_bytes_));
-      step_head(kv, q, k, v, out, step_scratch(share));
-    });
-  } catch (...) {
-    return RunStatus::executor_failed;
-  }
-  ++tokens_;
-  return RunStatus::ok;
-}
-
-template <class Real>
-void RecurrentAttention<Real>::append(Index kv, Index slot, Position position, const StoredRows& k,
-                                      const StoredRows& v, Index j, const StepScratch& s) {
-  const StoredHead key = k.head(kv), value = v.head(kv);
-  Real* raw = recent_keys_.data() + (kv * kBlock + slot) * d_;
-  Real* column = recent_columns_.data() + kv * kBlock * d_ + slot;
-  Real* values = recent_values_.data() + (kv * kBlock + slot) * value_stride();
-  double* sizes = recent_sizes_.data() + (kv * (kBlock + 1) + slot) * degrees();
-  key.read(j, d_, raw);
-  std::copy_n(raw, d_, s.row);
-  problem_.rotation.fill(
-      {0, 1}, [&](Index, Index) { return position; }, s.table);
-  problem_.rotation.apply(s.table, s.row);
-  for (Index c = 0; c < d_; ++c) column[c * kBlock] = s.row[c];
-  value.read(j, d_v_, values);
-  double power = 1, &largest = largest_value_[at(kv, 1)];
-  const double length = row_length<Real>(key, j, d_);
-  for (Index p = 0; p < degrees(); ++p, power *= length)
-    sizes[degrees() + p] = (slot > 0 ? sizes[p] : 0) + power;
-  largest = or_larger(largest, value, j, d_v_);
-  if (std::isnan(largest)) largest = std::numeric_limits<double>::infinity();
-}
-
-template <class Real>
-void RecurrentAttention<Real>::fold(Index kv, const StepScratch& s) {
-  const LowRankUnit& unit = units_[static_cast<std::size_t>(kv)];
-  const CarriedState<Real> to = carried(kv);
-  const MonomialSet& set = *unit.monomials;
-  const ValueLayout<Real> layout(d_v_);
-  Real* y = recent_columns_.data() + kv * kBlock * d_;
-  const Real* values = recent_values_.data() + kv * kBlock * value_stride();
-  std::fill_n(s.ones, kBlock, Real{1});
-  if (layout.group > 1) {
-    std::fill_n(s.values, kBlock / layout.group * layout.stride, Real{0});
-    for (Index j = 0; j < kBlock; ++j)
-      for (Index c = 0; c < d_v_; ++c)
-        s.values[j / layout.group * layout.stride + c * layout.group + j % layout.group] =
-            values[j * value_stride() + c];
-  }
-  const KeyBlocks<Real> keys{.count = kBlock,
-                             .variables = d_,
-                             .d_v = d_v_,
-                             .layout = layout,
-                             .y = y,
-                             .weight = s.ones,
-                             .values = layout.group > 1 ? s.values : values};
-  const std::span<const double> coefficients = unit.coefficients;
-  add_keys(
-      set, coefficients, keys, {0, 1}, {0, set.rank()}, s.features_of_keys, [](Index) { return 1.0; },
-      to.state);
-  round_state(set, channels(), {0, set.rank()}, to.state, to.rounded, s.squares);
-
-  double *errors = to.errors, *held = errors + degrees(), *spill = held + degrees();
-  key_sizes(set.degree(), d_, y, s.ones, s.sizes);
-  for (Index p = 0; p < degrees(); ++p) {
-    held[p] += s.sizes[p];
-    spill[p] += 6 * kUnitRoundoff<double> * std::abs(coefficients[static_cast<std::size_t>(p)]) * held[p];
-  }
-  state_errors<Real>(coefficients, set.rank(), channels(), *to.largest_value,
-                     row_rounding<Real>(problem_, farthest()), held, s.squares, spill, errors);
-}
-
-/// s.sums = the queries' sums over the state: chains of kChain terms in Real, added in double.
-template <class Real>
-void RecurrentAttention<Real>::add_state(Index kv, const StepScratch& s) const {
-  using namespace simd;
-  constexpr Index kStep = kTogether * kLanes<Real>;
-  const Index group = problem_.group(), width = columns(), padded = padded_channels();
-  const double* constant = state_.data() + kv * rank() * channels();
-  for (Index h = 0; h < group; ++h) std::copy_n(constant, channels(), s.sums + h * padded);
-  std::fill_n(s.ancestors, width, Real{1});
-  const std::span<const Monomial> terms = units_[static_cast<std::size_t>(kv)].monomials->terms();
-  for (Index first = 1; first < rank(); first += kChain) {
-    const Index count = std::min(kChain, rank() - first);
-    for (Index t = 0; t < count; ++t) {
-      const Monomial& term = terms[static_cast<std::size_t>(first + t)];
-      Real* feature = s.ancestors + term.degree * width;
-      for (Index i = 0; i < width; ++i)
-        feature[i] = feature[i - width] * s.queries[term.variable * width + i];
-      std::copy_n(feature, width, s.features + t * width);
-    }
-    const Real* rows = rounded_.data() + kv * rounded_stride() + first * channels();
-    for (Index h = 0; h < group; ++h)
-      for (Index c = 0; c < padded; c += kStep) {
-        Vec<Real> sum[kTogether];
-        for (auto& x : sum) x = zero<Real>();
-        for (Index t = 0; t < count; ++t) {
-          const Vec<Real> feature = set(s.features[t * width + h]);
-          for (Index m = 0; m < kTogether; ++m)
-            sum[m] = fma(feature, simd::load(rows + t * channels() + c + m * kLanes<Real>), sum[m]);
-        }
-        Real part[kStep];
-        for (Index m = 0; m < kTogether; ++m) store<Real>(sum[m], part + m * kLanes<Real>);
-        for (Index m = 0; m < kStep; ++m) s.sums[h * padded + c + m] += static_cast<double>(part[m]);
-      }
-  }
-}
-
-/// s.sums of query h of the group += those over the first `count` recent tokens, in double.
-template <class Real>
-void RecurrentAttention<Real>::add_recent(Index kv, Index h, Index count, const StepScratch& s) const {
-  using namespace simd;
-  constexpr Index kStep = kTogether * kLanes<double>;
-  static_assert(kBlock % kStep == 0);
-  const Real* keys = recent_columns_.data() + kv * kBlock * d_;
-  for (Index j = 0; j < count; j += kStep) {
-    Vec<double> x[kTogether];
-    for (auto& sum : x) sum = zero<double>();
-    for (Index c = 0; c < d_; ++c) {
-      const Vec<double> query = set(static_cast<double>(s.queries[c * columns() + h]));
-      for (Index m = 0; m < kTogether; ++m)
-        x[m] = fma(query, load_as<double>(keys + c * kBlock + j + m * kLanes<double>), x[m]);
-    }
-    for (Index m = 0; m < kTogether; ++m) store<double>(x[m], s.weights + j + m * kLanes<double>);
-  }
-  const Real* values = recent_values_.data() + kv * kBlock * value_stride();
-  double* sums = s.sums + h * padded_channels();
-  double total = 0;
-  for (Index j = 0; j < count; ++j, values += value_stride()) {
-    const double weight = problem_.kernel(s.weights[j]);
-    total += weight;
-    const Vec<double> w = set(weight);
-    for (Index c = 0; c < value_stride(); c += kLanes<double>)
-      store<double>(fma(w, load_as<double>(values + c), simd::load(sums + c)), sums + c);
-  }
-  sums[d_v_] += total;
-}
-
-template <class Real>
-void RecurrentAttention<Real>::step_head(Index kv, const StoredRows& q, const StoredRows& k,
-                                         const StoredRows& v, const OutputRows& out, const StepScratch& s) {
-  const Index group = problem_.group(), width = columns(), padded = padded_channels(), count = recent() + 1;
-  append(kv, recent(), tokens_, k, v, 0, s);
-  std::fill_n(s.queries, d_ * width, Real{0});
-  for (Index h = 0; h < group; ++h) {
-    q.head(kv * group + h).read(0, d_, s.row);
-    problem_.rotation.apply(s.table, s.row);
-    for (Index c = 0; c < d_; ++c) s.queries[c * width + h] = s.row[c] * static_cast<Real>(problem_.scale);
-  }
-  const bool far = tokens_in_state() > 0;
-  std::fill_n(s.sums, group * padded, 0.0);
-  if (far) add_state(kv, s);
-
-  const LowRankUnit& unit = units_[static_cast<std::size_t>(kv)];
-  const CarriedState<Real> state = carried(kv);
-  const double* sizes = recent_sizes_.data() + (kv * (kBlock + 1) + count) * degrees();
-  const double largest_value = *state.largest_value;
-  for (Index h = 0; h < group; ++h) {
-    add_recent(kv, h, count, s);
-    const double* sums = s.sums + h * padded;
-    const double sum = sums[d_v_];
-    const double inverse =
-        std::abs(sum) < static_cast<double>(std::numeric_limits<Real>::min()) ? 0 : 1 / sum;
-    double largest = 0;
-    for (Index c = 0; c < d_v_; ++c) largest = or_larger(largest, std::abs(sums[c] * inverse));
-    out.write<Real>(kv * group + h, 0, sums, inverse, d_v_);
-    const StoredHead q_head = q.head(kv * group + h);
-    const double query = query_factor(problem_) * row_length<Real>(q_head, 0, d_);
-    double error = 0;
-    if (far) {
-      const double norm = query * (1 + rounding_.entry());  // of the rounded row
-      for (Index p = degrees() - 1; p >= 0; --p) error = error * norm + state.errors[p];
-      error +=
-          underflow_error<Real>(unit.coefficients, rank(), d_, largest_value, state.errors + degrees(), norm);
-    }
-    error += rounding_.error(query, sizes, largest_value, error, sum);
-    row_bounds_[at(kv * group + h, 1)] = row_bound<Real>(error, sum, largest, largest_value, *out.type);
-  }
-  if (count == kBlock) fold(kv, s);
-}
-
 }  // namespace fastrope::inline FASTROPE_TARGET
+
+#include "fastrope/polynomial/recurrent_step.hpp"  // IWYU pragma: export

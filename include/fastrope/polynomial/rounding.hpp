@@ -21,7 +21,8 @@
 // B^D_p. So |N~_c - N_c| / max|V| + |D~ - D| <= sum_p e_p |x|^p, with
 //     e_p = u [(2 p + N_N + N_D) |c_p| M_p + k_Q(p) (B^N_p + B^D_p)] + 2 spill_p.
 // Where P is the kernel itself and no certificate speaks of rounded rows, these move entries by eps |x| |y|,
-// which is 2 |c_p| p eps M_p more for e_p. Underflow, of which the softmax's weights stay clear, loses at
+// which is 2 |c_p| p eps M_p more for e_p; gates, whose factors w_j are rounded, by eps_w each, 2 |c_p| eps_w
+// M_p. Underflow, of which the softmax's weights stay clear, loses at
 // most eta, the smallest normal number, in an operation. With m variables, X = max(1, |x|), sum_(|alpha| = p)
 // (p! / alpha!) |x^alpha| <= (sqrt(m) |x|)^p: the p products of a key's feature, those with values, the
 // state's rounding, the products of a row's feature and those with the state lose
@@ -91,41 +92,51 @@ double outward_norm(double square, Index d) {
          (1 + size * static_cast<double>(std::numeric_limits<Real>::epsilon()));
 }
 
-/// errors [degree + 1] = e_p. entry_error: eps; sizes: M_p; squares: B_p^2, [degree + 1, channels], the last
-/// channel the denominator's; spill: [degree + 1]; largest_value: max|V|, without which (0) numerators are 0.
+/// errors [degree + 1] = e_p. entry_error: eps; weight_error: eps_w; sizes: M_p; squares: B_p^2, [degree + 1,
+/// channels], the last channel the denominator's; spill: [degree + 1]; largest_value: max|V|, without which
+/// (0) numerators are 0.
 template <class Real>
 void state_errors(std::span<const double> coefficients, Index rank, Index channels, double largest_value,
-                  double entry_error, const double* sizes, const double* squares, const double* spill,
-                  double* errors) {
+                  double entry_error, double weight_error, const double* sizes, const double* squares,
+                  const double* spill, double* errors) {
   for (std::size_t p = 0; p < coefficients.size(); ++p) {
     const double* row = squares + static_cast<Index>(p) * channels;
     const double numerator = channels > 1 ? std::sqrt(*std::max_element(row, row + channels - 1)) : 0;
     const double of_state =
         std::sqrt(row[channels - 1]) + (largest_value > 0 ? numerator / largest_value : 0);
     const int degree = static_cast<int>(p);
-    errors[p] = kHigherOrder * kUnitRoundoff<Real> *
-                    (key_roundings<Real>(degree) * std::abs(coefficients[p]) * sizes[p] +
-                     row_roundings(degree, rank) * of_state) +
-                kHigherOrder * 2 * degree * entry_error * std::abs(coefficients[p]) * sizes[p] + 2 * spill[p];
+    errors[p] =
+        kHigherOrder * kUnitRoundoff<Real> *
+            (key_roundings<Real>(degree) * std::abs(coefficients[p]) * sizes[p] +
+             row_roundings(degree, rank) * of_state) +
+        kHigherOrder * 2 * (degree * entry_error + weight_error) * std::abs(coefficients[p]) * sizes[p] +
+        2 * spill[p];
   }
 }
 
-/// What underflow may add to a row's sums over a state; norm: |x|.
+/// What is added to the weights of gates, which may underflow, in sums of sizes: so much of a key counts in
+/// any case, and what underflow loses of it is at most that over this.
+inline constexpr double kLeastWeight = 0x1p-60;
+
+/// What underflow may add to a row's sums over a state; norm: |x|; gated: whether sizes are of weights by
+/// gates.
 template <class Real>
 double underflow_error(std::span<const double> coefficients, Index rank, Index variables,
-                       double largest_value, const double* sizes, double norm) {
+                       double largest_value, const double* sizes, double norm, bool gated) {
   const double step = std::sqrt(static_cast<double>(variables)) * std::max(1.0, norm);
   double lost = static_cast<double>(rank), power = 1;
   for (std::size_t p = 0; p < coefficients.size(); ++p, power *= step)
     lost +=
         static_cast<double>(4 * p + 2) * (std::abs(coefficients[p]) + 1) * power * (1 + sizes[0] + sizes[p]);
-  return static_cast<double>(std::numeric_limits<Real>::min()) * lost *
+  return static_cast<double>(std::numeric_limits<Real>::min()) * (gated ? lost / kLeastWeight : lost) *
          (largest_value > 0 ? 1 + 1 / largest_value : 1);
 }
 
-/// sizes [degree + 1] = sum_j w_j |y_j|^p of a block of keys, at least; y: [variables, kKeyBlock].
+/// sizes [degree + 1] = sum_j (w_j + least_weight) |y_j|^p of a block of keys, at least; y: [variables,
+/// kKeyBlock].
 template <class Real>
-void key_sizes(int degree, Index variables, const Real* y, const Real* weight, double* sizes) {
+void key_sizes(int degree, Index variables, const Real* y, const Real* weight, double* sizes,
+               double least_weight = 0) {
   constexpr Index kWidth = kKeyBlock<Real>;
   std::array<Real, kWidth> squares = {};
   for (Index l = 0; l < variables; ++l)
@@ -135,7 +146,7 @@ void key_sizes(int degree, Index variables, const Real* y, const Real* weight, d
   for (Index j = 0; j < kWidth; ++j) {
     const double norm =
         outward_norm<Real>(static_cast<double>(squares[static_cast<std::size_t>(j)]), variables);
-    double power = static_cast<double>(weight[j]);
+    double power = static_cast<double>(weight[j]) + least_weight;
     for (int p = 0; p <= degree; ++p, power *= norm) sizes[p] += power;
   }
 }

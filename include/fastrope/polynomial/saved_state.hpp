@@ -16,16 +16,18 @@
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/shared_array.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/position/lag_grid.hpp"
 #include "fastrope/position/rope.hpp"
+#include "fastrope/problem/normaliser.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
 /// What a saved state begins with, in words.
 struct SavedStateHeader {
   static constexpr std::uint64_t kMagic = 0x65'74'61'74'73'2d'72'66;  ///< "fr-state"
-  static constexpr std::uint64_t kVersion = 1;
+  static constexpr std::uint64_t kVersion = 2;
 
   std::uint64_t magic = kMagic;
   std::uint64_t version = kVersion;
@@ -33,10 +35,14 @@ struct SavedStateHeader {
   std::uint64_t real_bytes = 0;  ///< of a number of the arithmetic type
   std::uint64_t heads = 0, kv_heads = 0, d = 0, d_v = 0;
   std::uint64_t rank = 0;
-  std::uint64_t block = 0;   ///< tokens that enter the state together
-  std::uint64_t kernel = 0;  ///< fingerprint of the coefficients
-  std::uint64_t rope = 0;    ///< of the frequencies and columns that are turned; 0: none are
-  std::uint64_t scale = 0;   ///< the bits of a double
+  std::uint64_t block = 0;       ///< tokens that enter the state together
+  std::uint64_t kernel = 0;      ///< fingerprint of the coefficients
+  std::uint64_t rope = 0;        ///< of the frequencies and columns that are turned; 0: none are
+  std::uint64_t scale = 0;       ///< the bits of a double
+  std::uint64_t states = 0;      ///< key heads, or query heads that are gated apart
+  std::uint64_t normaliser = 0;  ///< fingerprint of it and of ALiBi's slopes
+  std::uint64_t radius = 0;      ///< the bits of a double
+  std::uint64_t gated = 0;       ///< whether any token had gates
   std::uint64_t tokens = 0;
   std::uint64_t checksum = 0;  ///< of every word but this
 
@@ -63,6 +69,11 @@ struct SavedStateHeader {
     if (other.scale != scale)
       detail::fail("load: the state's scale is ", std::bit_cast<double>(other.scale), ", the recurrence's ",
                    std::bit_cast<double>(scale));
+    compare("number of states", other.states, states);
+    compare("normaliser and slopes, by a fingerprint,", other.normaliser, normaliser);
+    if (other.radius != radius)
+      detail::fail("load: the state's radius is ", std::bit_cast<double>(other.radius), ", the recurrence's ",
+                   std::bit_cast<double>(radius));
     compare("size in bytes", other.bytes, bytes);
     if (other.tokens > static_cast<std::uint64_t>(LagGrid::kMaxPosition))
       detail::fail("load: the state is of ", other.tokens, " tokens, more than 2^40");
@@ -100,6 +111,13 @@ inline std::uint64_t fingerprint(const RopeFrequencies& rope) {
   print.add(static_cast<double>(static_cast<float>(rope.attention_factor)));
   print.add(static_cast<std::uint64_t>(rope.begin));
   print.add(static_cast<std::uint64_t>(rope.pairing));
+  return print.sum();
+}
+inline std::uint64_t fingerprint(const Normaliser& normaliser, const SharedArray<double>& slopes) {
+  Fingerprint print;
+  print.add(static_cast<std::uint64_t>(normaliser.kind()));
+  print.add(normaliser.constant());
+  for (const double slope : slopes) print.add(slope);
   return print.sum();
 }
 inline std::uint64_t fingerprint(std::span<const double> coefficients) {

@@ -75,7 +75,7 @@ struct KeyBlocks {
 /// One worker's scratch for both products.
 template <class Real>
 struct FeatureScratch {
-  Real* features;   // [kFeatureBlock, the wider block]
+  Real* features;   // [kFeatureBlock, the wider block], or of queries [kChain, kQueryBlock]
   Real* ancestors;  // [degree + 1, the wider block]
   Real* products;   // [kFeatureBlock, ValueLayout::stride], a block's sums with values
   Real* ones;       // [kFeatureBlock, lanes], the same with ones
@@ -100,6 +100,7 @@ struct FeatureScratch {
 
  private:
   static constexpr Index kWider = std::max(kKeyBlock<Real>, kQueryBlock<Real>);
+  static_assert(kChain * kQueryBlock<Real> <= kFeatureBlock * kWider);
 };
 
 namespace detail {
@@ -204,83 +205,112 @@ void round_state(const MonomialSet& set, Index channels, Range terms, const doub
 
 namespace detail {
 
-/// sums [kChannels, kQueryBlock] = the channels' part of apply_state. The features of a term are made in
-/// registers and multiplied there by the state's row; of earlier terms only the last one of each degree is
-/// needed.
+/// The features of some neighbouring terms for a block of query rows, made one after the other.
+template <class Real>
+struct QueryFeatures {
+  static constexpr Index kWidth = kQueryBlock<Real>;
+
+  std::span<const Monomial> all;
+  Range terms;      // not the first of all
+  const Real* x;    // [variables, kWidth]
+  Real* ancestors;  // [degree + 1, kWidth], of terms.begin
+  Real* features;   // [terms.size(), kWidth]
+
+  /// That of term f, those from terms.begin on being there.
+  HWY_INLINE void make(Index f) const {
+    const Monomial& term = all[static_cast<std::size_t>(f)];
+    const Real* parent = term.parent >= terms.begin ? features + (term.parent - terms.begin) * kWidth
+                                                    : ancestors + (term.degree - 1) * kWidth;
+    multiply_rows<kWidth>(parent, x + term.variable * kWidth, features + (f - terms.begin) * kWidth);
+  }
+  /// The ancestors become those of terms.end.
+  void go_on() const {
+    if (terms.end == std::ssize(all)) return;
+    for (Index a = all[static_cast<std::size_t>(terms.end)].parent; a >= terms.begin;
+         a = all[static_cast<std::size_t>(a)].parent)
+      std::copy_n(features + (a - terms.begin) * kWidth, kWidth,
+                  ancestors + all[static_cast<std::size_t>(a)].degree * kWidth);
+  }
+};
+
+/// sums [kChannels, kQueryBlock] += the channels' part of the features and their rows of the state. Whoever
+/// comes first makes them.
 template <int kChannels, class Real>
-void apply_channels(std::span<const Monomial> terms, Index channels, const Real* state, const Real* x,
-                    Real* ancestors, Real* sums) {
+void apply_channels(const QueryFeatures<Real>& of, bool makes, Index channels, const Real* state,
+                    Real* sums) {
   using namespace simd;
   constexpr Index kStep = kLanes<Real>, kWidth = kQueryBlock<Real>;
   constexpr int kVecs = kWidth / kStep;
-  const auto count = static_cast<Index>(terms.size());
-  for (Index first = 1; first < count; first += kChain) {
-    Vec<Real> sum[kChannels][kVecs];
+  Vec<Real> sum[kChannels][kVecs];
 #pragma GCC unroll 16
-    for (int c = 0; c < kChannels; ++c)
+  for (int c = 0; c < kChannels; ++c)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) sum[c][v] = zero<Real>();
-    for (Index f = first; f < std::min(first + kChain, count); ++f) {
-      const Monomial& term = terms[static_cast<std::size_t>(f)];
-      const Real* variable = x + term.variable * kWidth;
-      Real* feature = ancestors + term.degree * kWidth;
-      const Real* row = state + f * channels;
-      Vec<Real> value[kVecs];
+    for (int v = 0; v < kVecs; ++v) sum[c][v] = zero<Real>();
+  for (Index f = of.terms.begin; f < of.terms.end; ++f) {
+    if (makes) of.make(f);
+    const Real* feature = of.features + (f - of.terms.begin) * kWidth;
+    const Real* row = state + f * channels;
+    Vec<Real> value[kVecs];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) {
-        value[v] = mul(load(feature - kWidth + v * kStep), load(variable + v * kStep));
-        store<Real>(value[v], feature + v * kStep);
-      }
+    for (int v = 0; v < kVecs; ++v) value[v] = load(feature + v * kStep);
 #pragma GCC unroll 16
-      for (int c = 0; c < kChannels; ++c) {
-        const Vec<Real> s = set(row[c]);
+    for (int c = 0; c < kChannels; ++c) {
+      const Vec<Real> s = set(row[c]);
 #pragma GCC unroll 4
-        for (int v = 0; v < kVecs; ++v) sum[c][v] = fma(s, value[v], sum[c][v]);
-      }
+      for (int v = 0; v < kVecs; ++v) sum[c][v] = fma(s, value[v], sum[c][v]);
     }
-#pragma GCC unroll 16
-    for (int c = 0; c < kChannels; ++c)
-#pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) {
-        Real* to = sums + c * kWidth + v * kStep;
-        store<Real>(first == 1 ? sum[c][v] : add(load(to), sum[c][v]), to);
-      }
   }
-  // The constant term, the largest, is added once.
-  for (Index c = 0; c < kChannels; ++c)
-    for (Index i = 0; i < kWidth; i += kStep) {
-      Real* to = sums + c * kWidth + i;
-      store<Real>(count > 1 ? add(load(to), set(state[c])) : set(state[c]), to);
+#pragma GCC unroll 16
+  for (int c = 0; c < kChannels; ++c)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVecs; ++v) {
+      Real* to = sums + c * kWidth + v * kStep;
+      store<Real>(add(load(to), sum[c][v]), to);
     }
 }
 
 /// The same for a number of channels that is not known before.
 template <int kMost, class Real>
-void apply_some_channels(Index count, std::span<const Monomial> terms, Index channels, const Real* state,
-                         const Real* x, Real* ancestors, Real* sums) {
-  if (count == kMost)
-    apply_channels<kMost>(terms, channels, state, x, ancestors, sums);
+void apply_some_channels(Index some, const QueryFeatures<Real>& of, bool makes, Index channels,
+                         const Real* state, Real* sums) {
+  if (some == kMost)
+    apply_channels<kMost>(of, makes, channels, state, sums);
   else if constexpr (kMost > 1)
-    apply_some_channels<kMost - 1>(count, terms, channels, state, x, ancestors, sums);
+    apply_some_channels<kMost - 1>(some, of, makes, channels, state, sums);
 }
 
 }  // namespace detail
 
 /// sums [d_v + 1, kQueryBlock] = sum_alpha x^alpha state(alpha) for a block of query rows: x [variables,
-/// kQueryBlock]. Channels are taken a few at a time, in numbers as equal as can be, over all terms, so that
-/// their sums stay in registers. ancestors: [degree + 1, kQueryBlock], scratch.
+/// kQueryBlock]. Chains of kChain terms are taken one after the other, so that their rows of the state, which
+/// may be larger than any cache, are read once; of each, channels a few at a time, in numbers as equal as can
+/// be, whose sums stay in registers. ancestors: [degree + 1, kQueryBlock], features: [kChain, kQueryBlock],
+/// scratch.
 template <class Real>
 void apply_state(const MonomialSet& set, Index d_v, const Real* state, const Real* x, Real* ancestors,
-                 Real* sums) {
+                 Real* features, Real* sums) {
+  using namespace simd;
   constexpr Index kWidth = kQueryBlock<Real>;
   const Index channels = d_v + 1, turns = ceil_div(channels, kMostChannels);
   std::fill_n(ancestors, kWidth, Real{1});
-  for (Index t = 0, c = 0; t < turns; ++t) {
-    const Index count = (channels - c) / (turns - t);
-    detail::apply_some_channels<kMostChannels>(count, set.terms(), channels, state + c, x, ancestors,
-                                               sums + c * kWidth);
-    c += count;
+  std::fill_n(sums, channels * kWidth, Real{0});
+  for (Index first = 1; first < set.rank(); first += kChain) {
+    const detail::QueryFeatures<Real> chain{
+        set.terms(), {first, std::min(first + kChain, set.rank())}, x, ancestors, features};
+    for (Index t = 0, c = 0; t < turns; ++t) {
+      const Index some = (channels - c) / (turns - t);
+      detail::apply_some_channels<kMostChannels>(some, chain, /*makes=*/t == 0, channels, state + c,
+                                                 sums + c * kWidth);
+      c += some;
+    }
+    chain.go_on();
   }
+  // The constant term, the largest, is added once.
+  for (Index c = 0; c < channels; ++c)
+    for (Index i = 0; i < kWidth; i += kLanes<Real>) {
+      Real* to = sums + c * kWidth + i;
+      store<Real>(add(load(to), simd::set(state[c])), to);
+    }
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

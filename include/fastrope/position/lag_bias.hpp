@@ -140,6 +140,8 @@ class LagBias {
     }
   }
 
+  /// slopes(), kept alive by what holds them.
+  const SharedArray<double>& shared_slopes() const { return slopes_; }
   /// Whether it is more than a slope.
   bool is_table() const { return !values_.empty(); }
 

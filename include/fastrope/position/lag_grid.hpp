@@ -107,6 +107,9 @@ class LagGrid {
   /// Whether these are the same in every head.
   bool shares_ranges() const { return std::ssize(ends_) <= n_q_ + 1; }
 
+  /// How many keys stand at query i's position or before. Requires no key ranges.
+  Index keys_until(Index i) const { return lower_bound(query_position(i) + 1, {0, n_k_}); }
+
   /// The keys that query i may attend to; with key ranges, the smallest range that holds those of any head.
   Range keys_of(Index i) const {
     if (has_ranges()) {

@@ -19,6 +19,7 @@
 #include "fastrope/position/rope.hpp"
 #include "fastrope/problem/dense_bias.hpp"
 #include "fastrope/problem/kernel.hpp"
+#include "fastrope/problem/normaliser.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
 
@@ -46,7 +47,10 @@ inline std::ostream& operator<<(std::ostream& out, Path path) { return out << to
 ///     dense_bias,
 /// where W comes from rope, weights or neither (the identity). A key is left out where mask, key_ranges,
 /// dense_mask or a bias of -infinity says so. A polynomial kernel takes the place of exp; softcap, sinks,
-/// bias and dense_bias, which change an exponent, do not go with it.
+/// dense_bias and bias, which change an exponent, do not go with it, but ALiBi, which is a constant gate.
+/// Gates multiply the weight of key j for query i by exp(G_i - G_j + b_j), G_i the sum of the log gates of
+/// all keys at query i's position or before (gates.hpp). They go with masks of lags >= 0, and not with
+/// key_ranges, dense_bias and dense_mask, nor under softmax with bias; runs read them when called.
 struct Options {
   std::optional<Rope> rope = {};
   bool rope_already_applied = false;  ///< q and k arrive turned: rope is only described, not applied
@@ -55,12 +59,15 @@ struct Options {
                               ///< read, like positions, when a call is checked or planned; by a
                               ///< plan with capacity whenever it is run
   LagBias bias = LagBias::none();
-  std::optional<RelativeWeights> weights = {};  ///< general W(lag); excludes rope
-  std::optional<double> scale = {};             ///< default 1/sqrt(d)
-  Kernel kernel = Kernel::softmax();            ///< what becomes of a logit: exp or a polynomial
-  double tolerance = 0;  ///< max |out - exact| / max|V| allowed; 0: exact path only. With a
-                         ///< polynomial kernel rows whose bound by features is more (0: than
-                         ///< 1e-2) are computed by exact tiles if those have a smaller one
+  std::optional<RelativeWeights> weights = {};   ///< general W(lag); excludes rope
+  std::optional<double> scale = {};              ///< default 1/sqrt(d)
+  Kernel kernel = Kernel::softmax();             ///< what becomes of a logit: exp or a polynomial
+  MatrixView<const float> log_gates = {};        ///< [kv_heads or heads, n_k], at most 0; -infinity: a reset
+  MatrixView<const float> log_input_gates = {};  ///< [kv_heads or heads, n_k], below infinity
+  Normaliser normaliser = {};  ///< what rows are divided by; but the plain sum, for polynomial kernels
+  double tolerance = 0;        ///< max |out - exact| / max|V| allowed; 0: exact path only. With a
+                               ///< polynomial kernel rows whose bound by features is more (0: than
+                               ///< 1e-2) are computed by exact tiles if those have a smaller one
   Path path = Path::automatic;
   Index verify = 0;                                ///< rows that attend() recomputes for its report
   double softcap = 0;                              ///< 0: none

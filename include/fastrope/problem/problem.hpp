@@ -20,6 +20,7 @@
 #include "fastrope/position/rotation.hpp"
 #include "fastrope/position/section_positions.hpp"
 #include "fastrope/problem/dense_rows.hpp"
+#include "fastrope/problem/gates.hpp"
 #include "fastrope/problem/options.hpp"
 #include "fastrope/problem/shapes.hpp"
 
@@ -32,10 +33,12 @@ struct Problem {
   Rotation rotation;   ///< of no pairs where q and k are used as they are
   Index sections = 0;  ///< of the rope, for which positions may be given
   SectionPositions query_sections, key_sections;
-  LagBias bias;
+  LagBias bias;  ///< none with a polynomial kernel
+  Gates gates;
   std::optional<RelativeWeights> weights;
   double scale = 1;
   Kernel kernel;
+  Normaliser normaliser;
   double softcap = 0;
   SharedArray<double> sinks;  ///< [heads] or empty
   DenseRows dense_bias;
@@ -45,9 +48,9 @@ struct Problem {
   /// Throws Error, naming the values, for shapes and options that clash.
   Problem(const Shapes& shapes, const Options& options);
 
-  /// The same request for a sequence of other lengths, positions and key ranges; dense bias and mask, where
-  /// there are any, are the caller's to replace. Throws Error, naming the values, for positions and ranges
-  /// that clash and lags that the bias or weights lack.
+  /// The same request for a sequence of other lengths, positions, key ranges and gates; dense bias and mask,
+  /// where there are any, are the caller's to replace. Throws Error, naming the values, for positions and
+  /// ranges that clash and lags that the bias or weights lack.
   Problem with(Index n_q, Index n_k, const SequenceOptions& own) const;
   /// Lets runs read positions and key ranges from the caller's memory, as they are then, in the place of
   /// those that were checked, and so many of them as there are queries and keys. own: as the problem was made
@@ -124,6 +127,7 @@ struct Problem {
   void require_positions() const;
   void require_lags() const;
   void require_no_exponent() const;
+  void require_gates() const;
 };
 
 /// The problem of a run of a plan for another: itself, not copied, or one of fewer queries and keys.
@@ -222,6 +226,16 @@ bool fits(const Shapes& s, const StoredRows& q, const StoredRows& k, const Store
 
 namespace detail {
 
+/// Whether the bias is what a polynomial kernel takes as gates.
+inline bool is_gate(const Options& options) {
+  return !options.kernel.is_softmax() && !options.bias.empty() && !options.bias.is_table();
+}
+inline LagBias bias_of(const Options& options) { return is_gate(options) ? LagBias::none() : options.bias; }
+inline Gates gates_of(const Options& options) {
+  return {options.log_gates, options.log_input_gates,
+          is_gate(options) ? options.bias.shared_slopes() : SharedArray<double>()};
+}
+
 inline Rotation resolve_rotation(const Shapes& s, const Options& options) {
   if (!options.rope) return Rotation{};
   RopeFrequencies frequencies = rope_frequencies(*options.rope, s.d);
@@ -238,10 +252,12 @@ inline Problem::Problem(const Shapes& s, const Options& options)
       sections(options.rope ? std::ssize(options.rope->sections) : 0),
       query_sections("query_section_positions", options.query_section_positions, sections, s.n_q),
       key_sections("key_section_positions", options.key_section_positions, sections, s.n_k),
-      bias(options.bias),
+      bias(detail::bias_of(options)),
+      gates(detail::gates_of(options)),
       weights(options.weights),
       scale(options.scale.value_or(s.d > 0 ? 1 / std::sqrt(static_cast<double>(s.d)) : 1)),
       kernel(options.kernel),
+      normaliser(options.normaliser),
       softcap(options.softcap),
       sinks(std::vector<double>(options.sinks.begin(), options.sinks.end())),
       dense_bias(options.dense_bias),
@@ -265,6 +281,7 @@ inline Problem::Problem(const Shapes& s, const Options& options)
       detail::fail("a sink's logit must be below infinity, got ", sink);
   require_dense();
   if (!kernel.is_softmax()) require_no_exponent();
+  require_gates();
   require_positions();
   require_lags();
   default_places_ = options.query_positions.empty() && options.key_positions.empty() && turns_by_lag() &&
@@ -315,9 +332,30 @@ inline void Problem::require_no_exponent() const {
   };
   refuse(softcap > 0, "softcap ", softcap);
   refuse(!sinks.empty(), "sinks of ", sinks.size(), " entries");
-  refuse(!bias.empty(), "a lag bias");
+  refuse(!bias.empty(), "a lag bias that is not ALiBi");
   refuse(dense_bias.data != nullptr, "dense_bias [", dense_bias.heads, ", ", dense_bias.rows, ", ",
          dense_bias.cols, "]");
+}
+
+inline void Problem::require_gates() const {
+  if (kernel.is_softmax() && !normaliser.is_plain_sum())
+    detail::fail("softmax divides by the sum of its weights alone: options.normaliser, of constant ",
+                 normaliser.constant(), ", is for polynomial kernels (a sink adds to softmax's sum)");
+  if (!gates.given()) return;
+  gates.require_shape(shapes.heads, shapes.kv_heads, shapes.n_k);
+  if (const std::size_t slopes = gates.slopes.size(); slopes > 1 && std::ssize(gates.slopes) != shapes.heads)
+    detail::fail("the lag bias is for ", slopes, " heads, q has ", shapes.heads);
+  for (const double slope : gates.slopes)
+    if (slope < 0)
+      detail::fail("ALiBi is a constant gate with a polynomial kernel: its slopes are at least 0, got ",
+                   slope);
+  if (grid.mask().first < 0)
+    detail::fail("gates are between a query and the keys before it: options.mask allows the lags ",
+                 grid.mask().first, " to ", grid.mask().last, ", not only those >= 0 (Mask::causal())");
+  if (grid.has_ranges())
+    detail::fail("gates do not go with key_ranges: a gate of -infinity lets a document begin");
+  if (is_dense()) detail::fail("gates do not go with dense_bias and dense_mask");
+  if (!bias.empty()) detail::fail("gates do not go with a lag bias: a constant gate is ALiBi");
 }
 
 inline void Problem::read_when_run(const SequenceOptions& own) {
@@ -354,6 +392,9 @@ inline Problem Problem::with(Index n_q, Index n_k, const SequenceOptions& own) c
   other.shapes.n_k = n_k;
   detail::require_sizes(other.shapes);
   other.grid = LagGrid(n_q, n_k, own.queries, own.keys, grid.mask(), own.key_ranges, shapes.heads);
+  other.gates.log = own.log_gates;
+  other.gates.log_input = own.log_input_gates;
+  other.require_gates();
   other.query_sections = {"query_sections", own.query_sections, sections, n_q};
   other.key_sections = {"key_sections", own.key_sections, sections, n_k};
   other.require_positions();
@@ -369,6 +410,7 @@ inline void Problem::set_dense(const DenseBias& of_pairs, const TensorView<const
   dense_mask = mask;
   require_dense();
   if (!kernel.is_softmax()) require_no_exponent();
+  require_gates();
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -33,6 +33,8 @@ struct SequenceOptions {
   KeyRanges key_ranges = {};
   DenseBias dense_bias = {};
   TensorView<const bool> dense_mask = {};
+  MatrixView<const float> log_gates = {};        ///< [kv_heads or heads, n_k]
+  MatrixView<const float> log_input_gates = {};  ///< [kv_heads or heads, n_k]
 };
 using SequencePositions = SequenceOptions;
 

@@ -38,6 +38,7 @@ inline Problem one_head(MatrixView<const double> q, MatrixView<const double> k, 
   if (problem.softcap > 0) fail("softcap ", problem.softcap, ": capped logits are not linear in q and k");
   if (!problem.sinks.empty()) fail("a sink, ", problem.sinks[0], ", is no entry of the matrix");
   if (problem.is_dense()) fail("a dense bias or mask does not depend on the lag alone");
+  if (problem.gates.given()) fail("gates do not depend on the lag alone");
   if (problem.grid.has_ranges()) fail("key_ranges do not depend on the lag alone");
   return problem;
 }

@@ -152,6 +152,7 @@ inline std::string toeplitz_refusal(const Problem& problem) {
   if (problem.grid.has_ranges()) return "key_ranges are not a function of the lag";
   if (!problem.grid.consecutive())
     return "positions are not consecutive, so lags do not make a Toeplitz matrix";
+  if (problem.gates.given()) return "gates are not a function of the lag";
   if (problem.softcap > 0) return "softcap is not a polynomial of the dot product";
   if (!problem.sinks.empty()) return "attention sinks are done by the exact path";
   if (problem.is_dense()) return "a dense bias or mask is not a function of the lag";
