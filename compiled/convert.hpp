@@ -17,7 +17,7 @@ namespace fastrope::c {
 
 static_assert(sizeof(fastrope_range) == sizeof(Range) && sizeof(Range) == 2 * sizeof(std::int64_t));
 static_assert(sizeof(bool) == 1);
-static_assert(FASTROPE_POSITION_OUT_OF_RANGE == static_cast<int>(RunStatus::position_out_of_range));
+static_assert(FASTROPE_PROMISE_BROKEN == static_cast<int>(RunStatus::promise_broken));
 static_assert(FASTROPE_PATH_TOEPLITZ == static_cast<int>(Path::toeplitz));
 
 template <class T>
@@ -299,7 +299,9 @@ inline SequenceOptions places(const fastrope_places& given) {
           .key_sections = view_of<const Position>(p.key_section_positions),
           .key_ranges = {span_of<Range>("key_ranges", p.key_ranges, p.key_range_count), p.key_ranges_per_row},
           .dense_bias = dense_bias(p.dense_bias),
-          .dense_mask = dense_mask(p.dense_mask)};
+          .dense_mask = dense_mask(p.dense_mask),
+          .log_gates = view_of<const float>(p.log_gates),
+          .log_input_gates = view_of<const float>(p.log_input_gates)};
 }
 /// [count], or none: structs of the size that the first one says.
 inline std::vector<SequenceOptions> places(const fastrope_places* given, std::int64_t count) {
@@ -310,6 +312,24 @@ inline std::vector<SequenceOptions> places(const fastrope_places* given, std::in
     own.push_back(places(
         *reinterpret_cast<const fastrope_places*>(at + static_cast<std::size_t>(s) * given->struct_size)));
   return own;
+}
+
+inline Normaliser normaliser(const fastrope_normaliser& n) {
+  switch (n.kind) {
+    case FASTROPE_ROW_SUM:
+      return Normaliser::row_sum(n.constant);
+    case FASTROPE_AT_LEAST:
+      return Normaliser::at_least(n.constant);
+    case FASTROPE_UNNORMALISED:
+      return Normaliser::none();
+  }
+  detail::fail("normaliser.kind is ", static_cast<int>(n.kind), ", which is none");
+}
+
+/// Both may be NULL.
+inline Gates gates(const fastrope_matrix* log, const fastrope_matrix* log_input) {
+  return {log == nullptr ? MatrixView<const float>() : view_of<const float>(*log),
+          log_input == nullptr ? MatrixView<const float>() : view_of<const float>(*log_input)};
 }
 
 inline Options options(const fastrope_options* given) {
@@ -335,6 +355,7 @@ inline Options options(const fastrope_options* given) {
   options.sinks = span_of<float>("sinks", o.sinks, o.sink_count);
   if (o.places != nullptr) options = detail::options_of(options, places(*o.places));
   options.executor = executor(o.executor);
+  options.normaliser = normaliser(o.normaliser);
   return options;
 }
 

@@ -82,6 +82,11 @@ fastrope_status status_of(RunStatus status) {
       return failed(FASTROPE_PLACES_REFUSED, "positions or key ranges are not such as plans take");
     case RunStatus::position_out_of_range:
       return failed(FASTROPE_POSITION_OUT_OF_RANGE, "the recurrence is as long as rope's phases are held");
+    case RunStatus::gates_refused:
+      return failed(FASTROPE_GATES_REFUSED,
+                    "a log gate is above 0 or NaN, or an input gate is not below infinity");
+    case RunStatus::promise_broken:
+      return failed(FASTROPE_PROMISE_BROKEN, "entries of the token may be beyond the recurrence's radius");
   }
   return failed(FASTROPE_INTERNAL_ERROR, "unknown status");
 }
@@ -385,36 +390,39 @@ void batch_destroy(fastrope_batch* batch) { delete batch; }
 
 fastrope_status recurrent_create(fastrope_type arithmetic, std::int64_t heads, std::int64_t kv_heads,
                                  std::int64_t d, std::int64_t d_v, const fastrope_options* options,
-                                 fastrope_recurrent** recurrent) {
+                                 double radius, fastrope_recurrent** recurrent) {
   return create(recurrent, [&] {
     return c::with_arithmetic(arithmetic, [&]<class Real>(std::type_identity<Real>) {
+      const Options o = c::options(options);
       return std::make_unique<fastrope_recurrent>(
-          fastrope_recurrent{RecurrentAttention<Real>(heads, kv_heads, d, d_v, c::options(options))});
+          fastrope_recurrent{radius == 0 ? RecurrentAttention<Real>(heads, kv_heads, d, d_v, o)
+                                         : RecurrentAttention<Real>(heads, kv_heads, d, d_v, o, radius)});
     });
   });
 }
 
 fastrope_status recurrent_prefill(fastrope_recurrent* recurrent, const fastrope_tensor* q,
                                   const fastrope_tensor* k, const fastrope_tensor* v,
-                                  const fastrope_tensor* out) {
+                                  const fastrope_tensor* out, const fastrope_matrix* log_gates,
+                                  const fastrope_matrix* log_input_gates) {
   return guarded([&] {
     std::visit(
         [&](auto& r) {
           r.prefill_rows(c::queries(q), c::cached<StoredRows>("k", k), c::cached<StoredRows>("v", v),
-                         c::output(out));
+                         c::output(out), c::gates(log_gates, log_input_gates));
         },
         recurrent->recurrence);
   });
 }
 
 fastrope_status recurrent_step(fastrope_recurrent* recurrent, const fastrope_tensor* q,
-                               const fastrope_tensor* k, const fastrope_tensor* v,
-                               const fastrope_tensor* out) {
+                               const fastrope_tensor* k, const fastrope_tensor* v, const fastrope_tensor* out,
+                               const fastrope_matrix* log_gates, const fastrope_matrix* log_input_gates) {
   return guarded([&] {
     return std::visit(
         [&](auto& r) {
           return r.step_rows(c::queries(q), c::cached<StoredRows>("k", k), c::cached<StoredRows>("v", v),
-                             c::output(out));
+                             c::output(out), c::gates(log_gates, log_input_gates));
         },
         recurrent->recurrence);
   });

@@ -124,7 +124,16 @@ inline fastrope_places to_c(const SequenceOptions& own) {
   c.key_ranges_per_row = own.key_ranges.per_row;
   c.dense_bias = to_c(own.dense_bias);
   c.dense_mask = to_c(own.dense_mask);
+  c.log_gates = to_c(own.log_gates);
+  c.log_input_gates = to_c(own.log_input_gates);
   return c;
+}
+
+inline fastrope_normaliser to_c(const Normaliser& n) {
+  const fastrope_normaliser_kind kind = n.kind() == Normaliser::Kind::row_sum    ? FASTROPE_ROW_SUM
+                                        : n.kind() == Normaliser::Kind::at_least ? FASTROPE_AT_LEAST
+                                                                                 : FASTROPE_UNNORMALISED;
+  return {kind, n.constant()};
 }
 
 inline void set_scaling(fastrope_rope&, std::monostate) {}
@@ -164,7 +173,8 @@ class COptions {
  public:
   COptions(const Options& o, const Executor& executor)
       : places_(to_c(SequenceOptions{o.query_positions, o.key_positions, o.query_section_positions,
-                                     o.key_section_positions, o.key_ranges, o.dense_bias, o.dense_mask})) {
+                                     o.key_section_positions, o.key_ranges, o.dense_bias, o.dense_mask,
+                                     o.log_gates, o.log_input_gates})) {
     c_.tolerance = o.tolerance;
     c_.path = static_cast<fastrope_path>(o.path);
     if (o.rope) set_rope(*o.rope);
@@ -182,6 +192,7 @@ class COptions {
       c_.kernel_count = std::ssize(o.kernel.coefficients());
       c_.kernel_may_be_negative = o.kernel.nonnegative() ? 0 : 1;
     }
+    c_.normaliser = to_c(o.normaliser);
     c_.verify = o.verify;
     c_.places = &places_;
     c_.executor = to_c(executor);

@@ -46,8 +46,7 @@ inline void require_ok(fastrope_status status) {
   throw Error(fastrope_last_error());
 }
 inline RunStatus run_status(fastrope_status status) {
-  return status <= FASTROPE_POSITION_OUT_OF_RANGE ? static_cast<RunStatus>(status)
-                                                  : RunStatus::shape_mismatch;
+  return status <= FASTROPE_PROMISE_BROKEN ? static_cast<RunStatus>(status) : RunStatus::shape_mismatch;
 }
 
 /// A handle that copies share, and the executor that it runs with.
@@ -327,10 +326,11 @@ template <class Real>
 class RecurrentAttention {
  public:
   RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options)
-      : state_(std::make_unique<Handle>(options.executor, fastrope_recurrent_destroy)) {
-    const c_interface::COptions c(options, state_->executor);
-    c_interface::require_ok(fastrope_recurrent_create(c_interface::type_of<Real>(), heads, kv_heads, d, d_v,
-                                                      c.get(), &state_->handle));
+      : RecurrentAttention(heads, kv_heads, d, d_v, options, 0, {}) {}
+  RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options, double radius)
+      : RecurrentAttention(heads, kv_heads, d, d_v, options, radius, {}) {
+    if (radius == 0)
+      detail::fail("the radius of a recurrence is a positive number, got 0");  // which is none in C
   }
 
   Position tokens() const { return fastrope_recurrent_tokens(state_->handle); }
@@ -340,13 +340,19 @@ class RecurrentAttention {
   }
 
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
-  void prefill(const Q& q, const K& k, const V& v, Out&& out) {
-    c_interface::require_ok(call(fastrope_recurrent_prefill, q, k, v, out));
+  void prefill(const Q& q, const K& k, const V& v, Out&& out, MatrixView<const float> log_gates = {},
+               MatrixView<const float> log_input_gates = {}) {
+    c_interface::require_ok(call(fastrope_recurrent_prefill, q, k, v, out, log_gates, log_input_gates));
   }
   template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
-  RunStatus step(const Q& q, const K& k, const V& v, Out&& out) noexcept {
+  RunStatus step(const Q& q, const K& k, const V& v, Out&& out, std::span<const float> log_gates = {},
+                 std::span<const float> log_input_gates = {}) noexcept {
+    const auto column = [](std::span<const float> x) {
+      return MatrixView<const float>(x.data(), std::ssize(x), x.empty() ? 0 : 1, 1);
+    };
     try {  // pages that are missing
-      return c_interface::run_status(call(fastrope_recurrent_step, q, k, v, out));
+      return c_interface::run_status(
+          call(fastrope_recurrent_step, q, k, v, out, column(log_gates), column(log_input_gates)));
     } catch (...) {
       return RunStatus::shape_mismatch;
     }
@@ -362,12 +368,24 @@ class RecurrentAttention {
 
  private:
   using Handle = c_interface::Shared<fastrope_recurrent>;
+  struct Unchecked {};
+
+  RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options, double radius,
+                     Unchecked)
+      : state_(std::make_unique<Handle>(options.executor, fastrope_recurrent_destroy)) {
+    const c_interface::COptions c(options, state_->executor);
+    c_interface::require_ok(fastrope_recurrent_create(c_interface::type_of<Real>(), heads, kv_heads, d, d_v,
+                                                      c.get(), radius, &state_->handle));
+  }
 
   template <class Function, class Q, class K, class V, class Out>
-  fastrope_status call(Function function, const Q& q, const K& k, const V& v, Out& out) {
+  fastrope_status call(Function function, const Q& q, const K& k, const V& v, Out& out,
+                       const MatrixView<const float>& log_gates,
+                       const MatrixView<const float>& log_input_gates) {
     const fastrope_tensor queries = c_interface::to_c(as_tensor(q)), keys = c_interface::to_c(as_rows(k)),
                           values = c_interface::to_c(as_rows(v)), result = c_interface::to_c(as_tensor(out));
-    return function(state_->handle, &queries, &keys, &values, &result);
+    const fastrope_matrix gates = c_interface::to_c(log_gates), inputs = c_interface::to_c(log_input_gates);
+    return function(state_->handle, &queries, &keys, &values, &result, &gates, &inputs);
   }
 
   std::unique_ptr<Handle> state_;

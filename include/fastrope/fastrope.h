@@ -39,6 +39,8 @@ typedef enum fastrope_status {
   FASTROPE_LSE_UNAVAILABLE,       /* run: lse was asked for, and a head is approximated */
   FASTROPE_PLACES_REFUSED,        /* run: positions or key ranges that run reads are not valid */
   FASTROPE_POSITION_OUT_OF_RANGE, /* step: a recurrence is as long as rope's phases are held */
+  FASTROPE_GATES_REFUSED,         /* step: a log gate is above 0, or an input gate not below infinity */
+  FASTROPE_PROMISE_BROKEN,        /* step: entries may be beyond the recurrence's radius */
   FASTROPE_INVALID_ARGUMENT,      /* shapes, options or bytes that clash: the message has the values */
   FASTROPE_OUT_OF_MEMORY,
   FASTROPE_NO_TARGET,     /* nothing here runs on this processor, or FASTROPE_TARGET names what does not */
@@ -202,9 +204,22 @@ typedef struct fastrope_places {
   const fastrope_range* key_ranges;        /* [n_q, per_row] or [heads, n_q, per_row]; NULL: every key */
   int64_t key_range_count;
   int64_t key_ranges_per_row;
-  fastrope_tensor dense_bias; /* [heads, n_q, n_k] of F32, F16 or BF16; no data: none */
-  fastrope_tensor dense_mask; /* [heads, n_q, n_k] of BOOL, 1: may attend; no data: none */
+  fastrope_tensor dense_bias;      /* [heads, n_q, n_k] of F32, F16 or BF16; no data: none */
+  fastrope_tensor dense_mask;      /* [heads, n_q, n_k] of BOOL, 1: may attend; no data: none */
+  fastrope_matrix log_gates;       /* [kv_heads or heads, n_k] of float; of no rows: none */
+  fastrope_matrix log_input_gates; /* the same */
 } fastrope_places;
+
+/* fastrope::Normaliser */
+typedef enum fastrope_normaliser_kind {
+  FASTROPE_ROW_SUM = 0, /* the sum of the weights + constant */
+  FASTROPE_AT_LEAST,    /* the larger of |the sum| and the constant */
+  FASTROPE_UNNORMALISED /* 1 */
+} fastrope_normaliser_kind;
+typedef struct fastrope_normaliser {
+  fastrope_normaliser_kind kind;
+  double constant;
+} fastrope_normaliser;
 
 typedef struct fastrope_options {
   size_t struct_size;
@@ -226,6 +241,7 @@ typedef struct fastrope_options {
   int64_t verify;                /* rows that fastrope_attend recomputes for its report */
   const fastrope_places* places; /* NULL: the defaults; of a batch each sequence has its own */
   fastrope_executor executor;
+  fastrope_normaliser normaliser; /* but the plain sum: of polynomial kernels */
 } fastrope_options;
 
 static inline fastrope_options fastrope_options_default(void) {
@@ -338,22 +354,29 @@ FASTROPE_API fastrope_status fastrope_batch_run(const fastrope_batch* batch,
                                                 void* workspace, size_t workspace_bytes);
 FASTROPE_API void fastrope_batch_destroy(fastrope_batch* batch);
 
-/* ---- recurrent attention with a polynomial kernel ---- */
+/* ---- recurrent attention ---- */
 
 typedef struct fastrope_recurrent fastrope_recurrent;
 
+/* With a polynomial kernel, and radius 0; or softmax whose entries are promised to be at most the radius,
+ * within the options' tolerance. */
 FASTROPE_API fastrope_status fastrope_recurrent_create(fastrope_type arithmetic, int64_t heads,
                                                        int64_t kv_heads, int64_t d, int64_t d_v,
-                                                       const fastrope_options* options,
+                                                       const fastrope_options* options, double radius,
                                                        fastrope_recurrent** recurrent);
-/* The next n tokens: q [heads, n, d], k [kv_heads, n, d], v [kv_heads, n, d_v], out [heads, n, d_v]. */
+/* The next n tokens: q [heads, n, d], k [kv_heads, n, d], v [kv_heads, n, d_v], out [heads, n, d_v]. Gates:
+ * NULL or [kv_heads or heads, n] of float. */
 FASTROPE_API fastrope_status fastrope_recurrent_prefill(fastrope_recurrent* recurrent,
                                                         const fastrope_tensor* q, const fastrope_tensor* k,
-                                                        const fastrope_tensor* v, const fastrope_tensor* out);
+                                                        const fastrope_tensor* v, const fastrope_tensor* out,
+                                                        const fastrope_matrix* log_gates,
+                                                        const fastrope_matrix* log_input_gates);
 /* The next one. */
 FASTROPE_API fastrope_status fastrope_recurrent_step(fastrope_recurrent* recurrent, const fastrope_tensor* q,
                                                      const fastrope_tensor* k, const fastrope_tensor* v,
-                                                     const fastrope_tensor* out);
+                                                     const fastrope_tensor* out,
+                                                     const fastrope_matrix* log_gates,
+                                                     const fastrope_matrix* log_input_gates);
 FASTROPE_API int64_t fastrope_recurrent_tokens(const fastrope_recurrent* recurrent);
 /* [heads, rows of the last prefill or step] of double; valid until the next. */
 FASTROPE_API fastrope_matrix fastrope_recurrent_row_bounds(const fastrope_recurrent* recurrent);

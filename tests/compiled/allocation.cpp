@@ -40,8 +40,8 @@ long allocations_of_runs() {
   const double kernel[] = {1, 1, 0.5};
   options.kernel = kernel;
   options.kernel_count = 3;
-  fine = fine &&
-         fastrope_recurrent_create(FASTROPE_F32, kHeads, kHeads, kD, kD, &options, &recurrent) == FASTROPE_OK;
+  fine = fine && fastrope_recurrent_create(FASTROPE_F32, kHeads, kHeads, kD, kD, &options, 0, &recurrent) ==
+                     FASTROPE_OK;
   if (!fine) return -1;
   std::vector<unsigned char> workspace(fastrope_plan_workspace_bytes(plan)),
       of_batch(fastrope_batch_workspace_bytes(batch));
@@ -55,7 +55,7 @@ long allocations_of_runs() {
          fastrope_plan_run(plan, &token, &q, &q, &answer, nullptr, workspace.data(), workspace.size(),
                            nullptr) == FASTROPE_OK &&
          fastrope_batch_run(batch, &sequence, 1, of_batch.data(), of_batch.size()) == FASTROPE_OK &&
-         fastrope_recurrent_step(recurrent, &token, &token, &token, &answer) == FASTROPE_OK;
+         fastrope_recurrent_step(recurrent, &token, &token, &token, &answer, nullptr, nullptr) == FASTROPE_OK;
   const long after = fastrope_test::allocations;
   fastrope_plan_destroy(plan);
   fastrope_batch_destroy(batch);

@@ -270,6 +270,38 @@ void recurrences(Calls& calls) {
   calls.add("recurrent", x.out);
   calls.add("its bounds", std::vector<bool>{copy.row_bounds()(3, 0) > 0, copy.row_bounds()(3, 0) < 1}, 0);
   calls.refused("another state", [&] { copy.load(std::span(state).first(40)); });
+
+  auto gates = random_values<float>(kHeads * kN, 20);
+  for (float& g : gates) g = -std::abs(g);
+  const MatrixView<const float> all(gates.data(), kHeads, kN, kN), most(gates.data(), kHeads, kN - 1, kN);
+  std::vector<float> last;
+  for (Index h = 0; h < kHeads; ++h) last.push_back(all(h, kN - 1));
+  Options gated{.mask = Mask::causal(), .kernel = Kernel::power(2), .normaliser = Normaliser::at_least(2)};
+  gated.log_gates = all;
+  attend(x.queries(), x.keys(), x.values(), x.result(), gated);
+  calls.add("gated", x.out);
+  gated.log_gates = {nullptr, kHeads, 0, 0};
+  RecurrentAttention<float> forgetful(kHeads, kKvHeads, kD, kD, gated);
+  forgetful.prefill(rows(x.queries(), prompt), rows(x.keys(), prompt), rows(x.values(), prompt),
+                    rows(x.result(), prompt), most);
+  const auto step = [&](RecurrentAttention<float>& r, std::span<const float> gates_of_token) {
+    return int(r.step(rows(x.queries(), token), rows(x.keys(), token), rows(x.values(), token),
+                      rows(x.result(), token), gates_of_token));
+  };
+  calls.add("gated step", std::vector<int>{step(forgetful, last)}, 0);
+  calls.add("gated recurrent", x.out);
+  last[0] = 1;
+  calls.add("a gate above 0", std::vector<int>{step(forgetful, last)}, 0);
+
+  const Options bounded{.mask = Mask::causal(), .scale = 0.001, .tolerance = 1e-2};
+  RecurrentAttention<float> states(kHeads, kKvHeads, kD, kD, bounded, 1);
+  states.prefill(rows(x.queries(), prompt), rows(x.keys(), prompt), rows(x.values(), prompt),
+                 rows(x.result(), prompt));
+  calls.add("bounded step", std::vector<int>{step(states, {})}, 0);
+  calls.add("softmax by states", x.out, 2e-2);
+  for (Index h = 0; h < kKvHeads; ++h) x.k[(h * kN + kN - 1) * kD] = 1e6F;
+  calls.add("a promise broken", std::vector<int>{step(states, {})}, 0);
+  calls.refused("radius", [&] { RecurrentAttention<float>(1, 1, 4, 4, bounded, 0); });
 }
 
 void toeplitz_matrices(Calls& calls) {
