@@ -39,7 +39,7 @@ typedef enum fastrope_status {
   FASTROPE_LSE_UNAVAILABLE,       /* run: lse was asked for, and a head is approximated */
   FASTROPE_PLACES_REFUSED,        /* run: positions or key ranges that run reads are not valid */
   FASTROPE_POSITION_OUT_OF_RANGE, /* step: a recurrence is as long as rope's phases are held */
-  FASTROPE_GATES_REFUSED,         /* step: a log gate is above 0, or an input gate not below infinity */
+  FASTROPE_GATES_REFUSED,         /* run, step: a log gate is above 0, or an input gate not below infinity */
   FASTROPE_PROMISE_BROKEN,        /* step: entries may be beyond the recurrence's radius */
   FASTROPE_INVALID_ARGUMENT,      /* shapes, options or bytes that clash: the message has the values */
   FASTROPE_OUT_OF_MEMORY,

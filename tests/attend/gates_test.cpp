@@ -166,6 +166,29 @@ TEST(GatedPlans, GatesAreReadWhenAPlanRuns) {
   }
 }
 
+TEST(GatedPlans, GatesThatAreNoneAreRefusedWhenAPlanRuns) {
+  const Index n = 40;
+  Tensor<float> q(2, n, 8), k(1, n, 8), v(1, n, 8), out(2, n, 8);
+  std::vector<float> gates(n, -0.1F), inputs(n, 0.5F);
+  for (const Kernel& kernel : {Kernel::softmax(), Kernel::power(2)}) {
+    Options options{.mask = Mask::causal(), .kernel = kernel};
+    options.log_gates = {gates.data(), 1, n, n};
+    options.log_input_gates = {inputs.data(), 1, n, n};
+    const auto plan = make_plan<float>(Shapes{2, 1, n, n, 8, 8}, options);
+    std::vector<std::byte> workspace(plan.workspace_bytes());
+    const auto run = [&] { return plan.run(q.view(), k.view(), v.view(), out.view(), workspace); };
+    EXPECT_EQ(run(), RunStatus::ok);
+    for (const float bad : {1e-3F, NAN}) {
+      gates.back() = bad;
+      EXPECT_EQ(run(), RunStatus::gates_refused) << bad;
+      gates.back() = -0.1F;
+    }
+    inputs.front() = INFINITY;
+    EXPECT_EQ(run(), RunStatus::gates_refused);
+    inputs.front() = 0.5F;
+  }
+}
+
 TEST(GatedPlans, ASpotCheckHasThem) {
   Inputs random(9);
   for (const Kernel& kernel : {Kernel::softmax(), Kernel::power(2)}) {

@@ -270,6 +270,7 @@ RunStatus Plan<Real>::run_tensors(const ExactTensors<Real>& x, std::span<std::by
       (!row_bounds.empty() && std::ssize(row_bounds) != heads * n_q))
     return RunStatus::shape_mismatch;
   if (x.lse.data != nullptr && !all_exact()) return RunStatus::lse_unavailable;
+  if (!problem_.gates.are_valid(shapes.n_k)) return RunStatus::gates_refused;
   if (memory.size() < workspace_bytes()) return RunStatus::workspace_too_small;
   std::fill(repaired_rows.begin(), repaired_rows.end(), Index{0});
   for (Index h = 0; h < heads && !row_bounds.empty(); ++h)

@@ -192,6 +192,7 @@ class BatchPlan {
       const ExactTensors<Real>& x = *std::construct_at(&tensors[s], ExactTensors<Real>{q, k, v, out, lse});
       const Shapes shapes = problems_[s].sized_shapes(x.q.rows, x.k.rows);
       if (!fits(shapes, x.q, x.k, x.v, x.out, x.lse)) return RunStatus::shape_mismatch;
+      if (!problems_[s].gates.are_valid(shapes.n_k)) return RunStatus::gates_refused;
     }
     return run_tensors<Operand>(tensors, memory, workspace.size());
   }

@@ -71,6 +71,16 @@ struct Gates {
         if (!(log_input(r, j) < INFINITY))
           detail::fail("log_input_gates(", r, ", ", j, ") is ", log_input(r, j), ", not below infinity");
   }
+  /// Whether all of the first n_k keys are such, whatever is there when a plan runs.
+  bool are_valid(Index n_k) const {
+    for (Index r = 0; r < log.rows; ++r)
+      for (Index j = 0; j < n_k; ++j)
+        if (!(log(r, j) <= 0)) return false;
+    for (Index r = 0; r < log_input.rows; ++r)
+      for (Index j = 0; j < n_k; ++j)
+        if (!(log_input(r, j) < INFINITY)) return false;
+    return true;
+  }
 
  private:
   static double element(const MatrixView<const float>& x, Index row, Index all, Index j) {

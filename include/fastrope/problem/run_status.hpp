@@ -18,9 +18,8 @@ enum class RunStatus {
   places_refused,         ///< positions or key ranges that run reads are not such as plans take; nothing was
                           ///< written
   position_out_of_range,  ///< a recurrence is as long as rope's phases are held; nothing was written
-  gates_refused,   ///< a recurrence's log gate is above 0, or its input gate not below infinity; nothing
-                   ///< was written
-  promise_broken,  ///< a recurrence's entries may be beyond its radius; nothing was written
+  gates_refused,          ///< a log gate is above 0, or an input gate not below infinity; nothing was written
+  promise_broken,         ///< a recurrence's entries may be beyond its radius; nothing was written
 };
 
 /// Memory for what a run can tell of its rows; what is empty is not wanted.
