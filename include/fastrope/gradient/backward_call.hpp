@@ -13,6 +13,7 @@
 #include <limits>
 
 #include "fastrope/core/index.hpp"
+#include "fastrope/core/simd.hpp"
 #include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
@@ -41,6 +42,7 @@ class BackwardCall {
  public:
   BackwardCall(const Problem& problem, Index d_v, const ParameterGradients& parameters, Workspace& workspace)
       : d_v_(d_v),
+        query_stride_(round_up(problem.shapes.d, simd::kLanes<Real>)),
         blocks_(ceil_div(problem.shapes.n_q, kRows)),
         splits_(splits_of(problem.grid.reached().hull())),
         scratch_(problem.executor.workers(), worker_bytes(problem, d_v), workspace),
@@ -50,7 +52,7 @@ class BackwardCall {
     const Shapes& s = problem.shapes;
     const Index splits = s.kv_heads * splits_.size();
     delta_ = workspace.take<double>(s.heads * s.n_q).data();
-    d_q_ = workspace.take<double>(s.heads * s.n_q * s.d).data();
+    d_q_ = workspace.take<double>(s.heads * s.n_q * query_stride_).data();
     d_k_ = workspace.take<double>(splits * s.d * kKeys).data();
     d_v_sums_ = workspace.take<double>(splits * d_v * kKeys).data();
   }
@@ -82,7 +84,8 @@ class BackwardCall {
   }
 
  private:
-  static constexpr Index kRows = GradientBlock<Real>::kRows;
+  /// Of a block: enough that what is done once for a split's gradients weighs little.
+  static constexpr Index kRows = 2 * GradientBlock<Real>::kRows;
   static constexpr Index kKeys = GradientBlock<Real>::kKeys;
   static constexpr Index kWidth = PackedRows<Real>::kWidth;
 
@@ -114,7 +117,7 @@ class BackwardCall {
 
   /// delta of a block of rows of a head, and sums of 0.
   void start_rows(const Problem& problem, const BackwardTensors<Real>& x, Index task, Index worker) const {
-    const Index h = task / blocks_, n_q = problem.shapes.n_q, d = problem.shapes.d;
+    const Index h = task / blocks_, n_q = problem.shapes.n_q;
     const Range rows = rows_of(problem, task % blocks_);
     Workspace share = scratch_.of(worker);
     const Rows scratch(problem, d_v_, share);
@@ -126,7 +129,7 @@ class BackwardCall {
       for (Index c = 0; c < d_v_; ++c) sum += static_cast<double>(d_out[c]) * static_cast<double>(out[c]);
       delta_[h * n_q + i] = sum;
     }
-    std::fill_n(d_q_ + (h * n_q + rows.begin) * d, rows.size() * d, 0.0);
+    std::fill_n(d_q_ + (h * n_q + rows.begin) * query_stride_, rows.size() * query_stride_, 0.0);
   }
 
   void add_pairs(const Problem& problem, const BackwardTensors<Real>& x) const {
@@ -163,18 +166,24 @@ class BackwardCall {
     Workspace share = scratch_.of(worker);
     GradientBlock<Real> gradients(problem, d_v_, share);
     const MatrixView<const double> delta(delta_, s.heads, s.n_q);
-    gradients.start(problem, packed_, scores_, h, {x.q, x.d_out, x.lse, delta}, rows, first_key);
-    gradients.add_pairs(problem, packed_, scores_, keys, bias_);
-    for (Index i = rows.begin; i < rows.end; ++i)
-      add_to(gradients.d_q(i - rows.begin), s.d, d_q_ + (h * s.n_q + i) * s.d);
+    gradients.start_keys(first_key);
+    for (Index first = rows.begin; first < rows.end; first += gradients.kRows) {
+      const Range some = intersect({first, first + gradients.kRows}, rows);
+      gradients.start_rows(problem, packed_, scores_, h, {x.q, x.d_out, x.lse, delta}, some);
+      gradients.add_pairs(problem, packed_, scores_, keys, bias_);
+      for (Index i = some.begin; i < some.end; ++i)
+        add_to(gradients.d_q(i - first), query_stride_, d_q_ + (h * s.n_q + i) * query_stride_);
+    }
     const Index place = problem.kv_head(h) * splits_.size() + split;
     for (Index c = 0; c < s.d; ++c) add_to(gradients.d_k(c), kKeys, d_k_ + (place * s.d + c) * kKeys);
     for (Index c = 0; c < d_v_; ++c) add_to(gradients.d_v(c), kKeys, d_v_sums_ + (place * d_v_ + c) * kKeys);
   }
 
-  /// sums [count] += x.
+  /// sums [count] += x. Requires count a multiple of the vector length.
   static void add_to(const Real* x, Index count, double* sums) {
-    for (Index c = 0; c < count; ++c) sums[c] += static_cast<double>(x[c]);
+    using namespace simd;
+    for (Index c = 0; c < count; c += kLanes<double>)
+      store<double>(add(load(sums + c), load_as<double>(x + c)), sums + c);
   }
 
   /// row [count] = factor sums, rounded.
@@ -188,7 +197,7 @@ class BackwardCall {
     Workspace share = scratch_.of(worker);
     Real* const row = Rows(problem, d_v_, share).rows;
     for (Index i = rows.begin; i < rows.end; ++i) {
-      round(d_q_ + (h * n_q + i) * d, problem.scale, d, row);
+      round(d_q_ + (h * n_q + i) * query_stride_, problem.scale, d, row);
       packed_.keys().tables().turn_query_back(problem, i, row);
       std::copy_n(row, d, d_q.head(h).row(i));
     }
@@ -233,6 +242,7 @@ class BackwardCall {
   }
 
   Index d_v_;
+  Index query_stride_;
   Index blocks_;  // of rows of a head
   Range splits_;  // of keys that are reached
   WorkerScratch scratch_;
@@ -240,7 +250,7 @@ class BackwardCall {
   Scores<Real> scores_;
   BiasGradient bias_;
   double* delta_;     // [heads, n_q]
-  double* d_q_;       // [heads, n_q, d], of turned rows and without the scale, here and below
+  double* d_q_;       // [heads, n_q, query_stride], of turned rows and without the scale, here and below
   double* d_k_;       // [kv_heads, splits, d, kKeys]
   double* d_v_sums_;  // [kv_heads, splits, d_v, kKeys]
 };

@@ -62,19 +62,24 @@ class GradientBlock {
         d_keys_(workspace.take<Real>(padded(d_) * kSumStride).data()),
         d_values_(workspace.take<Real>(padded(d_v) * kSumStride).data()) {}
 
-  /// Takes up rows of query head h and keys from `first_key` on, with all sums 0. Requires rows.size() <=
-  /// kRows.
-  void start(const Problem& problem, const PackedRows<Real>& packed, const Scores<Real>& scores, Index h,
-             const BackwardQueries<Real>& x, Range rows, Index first_key) {
-    block_.start(problem, packed.keys(), scores, h, x.q, rows);
+  /// Takes up keys from `first_key` on, at most kKeys, with sums of 0.
+  void start_keys(Index first_key) {
     first_key_ = first_key;
+    std::fill_n(d_keys_, padded(d_) * kSumStride, Real{0});
+    std::fill_n(d_values_, padded(d_v_) * kSumStride, Real{0});
+  }
+  /// Takes up rows of query head h with sums of 0. Requires rows.size() <= kRows.
+  void start_rows(const Problem& problem, const PackedRows<Real>& packed, const Scores<Real>& scores, Index h,
+                  const BackwardQueries<Real>& x, Range rows) {
+    block_.start(problem, packed.keys(), scores, h, x.q, rows);
     finite_ = true;
-    std::fill_n(queries_, kRows * padded(d_), Real{0});
-    std::fill_n(d_out_, kRows * padded(d_v_), Real{0});
+    std::fill_n(d_q_, rows.size() * key_stride(), Real{0});
     for (Index r = 0; r < rows.size(); ++r) {
       const Index i = rows.begin + r;
       Real* query = queries_ + r * padded(d_);
       Real* d_out = d_out_ + r * padded(d_v_);
+      std::fill(query + d_, query + padded(d_), Real{0});
+      std::fill(d_out + d_v_, d_out + padded(d_v_), Real{0});
       x.q.head(h).read(i, d_, query);
       packed.keys().tables().turn_query(problem, i, query);
       x.d_out.head(h).read(i, d_v_, d_out);
@@ -86,13 +91,10 @@ class GradientBlock {
                       ? static_cast<Real>(lse)
                       : detail::finite_as<Real>((block_.references(r)->total() - lse) * kLog2E);
     }
-    std::fill_n(d_q_, kRows * key_stride(), Real{0});
-    std::fill_n(d_keys_, padded(d_) * kSumStride, Real{0});
-    std::fill_n(d_values_, padded(d_v_) * kSumStride, Real{0});
   }
 
-  /// Adds the gradients of the pairs with `keys`, from first_key on and at most kKeys, that mask and key
-  /// ranges allow.
+  /// Adds the gradients of the rows' pairs with `keys`, some of those taken up, that mask and key ranges
+  /// allow.
   void add_pairs(const Problem& problem, const PackedRows<Real>& packed, const Scores<Real>& scores,
                  Range keys, const BiasGradient& bias) const {
     block_.for_each_tile(
@@ -100,8 +102,9 @@ class GradientBlock {
         [&](const ScoreTile<Real>& tile) { add_tile(problem, packed, scores, tile, bias); }, [] {});
   }
 
-  /// Row r of d_q, [d].
+  /// Row r of d_q, [key_stride].
   const Real* d_q(Index r) const { return d_q_ + r * key_stride(); }
+  Index key_stride() const { return round_up(d_, kLanes); }
   /// Column c of the rows of d_k and d_v, [kKeys] from first_key on.
   const Real* d_k(Index c) const { return d_keys_ + c * kSumStride; }
   const Real* d_v(Index c) const { return d_values_ + c * kSumStride; }
@@ -115,7 +118,6 @@ class GradientBlock {
 
   /// Of rows that are read as columns: room for whole tiles, in whole vectors.
   static Index padded(Index d) { return round_up(round_up(d, kRowMultiple), kLanes); }
-  Index key_stride() const { return round_up(d_, kLanes); }
 
   void add_tile(const Problem& problem, const PackedRows<Real>& packed, const Scores<Real>& scores,
                 const ScoreTile<Real>& tile, const BiasGradient& bias) const {

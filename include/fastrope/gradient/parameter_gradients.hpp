@@ -53,16 +53,19 @@ class BiasGradient {
   /// Adds d_logits [keys.size()] of query i of head h, 0 at keys that it may not attend to.
   template <class Real>
   void add(const Problem& problem, Index h, Index i, Range keys, const Real* d_logits) const {
-    double* sums = sums_.data() + h * lags_;
-    const Position first = problem.bias.first_lag(), last = first + lags_ - 1;
-    const bool is_table = problem.bias.is_table();
-    for (Index j = keys.begin; j < keys.end; ++j) {
-      const Position lag = problem.grid.lag(i, j);
-      const auto d_logit = static_cast<double>(d_logits[j - keys.begin]);
-      if (is_table)
-        sums[std::clamp(lag, first, last) - first] += d_logit;
-      else
-        sums[0] -= static_cast<double>(std::abs(lag)) * d_logit;
+    const LagGrid& grid = problem.grid;
+    const bool consecutive = grid.consecutive();
+    const Position from = grid.lag(i, keys.begin), first = problem.bias.first_lag(), last = first + lags_ - 1;
+    const auto lag = [&](Index m) { return consecutive ? from - m : grid.lag(i, keys.begin + m); };
+    double* const sums = sums_.data() + h * lags_;
+    if (problem.bias.is_table()) {
+      for (Index m = 0; m < keys.size(); ++m)
+        sums[std::clamp(lag(m), first, last) - first] += static_cast<double>(d_logits[m]);
+    } else {
+      double sum = 0;
+      for (Index m = 0; m < keys.size(); ++m)
+        sum += static_cast<double>(std::abs(lag(m))) * static_cast<double>(d_logits[m]);
+      *sums -= sum;
     }
   }
 
