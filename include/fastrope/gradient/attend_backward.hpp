@@ -93,7 +93,8 @@ void run_backward(const BackwardTensors<Real>& x, const Options& options,
 /// options.rope_already_applied; dense_bias is a constant. `parameters`: the gradients of lag bias and sinks,
 /// where memory is given. Requires: results that share no memory with each other or with what is read.
 /// Ensures: results that do not depend on the number of threads. Weights come from lse as it was rounded to
-/// Real, an error of |lse| epsilon / 2 in each. A row without keys has gradients of 0; what is not finite
+/// Real, a relative error of |lse| epsilon / 2 in each: rows whose biases are all huge, such as padding of
+/// -FLT_MAX, get gradients of no meaning unless their d_out is 0. A row without keys has gradients of 0; what is not finite
 /// stays with its row, and those that attend to it or that it attends to.
 /// Throws Error, naming the values, for tensors and options that clash, a polynomial kernel, general weights,
 /// a tolerance and a path that is not exact.
