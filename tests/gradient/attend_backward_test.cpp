@@ -274,29 +274,32 @@ TYPED_TEST(AttendBackwardTest, AnyNumberOfThreadsGivesTheSameBits) {
 }
 
 TYPED_TEST(AttendBackwardTest, WhatIsNotFiniteStaysWithItsRows) {
-  AttentionCase c{.shapes = {1, 1, 90, 90, 8, 4}};
-  c.base.mask = Mask::causal();
-  Inputs random(71);
+  AttentionCase causal{.shapes = {1, 1, 90, 90, 8, 4}};
+  AttentionCase dense = causal;  // says the same
+  causal.base.mask = Mask::causal();
+  std::vector<char> before(90 * 90);
+  for (std::size_t i = 0; i < 90; ++i) std::fill_n(before.begin() + static_cast<Index>(90 * i), i + 1, 1);
+  dense.base.dense_mask = {reinterpret_cast<const bool*>(before.data()), 1, 90, 90, 0, 90};
   const auto is_finite = [](const Tensor<TypeParam>& x, Index row) {
     const auto* first = x.view().head(0).row(row);
     return std::all_of(first, first + x.cols, [](TypeParam y) { return std::isfinite(y); });
   };
-  // A key and a value that rows from 50 on see, a query and a gradient that meet keys up to 50.
-  for (const int which : {0, 1, 2, 3}) {
-    Backward<TypeParam> b(c, random);
-    Tensor<TypeParam>* const changed[] = {&b.in.k, &b.in.v, &b.in.q, &b.d_out};
-    (*changed[which])(0, 50, 1) = which % 2 == 0 ? TypeParam(INFINITY) : TypeParam(NAN);
-    b.forward();
-    b.run();
-    for (Index i = 0; i < 90; ++i) {
-      const bool expected = which < 2 ? i < 50 : i != 50;
-      EXPECT_EQ(is_finite(b.d_q, i), expected) << which << ", d_q of row " << i;
-    }
-    for (Index j = 51; which >= 2 && j < 90; ++j) {
-      EXPECT_TRUE(is_finite(b.d_k, j)) << which << ", d_k of key " << j;
-      EXPECT_TRUE(is_finite(b.d_v, j)) << which << ", d_v of key " << j;
-    }
-    if (which >= 2) {
+  Inputs random(71);
+  for (const AttentionCase* c : {&causal, &dense}) {
+    // A key and a value that rows from 50 on see, a query and a gradient that meet keys up to 50.
+    for (const int which : {0, 1, 2, 3}) {
+      const bool of_keys = which < 2;
+      Backward<TypeParam> b(*c, random);
+      Tensor<TypeParam>* const changed[] = {&b.in.k, &b.in.v, &b.in.q, &b.d_out};
+      (*changed[which])(0, 50, 1) = which % 2 == 0 ? TypeParam(INFINITY) : TypeParam(NAN);
+      b.forward();
+      b.run();
+      for (Index i = 0; i < 90; ++i)
+        EXPECT_EQ(is_finite(b.d_q, i), of_keys ? i < 50 : i != 50) << which << ", d_q of row " << i;
+      for (Index j = 51; !of_keys && j < 90; ++j) {
+        EXPECT_TRUE(is_finite(b.d_k, j)) << which << ", d_k of key " << j;
+        EXPECT_TRUE(is_finite(b.d_v, j)) << which << ", d_v of key " << j;
+      }
       EXPECT_FALSE(is_finite(b.d_k, 50)) << which;
     }
   }

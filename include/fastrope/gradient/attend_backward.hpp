@@ -91,17 +91,18 @@ void run_backward(const BackwardTensors<Real>& x, const Options& options,
 /// tolerance 0, with the same q, k, v and options. d_q, d_k and d_v, of q's arithmetic type, are overwritten.
 /// Those of query heads that share a key head add up; rows are those before RoPE, unless
 /// options.rope_already_applied; dense_bias is a constant. `parameters`: the gradients of lag bias and sinks,
-/// where memory is given. Requires: results that share no memory with each other or with what is read.
+/// where memory is given.
+/// Requires: results that share no memory with each other or with what is read.
 /// Ensures: results that do not depend on the number of threads. Weights come from lse as it was rounded to
 /// Real, a relative error of |lse| epsilon / 2 in each: rows whose biases are all huge, such as padding of
-/// -FLT_MAX, get gradients of no meaning unless their d_out is 0. A row without keys has gradients of 0; what is not finite
-/// stays with its row, and those that attend to it or that it attends to.
+/// -FLT_MAX, have gradients of no meaning unless their d_out is 0. A row without keys has gradients of 0;
+/// what is not finite stays with its row, and those that attend to it or that it attends to.
 /// Throws Error, naming the values, for tensors and options that clash, a polynomial kernel, general weights,
 /// a tolerance and a path that is not exact.
 /// Cost: 2 n_q n_k (3 d + 2 d_v) flops and n_q n_k exponentials over the allowed pairs rounded up to whole
-/// panels, with a softcap 2 n_q n_k d more. Allocates once, 8 bytes for each element of d_q, d_k and d_v, the
+/// panels, with a softcap 2 n_q n_k d more. Allocates once: 8 bytes for each element of d_q, d_k and d_v, the
 /// packed keys and values, and blocks of a fixed size for each worker. With the gradient of a bias, threads
-/// share out the key heads, else blocks of 512 keys too.
+/// share out the key heads, else splits of 512 keys too.
 template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out, TensorLike DOut,
           class Real = ArithmeticOf<ElementOf<Q>>>
 void attend_backward(const Q& q, const K& k, const V& v, const Out& out,
