@@ -104,7 +104,7 @@ double difference(const Tensor<Real>& a, const Tensor<double>& b) {
 
 /// Sums of a few hundred terms of size 1, whose weights are off by epsilon |lse|.
 template <class Real>
-constexpr double kGradientTolerance = 100 * static_cast<double>(std::numeric_limits<Real>::epsilon());
+constexpr double kGradientTolerance = 40 * static_cast<double>(std::numeric_limits<Real>::epsilon());
 
 template <class Real>
 void expect_reference(Backward<Real>& b) {
