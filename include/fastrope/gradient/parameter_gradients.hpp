@@ -53,20 +53,13 @@ class BiasGradient {
   /// Adds d_logits [keys.size()] of query i of head h, 0 at keys that it may not attend to.
   template <class Real>
   void add(const Problem& problem, Index h, Index i, Range keys, const Real* d_logits) const {
-    const LagGrid& grid = problem.grid;
-    const bool consecutive = grid.consecutive();
-    const Position from = grid.lag(i, keys.begin), first = problem.bias.first_lag(), last = first + lags_ - 1;
-    const auto lag = [&](Index m) { return consecutive ? from - m : grid.lag(i, keys.begin + m); };
+    const Position from = problem.grid.lag(i, keys.begin);
     double* const sums = sums_.data() + h * lags_;
-    if (problem.bias.is_table()) {
-      for (Index m = 0; m < keys.size(); ++m)
-        sums[std::clamp(lag(m), first, last) - first] += static_cast<double>(d_logits[m]);
-    } else {
-      double sum = 0;
-      for (Index m = 0; m < keys.size(); ++m)
-        sum += static_cast<double>(std::abs(lag(m))) * static_cast<double>(d_logits[m]);
-      *sums -= sum;
-    }
+    if (problem.grid.consecutive())
+      add(problem.bias, keys.size(), d_logits, sums, [&](Index m) { return from - m; });
+    else
+      add(problem.bias, keys.size(), d_logits, sums,
+          [&](Index m) { return problem.grid.lag(i, keys.begin + m); });
   }
 
   /// to = the sums, laid out as ParameterGradients has it.
@@ -83,6 +76,21 @@ class BiasGradient {
   }
 
  private:
+  /// lag(m): that of d_logits[m].
+  template <class Real, class Lag>
+  void add(const LagBias& bias, Index count, const Real* d_logits, double* sums, Lag&& lag) const {
+    if (bias.is_table()) {
+      const Position first = bias.first_lag(), last = first + lags_ - 1;
+      for (Index m = 0; m < count; ++m)
+        sums[std::clamp(lag(m), first, last) - first] += static_cast<double>(d_logits[m]);
+    } else {
+      double sum = 0;
+      for (Index m = 0; m < count; ++m)
+        sum += static_cast<double>(std::abs(lag(m))) * static_cast<double>(d_logits[m]);
+      *sums -= sum;
+    }
+  }
+
   Index lags_;              // of a head; 0: nothing is wanted
   std::span<double> sums_;  // [heads, lags]
 };

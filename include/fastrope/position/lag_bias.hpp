@@ -9,6 +9,7 @@
 #include <bit>
 #include <cmath>
 #include <cstddef>
+#include <iterator>
 #include <limits>
 #include <span>
 #include <utility>
@@ -126,9 +127,8 @@ class LagBias {
     std::vector<double> values(values_.begin(), values_.end());
     for (auto row = values.begin(); row != values.end(); row += lags) std::reverse(row, row + lags);
     bias.values_ = std::move(values);
-    std::vector<Index> bucket_of_lag(bucket_of_lag_.begin(), bucket_of_lag_.end());
-    std::reverse(bucket_of_lag.begin(), bucket_of_lag.end());
-    bias.bucket_of_lag_ = std::move(bucket_of_lag);
+    bias.bucket_of_lag_ = std::vector<Index>(std::make_reverse_iterator(bucket_of_lag_.end()),
+                                             std::make_reverse_iterator(bucket_of_lag_.begin()));
     return bias;
   }
 
