@@ -1,4 +1,5 @@
-// All of fastrope but what has a header of its own for another library's sake: eigen.hpp, spectral/.
+// All of fastrope but what has a header of its own: for another library's sake, eigen.hpp and spectral/, or
+// since training alone wants it, gradient.hpp.
 #pragma once
 
 #include "fastrope/attend/attend.hpp"

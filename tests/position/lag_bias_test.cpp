@@ -179,6 +179,24 @@ TEST(LagBias, TablesAreReadByHeadAndLag) {
   for (Index h = 0; h < 4; ++h) EXPECT_EQ(shared(h, 7), 2);
 }
 
+TEST(LagBias, TellsWhatItIsMadeOf) {
+  const LagBias t5 = LagBias::t5({1, 10, 2, 20, 3, 30, 4, 40, 5, 50, 6, 60, 7, 70, 8, 80}, 2,
+                                 /*bidirectional=*/true, 9);
+  EXPECT_EQ(t5.parameters(), 16);
+  const LagBias mirrored = t5.mirrored();
+  for (const LagBias* bias : {&t5, &mirrored}) {
+    ASSERT_EQ(bias->bucket_of_lag().size(), 19u);
+    for (Index m = 0; m < 19; ++m)  // bucket b of head h has (b + 1) 10^h
+      EXPECT_EQ((*bias)(1, bias->first_lag() + m), 10.0 * static_cast<double>(bias->bucket_of_lag()[m] + 1));
+  }
+  EXPECT_EQ(mirrored.parameters(), 16);
+  const LagBias table = LagBias::table({1, 2, 3, 10, 20, 30}, 2, -1);
+  EXPECT_EQ(table.parameters(), 6);
+  EXPECT_TRUE(table.bucket_of_lag().empty());
+  EXPECT_EQ(LagBias::alibi({0.5, 2}).parameters(), 2);
+  EXPECT_EQ(LagBias::none().parameters(), 0);
+}
+
 TEST(LagBias, MirroredIsThatOfTheOppositeLag) {
   const LagBias t5 = LagBias::t5({1, 2, 3, 4, 5, 6, 7, 8}, 1, /*bidirectional=*/true, 9),
                 table = LagBias::table({1, 2, 3, 10, 20, 30}, 2, -1), alibi = LagBias::alibi({0.5, 2});

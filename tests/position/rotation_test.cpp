@@ -118,6 +118,30 @@ TYPED_TEST(RotationOf, TurnsEachPairOfColumns) {
   }
 }
 
+TYPED_TEST(RotationOf, TheTransposeIsAdjoint) {
+  using Real = TypeParam;
+  Inputs inputs(13);
+  for (const RopePairing pairing : {RopePairing::interleaved, RopePairing::half_split}) {
+    constexpr Index d = 44;
+    RopeFrequencies f = rope_frequencies({.pairing = pairing, .rotary_dim = 40, .rotary_begin = 2}, d);
+    f.attention_factor = 1.25;
+    const Rotation rotation(f);
+    std::vector<Real> row(static_cast<std::size_t>(rotation.row_size()));
+    rotation.fill(
+        {0, 1}, [](Index, Index) { return Position{7}; }, row.data());
+    const auto x = inputs.gaussian<Real>(1, 1, d).values, y = inputs.gaussian<Real>(1, 1, d).values;
+    auto turned = x, back = y;
+    rotation.apply(row.data(), turned.data());
+    rotation.apply_transposed(row.data(), back.data());
+    double a = 0, b = 0;  // <turned x, y> and <x, y turned back>
+    for (std::size_t c = 0; c < d; ++c) {
+      a += static_cast<double>(turned[c]) * static_cast<double>(y[c]);
+      b += static_cast<double>(x[c]) * static_cast<double>(back[c]);
+    }
+    EXPECT_NEAR(a, b, 4 * d * this->kEpsilon);
+  }
+}
+
 TYPED_TEST(RotationOf, TheProductDependsOnTheLagAlone) {
   using Real = TypeParam;
   Inputs inputs(13);

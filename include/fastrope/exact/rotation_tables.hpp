@@ -73,12 +73,18 @@ class RotationTables {
 
   /// Turns query i, x [d].
   void turn_query(const Problem& problem, Index i, Real* x) const {
-    if (!problem.rotates()) return;
-    problem.rotation.apply(shared_ ? key_row(problem.grid.offset() + i) : query_rows_ + i * row_size_, x);
+    if (problem.rotates()) problem.rotation.apply(query_row(problem, i), x);
   }
   /// Turns key j in ascending order of position, x [d].
   void turn_key(const Problem& problem, Index j, Real* x) const {
     if (problem.rotates()) problem.rotation.apply(key_row(j), x);
+  }
+  /// The transposes of these, x [d] a gradient. Requires a key that some query may attend to.
+  void turn_query_back(const Problem& problem, Index i, Real* x) const {
+    if (problem.rotates()) problem.rotation.apply_transposed(query_row(problem, i), x);
+  }
+  void turn_key_back(const Problem& problem, Index j, Real* x) const {
+    if (problem.rotates()) problem.rotation.apply_transposed(key_row(j), x);
   }
 
  private:
@@ -86,6 +92,9 @@ class RotationTables {
 
   Index key_tasks() const { return ceil_div(keys_.size(), kBlock); }
   const Real* key_row(Index j) const { return key_rows_ + (j - keys_.begin) * row_size_; }
+  const Real* query_row(const Problem& problem, Index i) const {
+    return shared_ ? key_row(problem.grid.offset() + i) : query_rows_ + i * row_size_;
+  }
 
   /// Whether a key in `rows` may be turned, as part of a panel, or a query that stands there.
   bool turns_some(const LagGrid& grid, Range rows) const {

@@ -157,9 +157,9 @@ void tile_column(Index rows, Index depth, BroadcastOperand<Real> a, const Real* 
 }  // namespace detail
 
 /// C [rows, cols] = A [rows, depth] B [depth, cols], plus C where kAccumulate; depth in words of T.
-/// Requires: rows a multiple of kRowMultipleOf<T>, cols a multiple of the vector length (pad A's rows and B's
-/// columns). For bfloat16 also: A's words along the depth contiguous, depth a multiple of 16, a living
-/// MatrixTiles.
+/// Requires: rows a multiple of kRowMultipleOf<T>, or in A and C room up to the next, since tiles are
+/// computed whole; cols a multiple of the vector length (pad B's columns). For bfloat16 that multiple, and
+/// A's words along the depth contiguous, depth a multiple of 16, a living MatrixTiles.
 ///
 /// kGroup > 1: a step of the depth is kGroup neighbours, contiguous and aligned in A, side by side for each
 /// column in B [depth, cols / kGroup, kGroup], so that few columns fill vectors; cols counts B's elements in

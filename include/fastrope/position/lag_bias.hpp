@@ -9,6 +9,7 @@
 #include <bit>
 #include <cmath>
 #include <cstddef>
+#include <iterator>
 #include <limits>
 #include <span>
 #include <utility>
@@ -74,12 +75,17 @@ class LagBias {
     const Position first = bidirectional ? -max_distance : 0;
     const Index lags = max_distance - first + 1;
     std::vector<double> values(static_cast<std::size_t>(heads * lags));
+    std::vector<Index> bucket_of_lag(static_cast<std::size_t>(lags));
     for (Position lag = first; lag <= max_distance; ++lag) {
       const Index bucket =
           t5_bucket(std::abs(lag), one_way, max_distance) + (bidirectional && lag < 0 ? one_way : 0);
+      bucket_of_lag[lag - first] = bucket;
       for (Index h = 0; h < heads; ++h) values[h * lags + lag - first] = table.values[bucket * heads + h];
     }
-    return of_table("LagBias::t5", std::move(values), heads, first, true);
+    LagBias bias = of_table("LagBias::t5", std::move(values), heads, first, true);
+    bias.buckets_ = buckets;
+    bias.bucket_of_lag_ = std::move(bucket_of_lag);
+    return bias;
   }
 
   /// values[h * lags + (lag - first_lag)] for lags first_lag .. first_lag + lags - 1, [heads, lags] (heads
@@ -103,6 +109,14 @@ class LagBias {
   Index heads() const { return heads_; }
   Position first_lag() const { return first_; }
   bool is_clamped() const { return clamped_; }
+  /// How many numbers it was made of: slopes, the values of a table or, [buckets, heads], of T5's.
+  Index parameters() const {
+    if (buckets_ > 0) return buckets_ * heads_;
+    return static_cast<Index>(values_.empty() ? slopes_.size() : values_.size());
+  }
+  /// [lags]: T5's bucket of each lag from first_lag() on; empty for what else it is made of.
+  std::span<const Index> bucket_of_lag() const& { return {bucket_of_lag_.data(), bucket_of_lag_.size()}; }
+  std::span<const Index> bucket_of_lag() const&& = delete;
 
   /// b(-lag): what keys see that attend to queries.
   LagBias mirrored() const {
@@ -113,6 +127,8 @@ class LagBias {
     std::vector<double> values(values_.begin(), values_.end());
     for (auto row = values.begin(); row != values.end(); row += lags) std::reverse(row, row + lags);
     bias.values_ = std::move(values);
+    bias.bucket_of_lag_ = std::vector<Index>(std::make_reverse_iterator(bucket_of_lag_.end()),
+                                             std::make_reverse_iterator(bucket_of_lag_.begin()));
     return bias;
   }
 
@@ -213,8 +229,10 @@ class LagBias {
   SharedArray<double> slopes_ = {};  // [heads] or empty
   Position first_ = 0;               // table's lags
   Position last_ = -1;
-  bool clamped_ = false;             // constant beyond the table's ends, else undefined there
-  SharedArray<double> values_ = {};  // [heads, last - first + 1] or empty
+  bool clamped_ = false;                   // constant beyond the table's ends, else undefined there
+  SharedArray<double> values_ = {};        // [heads, last - first + 1] or empty
+  Index buckets_ = 0;                      // of T5
+  SharedArray<Index> bucket_of_lag_ = {};  // [last - first + 1] of T5 or empty
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

@@ -140,6 +140,19 @@ class Rotation {
     }
   }
 
+  /// The transpose of that: from the gradient of a turned row to the row's own.
+  template <class Real>
+  void apply_transposed(const Real* table_row, Real* x) const {
+    const Real* sines = table_row + pairs();
+    for (Index m = 0; m < pairs(); ++m) {
+      Real& a = x[frequencies_->first_column(m)];
+      Real& b = x[frequencies_->second_column(m)];
+      const Real of_a = table_row[m] * a + sines[m] * b;
+      b = table_row[m] * b - sines[m] * a;
+      a = of_a;
+    }
+  }
+
  private:
   static constexpr Index kBlock = 64;  // positions that share a `high`
   static constexpr Index kSome = 8;    // and of these, what `low` is split by

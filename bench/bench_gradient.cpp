@@ -1,0 +1,135 @@
+// The backward pass of exact attention against the multiply-add peak, beside the forward pass.
+//
+//     build/release/bench/bench_gradient [--benchmark_filter=...]
+//
+// of_peak: the flops of the five products that a gradient defines, 2 (3 d + 2 d_v) for each allowed pair, 10
+// n^2 d where d_v = d, over the peak of a register-only loop of multiply-adds that is timed before and after
+// every run; the softcap's sixth product is not counted. to_forward: time over that of attend_partial. error:
+// max |x - reference| / max |reference|, the largest of d_q, d_k and d_v, of one head of 512 rows with the
+// same options, the reference in double precision. Allocation of the workspace, packing and rotation are
+// included.
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <fastrope/core.hpp>
+#include <fastrope/gradient.hpp>
+#include <string>
+
+#include "ceilings.hpp"
+#include "support/attention_case.hpp"
+#include "support/reference_gradient.hpp"
+
+namespace {
+
+using fastrope::Index;
+using fastrope_test::AttentionCase;
+using fastrope_test::Tensor;
+
+struct Case {
+  std::string name;
+  fastrope::Shapes shapes;
+  fastrope::Options options = {};
+  bool of_bias = false;  ///< ALiBi, and the gradient of its slopes
+};
+
+/// A call with its tensors.
+template <class Real>
+struct Call {
+  AttentionCase c;
+  fastrope_test::Inputs random{1};
+  fastrope_test::AttentionInputs<Real> in;
+  Tensor<Real> d_out, lse, d_q, d_k, d_v;
+  std::vector<double> bias;
+
+  Call(const Case& of, const fastrope::Shapes& s)
+      : c{.shapes = s, .base = of.options},
+        in(s, random),
+        d_out(random.gaussian<Real>(s.heads, s.n_q, s.d_v)),
+        lse(1, s.heads, s.n_q),
+        d_q(s.heads, s.n_q, s.d),
+        d_k(s.kv_heads, s.n_k, s.d),
+        d_v(s.kv_heads, s.n_k, s.d_v) {
+    if (of.of_bias) fastrope_test::set_alibi(c, random);
+    bias.resize(static_cast<std::size_t>(c.base.bias.parameters()));
+  }
+
+  void forward() {
+    fastrope::attend_partial(in.q.view(), in.k.view(), in.v.view(), in.out.view(), lse.view().head(0),
+                             c.options());
+  }
+  void backward() {
+    fastrope::attend_backward(in.q.view(), in.k.view(), in.v.view(), in.out.view(), lse.view().head(0),
+                              d_out.view(), d_q.view(), d_k.view(), d_v.view(), c.options(), {.bias = bias});
+  }
+};
+
+template <class Real>
+double error_of(const Case& of) {
+  Call<Real> call(of, {1, 1, 512, 512, of.shapes.d, of.shapes.d_v});
+  call.forward();
+  call.backward();
+  const auto exact = [](const auto& x) { return fastrope_test::converted<double>(x.view()); };
+  const auto q = exact(call.in.q), k = exact(call.in.k), v = exact(call.in.v), d_out = exact(call.d_out);
+  const auto reference = fastrope_test::reference_backward(
+      q.view(), k.view(), v.view(), call.in.reference(call.c), d_out.view(), call.c.options(), call.c.bias);
+  return std::max({fastrope_test::max_relative_difference(call.d_q.view(), reference.q.view()),
+                   fastrope_test::max_relative_difference(call.d_k.view(), reference.k.view()),
+                   fastrope_test::max_relative_difference(call.d_v.view(), reference.v.view())});
+}
+
+template <class Real>
+void run_backward(benchmark::State& state, const Case& of) {
+  const fastrope::Shapes& s = of.shapes;
+  Call<Real> call(of, s);
+  const double pairs =
+      fastrope::Problem(s, call.c.options()).grid.allowed_pairs() * static_cast<double>(s.heads);
+  const double flops = 2 * pairs * static_cast<double>(3 * s.d + 2 * s.d_v);
+  const double threads = static_cast<double>(of.options.executor.workers());
+  const double forward = bench::median_seconds(3, [&] { call.forward(); });
+  call.backward();
+  bench::Median share, ratio;
+  for (auto _ : state) {
+    const bench::Timed timed =
+        bench::beside_ceiling([] { return bench::fma_peak<Real>(/*runs=*/1); }, [&] { call.backward(); });
+    share.add(flops / timed.seconds / timed.ceiling / threads);
+    ratio.add(timed.seconds / forward);
+    state.SetIterationTime(timed.seconds);
+  }
+  state.counters["of_peak"] = share.value();
+  state.counters["to_forward"] = ratio.value();
+  state.counters["error"] = error_of<Real>(of);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::printf("%s: multiply-add peak %.1f Gflop/s, one thread\n", fastrope::simd::target_name(),
+              bench::fma_peak<float>() * 1e-9);
+  const auto add = [](const char* storage, const Case& c, auto run) {
+    const fastrope::Shapes& s = c.shapes;
+    const std::string name = c.name + "/" + storage + "/h" + std::to_string(s.heads) + ":" +
+                             std::to_string(s.kv_heads) + " n" + std::to_string(s.n_q) + " d" +
+                             std::to_string(s.d) + " threads" + std::to_string(c.options.executor.workers());
+    benchmark::RegisterBenchmark(name.c_str(), [c, run](benchmark::State& state) { run(state, c); })
+        ->Unit(benchmark::kMillisecond)
+        ->Iterations(7)
+        ->UseManualTime();
+  };
+  const auto fp32 = [](benchmark::State& state, const Case& c) { run_backward<float>(state, c); };
+  const auto fp64 = [](benchmark::State& state, const Case& c) { run_backward<double>(state, c); };
+  const fastrope::Options full, causal{.mask = fastrope::Mask::causal()};
+  for (const Index d : {64, 128}) {
+    add("fp32", {"full", {1, 1, 4096, 4096, d, d}, full}, fp32);
+    add("fp32", {"causal", {1, 1, 4096, 4096, d, d}, causal}, fp32);
+  }
+  add("fp32", {"full", {8, 8, 1024, 1024, 64, 64}, full}, fp32);
+  add("fp32", {"causal rope", {8, 2, 1024, 1024, 64, 64}, {.rope = fastrope::Rope{}, .mask = causal.mask}},
+      fp32);
+  add("fp32", {"full", {2, 2, 4096, 4096, 64, 64}, {.executor = fastrope::Executor::openmp(2)}}, fp32);
+  add("fp32", {"softcap", {1, 1, 4096, 4096, 64, 64}, {.softcap = 30}}, fp32);
+  add("fp32", {"ALiBi and its slopes", {1, 1, 4096, 4096, 64, 64}, full, true}, fp32);
+  add("fp64", {"full", {1, 1, 2048, 2048, 64, 64}, full}, fp64);
+  benchmark::Initialize(&argc, argv);
+  benchmark::RunSpecifiedBenchmarks();
+}
