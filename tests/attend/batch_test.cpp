@@ -231,7 +231,7 @@ TEST(MixedBatchPlan, WaitsForItsThreadsAsOftenAsOneExactCallDoes) {
     int rounds = 0;
     PlannedSequences<float> batch{planned_case()};
     for (Index s = 0; s < sequences; ++s) batch.add(1, 40, 1);
-    const auto plan = batch.plan(Executor(1, [&](Index tasks, TaskRef task) {
+    const auto plan = batch.plan(Executor(2, [&](Index tasks, TaskRef task) {
       ++rounds;
       for (Index i = 0; i < tasks; ++i) task(i, 0);
     }));

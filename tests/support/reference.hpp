@@ -291,7 +291,8 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
       }
       using fastrope::Normaliser;
       const Normaliser& normaliser = options.normaliser;
-      const double constant = normaliser.constant() * std::exp(-largest_rest);
+      const double constant =  // 0 whatever the largest is
+          normaliser.constant() == 0 ? 0 : normaliser.constant() * std::exp(-largest_rest);
       const double n = normaliser.kind() == Normaliser::Kind::row_sum    ? sum + constant
                        : normaliser.kind() == Normaliser::Kind::at_least ? std::max(std::abs(sum), constant)
                                                                          : constant;
