@@ -353,6 +353,12 @@ TEST(AttendBackwardCallTest, RefusesWhatItDoesNotCompute) {
               HasSubstr("polynomial of degree 2"));
   EXPECT_THAT(error([&](Options& o) { o.weights = random_weights(random, 4, 3, 10); }),
               HasSubstr("3 entries"));
+  const std::vector<float> gates(7, -0.1F);
+  EXPECT_THAT(error([&](Options& o) { o.log_gates = {gates.data(), 1, 7, 7}; }), HasSubstr("gates, [1, 7]"));
+  EXPECT_THAT(error([&](Options& o) {
+                o.log_input_gates = {gates.data(), 1, 7, 7};
+              }),
+              HasSubstr("gates, [0, 0] and [1, 7]"));
   EXPECT_THAT(error([](Options& o) { o.tolerance = 1e-3; }), HasSubstr("0.001"));
   EXPECT_THAT(error([](Options& o) { o.path = fastrope::Path::toeplitz; }), HasSubstr("toeplitz"));
   EXPECT_EQ(error([](Options& o) { o.path = fastrope::Path::exact; }), "no Error");

@@ -57,6 +57,9 @@ inline void require_exact_softmax(const Options& options) {
   if (options.weights)
     fail("attend_backward: options.weights, of ", options.weights->support().size(),
          " entries, have no gradient yet; RoPE has, as options.rope");
+  if (options.log_gates.rows > 0 || options.log_input_gates.rows > 0)
+    fail("attend_backward: gates, [", options.log_gates.rows, ", ", options.log_gates.cols, "] and [",
+         options.log_input_gates.rows, ", ", options.log_input_gates.cols, "], have no gradient yet");
   if (options.tolerance > 0)
     fail("attend_backward: options.tolerance is ", options.tolerance,
          "; gradients are exact only, of tolerance 0, until there are approximate ones");
