@@ -328,10 +328,7 @@ class RecurrentAttention {
   RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options)
       : RecurrentAttention(heads, kv_heads, d, d_v, options, 0, {}) {}
   RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options, double radius)
-      : RecurrentAttention(heads, kv_heads, d, d_v, options, radius, {}) {
-    if (radius == 0)
-      detail::fail("the radius of a recurrence is a positive number, got 0");  // which is none in C
-  }
+      : RecurrentAttention(heads, kv_heads, d, d_v, options, not_zero(radius), {}) {}
 
   Position tokens() const { return fastrope_recurrent_tokens(state_->handle); }
   MatrixView<const double> row_bounds() const {
@@ -369,6 +366,12 @@ class RecurrentAttention {
  private:
   using Handle = c_interface::Shared<fastrope_recurrent>;
   struct Unchecked {};
+
+  static double not_zero(double radius) {
+    if (radius == 0)
+      detail::fail("the radius of a recurrence is a positive number, got 0");  // which is none in C
+    return radius;
+  }
 
   RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options, double radius,
                      Unchecked)
