@@ -98,8 +98,8 @@ class ExactCall {
     return std::visit([&](const auto& way) { return way.worker_bytes(problem); }, way_);
   }
 
-  /// The independent tasks of a stage; those of the stages before must be done. Requires more than one
-  /// worker.
+  /// The independent tasks of a stage; those of the stages before must be done. One worker alone takes
+  /// them in the order of run().
   Index tasks(const Problem& problem, Stage stage) const {
     if (problem.shapes.heads == 0 || problem.shapes.n_q == 0) return 0;
     return std::visit([&](const auto& way) { return way.tasks(problem, stage); }, way_);
