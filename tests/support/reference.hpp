@@ -201,6 +201,19 @@ class ReferenceGates {
   std::vector<Index> at_;  // where key j is among those
 };
 
+/// The positions of queries and keys, given or the defaults: functions of the row. They view the options.
+inline auto query_positions_of(const fastrope::Options& options, Index n_q, Index n_k) {
+  return [&options, n_q, n_k](Index i) -> Position {
+    return options.query_positions.empty() ? n_k - n_q + i
+                                           : options.query_positions[static_cast<std::size_t>(i)];
+  };
+}
+inline auto key_positions_of(const fastrope::Options& options) {
+  return [&options](Index j) -> Position {
+    return options.key_positions.empty() ? j : options.key_positions[static_cast<std::size_t>(j)];
+  };
+}
+
 /// q: [heads, n_q, d], k: [kv_heads, n_k, d], v: [kv_heads, n_k, d_v], of any element types. `bias` is
 /// options.bias written as a formula; `kernel` is used instead of options.kernel. tolerance, path and
 /// executor are not looked at. Throws where options.bias is set and `bias` is not. Cost heads n_q n_k (d +
@@ -214,13 +227,8 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
     kernel = polynomial_kernel({c.begin(), c.end()});
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const Index n_q = q.rows, n_k = k.rows, d = q.cols, d_v = v.cols;
-  const auto query_position = [&](Index i) -> Position {
-    return options.query_positions.empty() ? n_k - n_q + i
-                                           : options.query_positions[static_cast<std::size_t>(i)];
-  };
-  const auto key_position = [&](Index j) -> Position {
-    return options.key_positions.empty() ? j : options.key_positions[static_cast<std::size_t>(j)];
-  };
+  const auto query_position = query_positions_of(options, n_q, n_k);
+  const auto key_position = key_positions_of(options);
   Tensor<double> queries = converted<double>(q), keys = converted<double>(k);
   if (options.rope && !options.rope_already_applied) {
     const auto turn = [](fastrope::MatrixView<const Position> sections, auto& position) {

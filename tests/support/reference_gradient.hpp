@@ -36,13 +36,8 @@ inline ReferenceGradient reference_backward(const TensorView<const double>& q,
                                             const PairVisitor& visit = {}) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const Index n_q = q.rows, n_k = k.rows, d = q.cols, d_v = v.cols;
-  const auto query_position = [&](Index i) -> Position {
-    return options.query_positions.empty() ? n_k - n_q + i
-                                           : options.query_positions[static_cast<std::size_t>(i)];
-  };
-  const auto key_position = [&](Index j) -> Position {
-    return options.key_positions.empty() ? j : options.key_positions[static_cast<std::size_t>(j)];
-  };
+  const auto query_position = query_positions_of(options, n_q, n_k);
+  const auto key_position = key_positions_of(options);
   const auto query_turn = [&](Index i, Index section) {
     const auto& sections = options.query_section_positions;
     return sections.data == nullptr ? query_position(i) : sections(section, i);
