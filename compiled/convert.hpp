@@ -2,6 +2,7 @@
 // what no struct may hold; whether shapes and options go together is for the headers to say.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -330,6 +331,30 @@ inline Normaliser normaliser(const fastrope_normaliser& n) {
 inline Gates gates(const fastrope_matrix* log, const fastrope_matrix* log_input) {
   return {log == nullptr ? MatrixView<const float>() : view_of<const float>(*log),
           log_input == nullptr ? MatrixView<const float>() : view_of<const float>(*log_input)};
+}
+
+/// The members of CostModel and of its struct.
+inline constexpr std::pair<double CostModel::*, double fastrope_cost_model::*> kRates[] = {
+    {&CostModel::tile, &fastrope_cost_model::tile},
+    {&CostModel::weigh, &fastrope_cost_model::weigh},
+    {&CostModel::feature, &fastrope_cost_model::feature},
+    {&CostModel::transform, &fastrope_cost_model::transform},
+    {&CostModel::element, &fastrope_cost_model::element},
+    {&CostModel::round, &fastrope_cost_model::round},
+    {&CostModel::look, &fastrope_cost_model::look},
+};
+inline CostModel cost_model(const fastrope_options* given) {
+  CostModel model;
+  if (given == nullptr) return model;
+  const fastrope_options o = whole("options", *given);
+  if (o.cost_model == nullptr) return model;
+  const fastrope_cost_model rates = whole("cost_model", *o.cost_model);
+  for (const auto& [own, member] : kRates) {
+    const double rate = rates.*member;
+    if (!(rate >= 0) || !std::isfinite(rate)) detail::fail("cost_model has a rate of ", rate);
+    if (rate > 0) model.*own = rate;
+  }
+  return model;
 }
 
 inline Options options(const fastrope_options* given) {

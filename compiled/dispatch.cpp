@@ -74,9 +74,10 @@ class Processor {
 
 #else
 
-/// Elsewhere there is one level, of the flags that the library is compiled with.
+/// Elsewhere there is one level, which every processor runs: NEON on Arm, or what the compiler's flags allow.
 class Processor {
  public:
+  bool neon() const { return true; }
   bool baseline() const { return true; }
 };
 

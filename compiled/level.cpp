@@ -185,6 +185,18 @@ void report_destroy(fastrope_report* report) { delete report; }
 
 // ---- attention ----
 
+fastrope_status cost_model_read(const char* path, fastrope_cost_model* to) {
+  return guarded([&] {
+    const std::size_t size = c::require("cost_model", to).struct_size;
+    if (path == nullptr) detail::fail("path is NULL");
+    const CostModel model = read_cost_model(path);
+    fastrope_cost_model known{};
+    known.struct_size = size;
+    for (const auto& [own, member] : c::kRates) known.*member = model.*own;
+    std::memcpy(to, &known, std::min(size, sizeof known));
+  });
+}
+
 fastrope_status attend(const fastrope_tensor* q, const fastrope_tensor* k, const fastrope_tensor* v,
                        const fastrope_tensor* out, const fastrope_options* options,
                        fastrope_report** report) {
@@ -198,7 +210,7 @@ fastrope_status attend(const fastrope_tensor* q, const fastrope_tensor* k, const
       Report made =
           c::with_operand<Real>(c::are_pairs(*q, *k, *v), [&]<class Operand>(std::type_identity<Operand>) {
             return detail::attend_tensors<Operand>(x, c::storage<Real>(*q, *k, *v, out->type),
-                                                   c::options(options), checked);
+                                                   c::options(options), checked, c::cost_model(options));
           });
       if (report == nullptr) return;
       auto own = std::make_unique<const Report>(std::move(made));
@@ -214,7 +226,7 @@ fastrope_status plan_create(const fastrope_tensor* q, const fastrope_tensor* k, 
       const auto keys = c::cached<StoredRows>("k", k), values = c::cached<StoredRows>("v", v);
       return std::make_unique<fastrope_plan>(
           detail::plan_tensors<Real>(c::queries(q), keys, values, c::storage<Real>(*q, *k, *v, q->type),
-                                     c::options(options), nullptr, CostModel{}));
+                                     c::options(options), nullptr, c::cost_model(options)));
     });
   });
 }
@@ -223,8 +235,8 @@ fastrope_status plan_create_for_shapes(fastrope_type arithmetic, const fastrope_
                                        const fastrope_options* options, fastrope_plan** plan) {
   return create(plan, [&] {
     return c::with_arithmetic(arithmetic, [&]<class Real>(std::type_identity<Real>) {
-      return std::make_unique<fastrope_plan>(
-          make_plan<Real>(c::shapes(c::require("shapes", shapes)), c::options(options)));
+      return std::make_unique<fastrope_plan>(make_plan<Real>(c::shapes(c::require("shapes", shapes)),
+                                                             c::options(options), c::cost_model(options)));
     });
   });
 }
@@ -331,7 +343,7 @@ fastrope_status batch_create(const fastrope_sequence* sequences, std::int64_t co
         return c::storage<Real>(x.q, x.k, x.v, x.out.type);
       };
       return std::make_unique<fastrope_batch>(
-          detail::plan_batch<Real>(size, tensors, storage, c::options(options), own, CostModel{}));
+          detail::plan_batch<Real>(size, tensors, storage, c::options(options), own, c::cost_model(options)));
     });
   });
 }

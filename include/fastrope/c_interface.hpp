@@ -171,7 +171,8 @@ inline void set_scaling(fastrope_rope& c, const FactorScaling& s) {
 /// Options as the C interface has them, which view the Options and the executor.
 class COptions {
  public:
-  COptions(const Options& o, const Executor& executor)
+  /// cost_model: null, or what outlives this.
+  COptions(const Options& o, const Executor& executor, const fastrope_cost_model* cost_model = nullptr)
       : places_(to_c(SequenceOptions{o.query_positions, o.key_positions, o.query_section_positions,
                                      o.key_section_positions, o.key_ranges, o.dense_bias, o.dense_mask,
                                      o.log_gates, o.log_input_gates})) {
@@ -196,6 +197,7 @@ class COptions {
     c_.verify = o.verify;
     c_.places = &places_;
     c_.executor = to_c(executor);
+    c_.cost_model = cost_model;
   }
   COptions(const COptions&) = delete;
   COptions& operator=(const COptions&) = delete;

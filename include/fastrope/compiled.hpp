@@ -2,8 +2,8 @@
 //
 // Views, options and errors are the headers' own types; what plans and computes is in the library, so a file
 // that includes this needs no flags for vectors and neither Eigen, Highway nor FFTW. A file includes this or
-// fastrope.hpp, a program may do both. What the C interface does not have is not here either: cost models,
-// weights, predictions, bounds of caches, and the candidates of a report.
+// fastrope.hpp, a program may do both. What the C interface does not have is not here either: weights,
+// predictions, bounds of caches, and the candidates of a report.
 #pragma once
 
 #include <cstddef>
@@ -95,6 +95,23 @@ void dequantize(std::span<const T> x, std::span<float> to) {
 
 // Its own namespace: what is called Plan here is not what fastrope.hpp calls so in another file.
 namespace fastrope::inline FASTROPE_TARGET::inline compiled {
+
+/// fastrope.hpp's CostModel; a rate of 0 is the library's own, of the instruction set in use.
+struct CostModel : private fastrope_cost_model {
+  using fastrope_cost_model::element, fastrope_cost_model::feature, fastrope_cost_model::look,
+      fastrope_cost_model::round, fastrope_cost_model::tile, fastrope_cost_model::transform,
+      fastrope_cost_model::weigh;
+
+  CostModel() : fastrope_cost_model{} { struct_size = sizeof(fastrope_cost_model); }
+  fastrope_cost_model* get() { return this; }
+  const fastrope_cost_model* get() const { return this; }
+};
+/// The rates of a file for the instruction set in use.
+inline CostModel read_cost_model(const std::string& path) {
+  CostModel model;
+  c_interface::require_ok(fastrope_cost_model_read(path.c_str(), model.get()));
+  return model;
+}
 
 /// The plan of one query head, without its candidates, which the report's text has.
 struct HeadReport {
@@ -201,31 +218,33 @@ class Plan {
 };
 
 template <TensorLike Q, RowsLike K, RowsLike V>
-Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, const Options& options) {
+Plan<ArithmeticOf<ElementOf<Q>>> make_plan(const Q& q, const K& k, const V& v, const Options& options,
+                                           const CostModel& cost = {}) {
   using Real = ArithmeticOf<ElementOf<Q>>;
   const auto plan = std::make_shared<typename Plan<Real>::Handle>(options.executor, fastrope_plan_destroy);
   const fastrope_tensor queries = c_interface::to_c(as_tensor(q)), keys = c_interface::to_c(as_rows(k)),
                         values = c_interface::to_c(as_rows(v));
-  const c_interface::COptions c(options, plan->executor);
+  const c_interface::COptions c(options, plan->executor, cost.get());
   c_interface::require_ok(fastrope_plan_create(&queries, &keys, &values, c.get(), &plan->handle));
   return Plan<Real>(plan);
 }
 
 template <class Real = float>
-Plan<Real> make_plan(const Shapes& shapes, const Options& options) {
+Plan<Real> make_plan(const Shapes& shapes, const Options& options, const CostModel& cost = {}) {
   const auto plan = std::make_shared<typename Plan<Real>::Handle>(options.executor, fastrope_plan_destroy);
   const fastrope_shapes sizes = c_interface::to_c(shapes);
-  const c_interface::COptions c(options, plan->executor);
+  const c_interface::COptions c(options, plan->executor, cost.get());
   c_interface::require_ok(
       fastrope_plan_create_for_shapes(c_interface::type_of<Real>(), &sizes, c.get(), &plan->handle));
   return Plan<Real>(plan);
 }
 
 template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
-Report attend(const Q& q, const K& k, const V& v, Out&& out, const Options& options) {
+Report attend(const Q& q, const K& k, const V& v, Out&& out, const Options& options,
+              const CostModel& cost = {}) {
   const fastrope_tensor queries = c_interface::to_c(as_tensor(q)), keys = c_interface::to_c(as_rows(k)),
                         values = c_interface::to_c(as_rows(v)), result = c_interface::to_c(as_tensor(out));
-  const c_interface::COptions c(options, options.executor);
+  const c_interface::COptions c(options, options.executor, cost.get());
   fastrope_report* report = nullptr;
   c_interface::require_ok(fastrope_attend(&queries, &keys, &values, &result, c.get(), &report));
   return Report({report, fastrope_report_destroy}, queries.heads * queries.rows);
@@ -267,9 +286,9 @@ class BatchPlan {
   }
   /// What make_batch_plan gives.
   BatchPlan(std::span<const fastrope_sequence> sequences, const Options& options,
-            std::span<const SequenceOptions> own)
+            std::span<const SequenceOptions> own, const CostModel& cost)
       : batch_(std::make_shared<Handle>(options.executor, fastrope_batch_destroy)) {
-    const c_interface::COptions c(options, batch_->executor);
+    const c_interface::COptions c(options, batch_->executor, cost.get());
     const std::vector<fastrope_places> places = c_interface::to_c(own);
     require_places(sequences.size(), own.size());
     c_interface::require_ok(fastrope_batch_create(sequences.data(), std::ssize(sequences), c.get(),
@@ -314,11 +333,11 @@ class BatchPlan {
 
 template <std::ranges::contiguous_range Sequences>
 auto make_batch_plan(const Sequences& sequences, const Options& options,
-                     std::span<const SequenceOptions> own = {}) {
+                     std::span<const SequenceOptions> own = {}, const CostModel& cost = {}) {
   using Views = std::ranges::range_value_t<Sequences>;
   std::vector<fastrope_sequence> views;
   for (const auto& x : sequences) views.push_back(c_interface::sequence(x));
-  return BatchPlan<ArithmeticOf<ElementOf<decltype(Views::q)>>>(views, options, own);
+  return BatchPlan<ArithmeticOf<ElementOf<decltype(Views::q)>>>(views, options, own, cost);
 }
 
 /// fastrope.hpp's RecurrentAttention; it moves, and is not copied.

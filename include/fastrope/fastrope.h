@@ -26,12 +26,19 @@
 #define FASTROPE_API
 #endif
 
+/* In C any int may stand in an enum, also one that is refused. */
+#ifdef __cplusplus
+#define FASTROPE_ANY_INT : int
+#else
+#define FASTROPE_ANY_INT
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
 
 /* The first ones are fastrope::RunStatus. */
-typedef enum fastrope_status {
+typedef enum fastrope_status FASTROPE_ANY_INT {
   FASTROPE_OK = 0,
   FASTROPE_SHAPE_MISMATCH,        /* run: tensors are not of the plan's shapes or types, or NULL */
   FASTROPE_WORKSPACE_TOO_SMALL,   /* run, save: fewer bytes than asked for; nothing was written */
@@ -57,7 +64,7 @@ FASTROPE_API const char* fastrope_target(void);
 
 /* ---- tensors ---- */
 
-typedef enum fastrope_type {
+typedef enum fastrope_type FASTROPE_ANY_INT {
   FASTROPE_F32 = 0,
   FASTROPE_F64,
   FASTROPE_BF16,
@@ -113,14 +120,14 @@ typedef struct fastrope_executor {
 
 /* ---- options: fastrope::Options ---- */
 
-typedef enum fastrope_path {
+typedef enum fastrope_path FASTROPE_ANY_INT {
   FASTROPE_PATH_AUTOMATIC = 0,
   FASTROPE_PATH_EXACT,
   FASTROPE_PATH_POLYNOMIAL,
   FASTROPE_PATH_TOEPLITZ
 } fastrope_path;
 
-typedef enum fastrope_mask_kind {
+typedef enum fastrope_mask_kind FASTROPE_ANY_INT {
   FASTROPE_MASK_FULL = 0,
   FASTROPE_MASK_CAUSAL,
   FASTROPE_MASK_LAGS /* first <= query position - key position <= last; a window of w: 0 to w - 1 */
@@ -130,7 +137,7 @@ typedef struct fastrope_mask {
   int64_t first, last;
 } fastrope_mask;
 
-typedef enum fastrope_scaling {
+typedef enum fastrope_scaling FASTROPE_ANY_INT {
   FASTROPE_SCALING_NONE = 0,
   FASTROPE_SCALING_LINEAR,
   FASTROPE_SCALING_NTK,
@@ -160,7 +167,7 @@ typedef struct fastrope_rope {
   int64_t factor_count;
 } fastrope_rope;
 
-typedef enum fastrope_bias_kind {
+typedef enum fastrope_bias_kind FASTROPE_ANY_INT {
   FASTROPE_BIAS_NONE = 0,
   FASTROPE_BIAS_ALIBI,        /* values: a slope for each head, or one for all */
   FASTROPE_BIAS_T5,           /* values: [buckets, heads] */
@@ -211,7 +218,7 @@ typedef struct fastrope_places {
 } fastrope_places;
 
 /* fastrope::Normaliser */
-typedef enum fastrope_normaliser_kind {
+typedef enum fastrope_normaliser_kind FASTROPE_ANY_INT {
   FASTROPE_ROW_SUM = 0, /* the sum of the weights + constant */
   FASTROPE_AT_LEAST,    /* the larger of |the sum| and the constant */
   FASTROPE_UNNORMALISED /* 1 */
@@ -220,6 +227,17 @@ typedef struct fastrope_normaliser {
   fastrope_normaliser_kind kind;
   double constant;
 } fastrope_normaliser;
+
+/* fastrope::CostModel: work a second of one core, which decides between paths; a rate of 0 is the library's
+ * own. */
+typedef struct fastrope_cost_model {
+  size_t struct_size;
+  double tile, weigh, feature, transform, element, round, look;
+} fastrope_cost_model;
+/* The rates of a file that bench/calibrate wrote, of the instruction set in use. struct_size of `to` is
+ * given.
+ */
+FASTROPE_API fastrope_status fastrope_cost_model_read(const char* path, fastrope_cost_model* to);
 
 typedef struct fastrope_options {
   size_t struct_size;
@@ -241,7 +259,8 @@ typedef struct fastrope_options {
   int64_t verify;                /* rows that fastrope_attend recomputes for its report */
   const fastrope_places* places; /* NULL: the defaults; of a batch each sequence has its own */
   fastrope_executor executor;
-  fastrope_normaliser normaliser; /* but the plain sum: of polynomial kernels */
+  fastrope_normaliser normaliser;        /* but the plain sum: of polynomial kernels */
+  const fastrope_cost_model* cost_model; /* NULL: the library's own */
 } fastrope_options;
 
 static inline fastrope_options fastrope_options_default(void) {
@@ -425,5 +444,7 @@ FASTROPE_API fastrope_status fastrope_quantize_columns(const float* x, int64_t r
 #ifdef __cplusplus
 }
 #endif
+
+#undef FASTROPE_ANY_INT
 
 #endif

@@ -222,7 +222,7 @@ TEST(MixedBatchPlan, ProductsOfBfloat16WhereTheirBoundLeavesRoom) {
   const auto plan = batch.plan();
   for (const std::size_t s : {0, 1, 2, 3})
     EXPECT_EQ(plan.report(s).heads[0].reason.find("products of bfloat16") != std::string::npos,
-              simd::kBfloat16Products && s % 3 == 0)
+              pairs_pay() && s % 3 == 0)
         << "sequence " << s << ": " << plan.report(s).heads[0].reason;
 }
 

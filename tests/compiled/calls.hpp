@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <fstream>
 #include <functional>
 #include <random>
 #include <sstream>
@@ -253,6 +254,33 @@ void plans_and_parts(Calls& calls) {
   calls.add("heads", std::vector<std::size_t>{mixed.report(1).heads.size()}, 0);
 }
 
+/// A head for which the exact path pays, as rates have it, unless they say that tiles are slow.
+void cost_models(Calls& calls) {
+  Tensors<float> x;
+  const Options options{.scale = 0.01, .tolerance = 1e-2};
+  const auto path = [&](const auto&... cost) {
+    return int(make_plan(x.queries(), x.keys(), x.values(), options, cost...).report().heads.at(0).path);
+  };
+  CostModel slow;
+  slow.tile = 1e3;
+  const std::string file = "rates_of_all_targets.txt";
+  std::ofstream rates(file);
+  for (const char* target : {"sse4", "avx2", "avx512", "avx512_vnni", "avx512_bf16_vnni", "amx_bf16_vnni",
+                             "avx2_vnni", "neon", "neon_dotprod", "neon_bf16", "neon_sve", "baseline"})
+    rates << target << " tile 1e3 weigh 1e9 feature 1e9 transform 1e9 element 1e8 round 1e5 look 1e4\n";
+  rates.close();
+  const CostModel read = read_cost_model(file);
+  calls.add("rates", std::vector<double>{read.tile, read.weigh, read.feature, read.transform, read.element,
+                                         read.round, read.look});
+  calls.add("paths", std::vector<int>{path(), path(slow), path(read)}, 0);
+  const Report report = attend(x.queries(), x.keys(), x.values(), x.result(), options, slow);
+  calls.add("path of a call", std::vector<int>{int(report.heads.at(0).path)}, 0);
+  const std::vector<SequenceViews<float>> batch = {{x.queries(), x.keys(), x.values(), x.result()}};
+  const std::vector<SequenceOptions> own(1);
+  calls.add("path in a batch",
+            std::vector<int>{int(make_batch_plan(batch, options, own, slow).report(0).heads.at(0).path)}, 0);
+}
+
 void recurrences(Calls& calls) {
   Tensors<float> x;
   const Options options{.rope = Rope{.base = 100}, .mask = Mask::causal(), .kernel = Kernel::taylor(2)};
@@ -343,6 +371,7 @@ Answers all_calls() {
   options_one_by_one(calls);
   storage_types(calls);
   plans_and_parts(calls);
+  cost_models(calls);
   recurrences(calls);
   toeplitz_matrices(calls);
   refusals(calls);

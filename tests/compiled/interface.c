@@ -152,6 +152,19 @@ int main(void) {
   newer.wish = 1;
   refuses(fastrope_attend(&queries, &keys, &values, &other, &newer.known, NULL), "cannot do");
 
+  /* Rates. */
+  fastrope_cost_model rates;
+  memset(&rates, 0, sizeof rates);
+  options = fastrope_options_default();
+  options.cost_model = &rates;
+  refuses(fastrope_attend(&queries, &keys, &values, &other, &options, NULL), "cost_model.struct_size is 0");
+  rates.struct_size = sizeof rates;
+  expect(fastrope_attend(&queries, &keys, &values, &other, &options, NULL) == FASTROPE_OK, "rates of 0");
+  rates.weigh = -1;
+  refuses(fastrope_attend(&queries, &keys, &values, &other, &options, NULL), "a rate of -1");
+  refuses(fastrope_cost_model_read("no such file", &rates), "no such file: no rates");
+  refuses(fastrope_cost_model_read(NULL, &rates), "path is NULL");
+
   /* Misuse. */
   options = fastrope_options_default();
   refuses(fastrope_attend(&queries, &keys, NULL, &other, &options, NULL), "v is NULL");

@@ -278,6 +278,16 @@ TYPED_TEST(AttendPartialTest, RefusesShapesThatClash) {
                "other_out is [2, 9, 4]");
   expect_error([&] { merge(state.out.view(), state.lse_view(), state.out.view(), other.lse_view()); },
                "other_lse is [2, 9]");
+  const auto without = [](auto view) {
+    view.data = nullptr;
+    return view;
+  };
+  const auto out = state.out.view();
+  const auto lse = state.lse_view();
+  expect_error([&] { merge(without(out), lse, out, lse); }, "merge: out is null");
+  expect_error([&] { merge(out, without(lse), out, lse); }, "merge: lse is null");
+  expect_error([&] { merge(out, lse, without(out), lse); }, "merge: other_out is null");
+  expect_error([&] { merge(out, lse, out, without(lse)); }, "merge: other_lse is null");
 }
 
 TYPED_TEST(AttendPartialTest, RefusesResultsWhoseRowsOverlap) {

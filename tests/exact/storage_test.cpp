@@ -39,12 +39,16 @@ double largest_row(const Tensor<T>& x) {
   return largest;
 }
 template <class Q, class KV>
-Errors arithmetic_errors(const AttentionInputs<Q, KV>& in) {
-  if (!std::is_same_v<Q, bfloat16> || !std::is_same_v<KV, bfloat16> || !fastrope::simd::kBfloat16Products)
-    return {4e-5, 4e-6};
+Errors pair_errors(const AttentionInputs<Q, KV>& in) {
   const double logit =
       0x1p-8 * largest_row(in.q) * largest_row(in.k) / std::sqrt(static_cast<double>(in.q.cols));
   return {logit + 4e-5, std::expm1(2 * logit) + 0x1p-9 + 4e-6};
+}
+template <class Q, class KV>
+Errors arithmetic_errors(const AttentionInputs<Q, KV>& in) {
+  if (!std::is_same_v<Q, bfloat16> || !std::is_same_v<KV, bfloat16> || !fastrope::pairs_pay())
+    return {4e-5, 4e-6};
+  return pair_errors(in);
 }
 
 template <class Q, class KV>
@@ -101,10 +105,33 @@ TEST(Storage, GeneralWeightsOfBfloat16AreFloatArithmetic) {
   EXPECT_LE(max_abs_difference(out.view(), in.reference(c).out.view()), 4e-6);
 }
 
+#if FASTROPE_BFLOAT16_PRODUCTS
+// Also where calls leave them, since floats are faster.
+TEST(Storage, ProductsOfPairs) {
+  AttentionCase c{.shapes = {4, 2, 130, 290, 64, 40}};
+  c.base.mask = fastrope::Mask::causal();
+  c.base.rope = fastrope::Rope{};
+  AttentionInputs<bfloat16> in(c.shapes, 4);
+  const fastrope::Problem problem(c.shapes, c.options());
+  const auto memory_of = [&] {
+    return fastrope::Workspace::bytes_of(
+        [&](fastrope::Workspace& w) { fastrope::ExactCall<bfloat16>(problem, w); });
+  };
+  std::vector<std::byte> memory(memory_of());
+  fastrope::Workspace workspace(memory);
+  fastrope::ExactCall<bfloat16>(problem, workspace)
+      .run(problem, {in.q.view(), in.k.view(), in.v.view(), in.out.view(), {}});
+  const double error = max_abs_difference(in.out.view(), in.reference(c).out.view());
+  EXPECT_LE(error, pair_errors(in).out + kUnit<bfloat16>);
+  EXPECT_GT(error, 4e-6);
+}
+#endif
+
 TEST(Storage, HowBfloat16IsMultiplied) {
   std::cout << "bfloat16 products: "
             << (fastrope::MatrixTiles::allowed()    ? "matrix unit"
-                : fastrope::simd::kBfloat16Products ? "vectors"
+                : fastrope::pairs_pay()             ? "vectors"
+                : fastrope::simd::kBfloat16Products ? "slower than those of floats, and not used"
                                                     : "none, widened to float")
             << '\n';
 #if defined(__AVX512BF16__) && defined(__AVX512F__)

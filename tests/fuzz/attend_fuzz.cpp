@@ -5,7 +5,6 @@
 //
 // libFuzzer's interface; replay.cpp runs it where there is no libFuzzer.
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -20,6 +19,7 @@
 #include <utility>
 #include <vector>
 
+#include "bytes.hpp"
 #include "support/attention_case.hpp"
 #include "support/executors.hpp"
 #include "support/instances.hpp"
@@ -30,36 +30,6 @@ namespace {
 
 using namespace fastrope;
 using namespace fastrope_test;
-
-/// Choices read from bytes; zeros past the end.
-class Bytes {
- public:
-  explicit Bytes(std::span<const std::uint8_t> bytes) : bytes_(bytes) {}
-
-  std::uint32_t next() {
-    if (bytes_.empty()) return 0;
-    const std::uint8_t byte = bytes_.front();
-    bytes_ = bytes_.subspan(1);
-    return byte;
-  }
-  /// first .. last
-  Index integer(Index first, Index last) { return first + static_cast<Index>(next()) % (last - first + 1); }
-  bool one_in(Index n) { return integer(1, n) == n; }
-  template <class T>
-  T one_of(std::initializer_list<T> list) {
-    return list.begin()[integer(0, std::ssize(list) - 1)];
-  }
-  /// Any double at all, mostly one that makes sense.
-  double number(std::initializer_list<double> likely) {
-    if (!one_in(16)) return one_of(likely);
-    std::uint64_t bits = 0;
-    for (int i = 0; i < 8; ++i) bits = bits << 8 | next();
-    return std::bit_cast<double>(bits);
-  }
-
- private:
-  std::span<const std::uint8_t> bytes_;
-};
 
 Rope rope_from(Bytes& bytes, Index d) {
   Rope rope{.base = bytes.number({10000.0, 500000.0, 2.0}),
@@ -525,9 +495,8 @@ void check(Bytes& bytes) {
   const auto queries = row_norms(q), keys = row_norms(k);
   const double size = entry_size<T>(c, largest_tame(queries), largest_tame(keys)) + c.bias_size;
   // Rounding of a logit, and of the sums; where the hardware multiplies bfloat16, that of its operands.
-  constexpr bool kShort =
-      std::is_same_v<T, bfloat16> && std::is_same_v<K, bfloat16> && FASTROPE_BFLOAT16_PRODUCTS;
-  const double relative = (kShort ? 1.0 / 128 : 40.0 * std::numeric_limits<Real>::epsilon()) * (size + 4);
+  const bool pairs = std::is_same_v<T, bfloat16> && std::is_same_v<K, bfloat16> && pairs_pay();
+  const double relative = (pairs ? 1.0 / 128 : 40.0 * std::numeric_limits<Real>::epsilon()) * (size + 4);
   double largest = 0;  // of the finite values
   for (const auto value : v.values)
     if (const auto x = static_cast<double>(value); std::isfinite(x)) largest = std::max(largest, std::abs(x));

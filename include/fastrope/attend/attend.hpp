@@ -25,12 +25,12 @@ struct CheckedTensors {
 /// the same tensors.
 template <class Operand>
 Report attend_tensors(const ExactTensors<ArithmeticOf<Operand>>& x, const Storage& storage,
-                      const Options& options, const CheckedTensors& checked) {
+                      const Options& options, const CheckedTensors& checked, const CostModel& cost) {
   using Real = ArithmeticOf<Operand>;
   const Shapes shapes = shapes_of(x.q, x.k, x.v);
   require_output(shapes, x.out);
   if (options.verify < 0) fail("a spot check is of 0 rows or more, got ", options.verify);
-  const Plan<Real> plan = plan_tensors<Real>(x.q, x.k, x.v, storage, options, nullptr, CostModel{});
+  const Plan<Real> plan = plan_tensors<Real>(x.q, x.k, x.v, storage, options, nullptr, cost);
   std::vector<std::byte> workspace(plan.workspace_bytes());
   std::vector<Index> repaired(static_cast<std::size_t>(shapes.heads));
   std::vector<double> row_bounds;
@@ -56,12 +56,13 @@ Report attend_tensors(const ExactTensors<ArithmeticOf<Operand>>& x, const Storag
 /// with a spot check of options.verify rows. Throws Error before any work, naming the values, for tensors and
 /// options that clash or a forced path that cannot meet the tolerance.
 template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
-Report attend(const Q& q, const K& k, const V& v, Out&& out, const Options& options) {
+Report attend(const Q& q, const K& k, const V& v, Out&& out, const Options& options,
+              const CostModel& cost = {}) {
   using Real = ArithmeticOf<ElementOf<Q>>;
   const auto out_view = as_tensor(out);
   return detail::attend_tensors<OperandOf<Real, Q, K, V>>({as_tensor(q), k, v, out_view},
                                                           storage_of<Real, Q, K, V, ElementOf<Out>>(),
-                                                          options, {as_tensor(q), k, v, out_view});
+                                                          options, {as_tensor(q), k, v, out_view}, cost);
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

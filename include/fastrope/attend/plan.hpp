@@ -217,7 +217,7 @@ Plan<Real>::Plan(Problem problem, double tolerance, const Storage& storage, std:
   report_ = {.shapes = problem_.shapes, .tolerance = tolerance};
   // Products of bfloat16 where nobody asked for more, or in heads for which their bound leaves room. Few rows
   // are decoded, without them.
-  const bool pairs = storage.pairs && tolerance > 0 && !DecodeRows<Real>::suits(problem_);
+  const bool pairs = storage.pairs && pairs_pay() && tolerance > 0 && !DecodeRows<Real>::suits(problem_);
   for (HeadPlan& plan : heads) {
     HeadReport& head = report_.heads.emplace_back(std::move(plan.report));
     if (plan.polynomial) units_.push_back(std::move(*plan.polynomial));

@@ -275,7 +275,7 @@ struct SoftmaxTotals {
 /// out, other_out: [heads, n_q, d_v]; lse, other_lse: [heads, n_q], natural log, -infinity where nothing was
 /// attended. Associative and commutative up to rounding: weights and sums are of double, and what is left is
 /// the rounding of the results, that of lse to Real an error of |lse| epsilon / 2 in the weight of its part.
-/// Throws Error where shapes differ and where rows of out or lse overlap.
+/// Throws Error where shapes differ, views are null and rows of out or lse overlap.
 template <class Real>
 void merge(TensorView<Real> out, std::type_identity_t<MatrixView<Real>> lse,
            std::type_identity_t<TensorView<const Real>> other_out,
@@ -287,6 +287,13 @@ void merge(TensorView<Real> out, std::type_identity_t<MatrixView<Real>> lse,
       other_lse.cols != out.rows)
     detail::fail("merge: lse is [", lse.rows, ", ", lse.cols, "] and other_lse is [", other_lse.rows, ", ",
                  other_lse.cols, "], both must be [heads = ", out.heads, ", n_q = ", out.rows, "]");
+  const auto require = [](const char* name, const void* data, Index count) {
+    if (data == nullptr && count > 0) detail::fail("merge: ", name, " is null");
+  };
+  require("out", out.data, out.heads * out.rows * out.cols);
+  require("lse", lse.data, lse.rows * lse.cols);
+  require("other_out", other_out.data, out.heads * out.rows * out.cols);
+  require("other_lse", other_lse.data, lse.rows * lse.cols);
   detail::require_separate_rows("merge: out", out);
   detail::require_separate_rows("merge: lse", lse);
   for (Index h = 0; h < out.heads; ++h) {
