@@ -1,4 +1,4 @@
-// attend_backward: the gradient of exact softmax attention, with nothing n x n in memory.
+// attend_backward: the gradient of exact attention, with nothing n x n in memory.
 //
 // Flash attention backwards (Dao et al. 2022): scores are made again tile by tile from q and k, and the log
 // of each row's sum, which the forward pass gave, turns them into weights.
@@ -50,16 +50,10 @@ void require_gradients(const Shapes& s, const BackwardTensors<Real>& x) {
 }
 
 /// Throws Error for what has a gradient that is not computed yet.
-inline void require_exact_softmax(const Options& options) {
-  if (!options.kernel.is_softmax())
-    fail("attend_backward: options.kernel is a polynomial of degree ", options.kernel.degree(),
-         "; only softmax has a gradient yet");
+inline void require_exact(const Options& options) {
   if (options.weights)
     fail("attend_backward: options.weights, of ", options.weights->support().size(),
          " entries, have no gradient yet; RoPE has, as options.rope");
-  if (options.log_gates.rows > 0 || options.log_input_gates.rows > 0)
-    fail("attend_backward: gates, [", options.log_gates.rows, ", ", options.log_gates.cols, "] and [",
-         options.log_input_gates.rows, ", ", options.log_input_gates.cols, "], have no gradient yet");
   if (options.tolerance > 0)
     fail("attend_backward: options.tolerance is ", options.tolerance,
          "; gradients are exact only, of tolerance 0, until there are approximate ones");
@@ -72,17 +66,18 @@ void run_backward(const BackwardTensors<Real>& x, const Options& options,
                   const ParameterGradients& parameters) {
   const Shapes shapes = shapes_of(x.q, x.k, x.v);
   require_gradients(shapes, x);
-  require_exact_softmax(options);
+  require_exact(options);
   require_sizes(shapes);
   Shapes of_scores = shapes;
   of_scores.d_v = 0;
   const Problem problem(of_scores, options);
-  require_parameters(problem, parameters);
+  problem.gates.require_values();
+  require_parameters(problem, options.bias, parameters);
 
-  std::vector<std::byte> memory(
-      Workspace::bytes_of([&](Workspace& w) { BackwardCall<Real>(problem, shapes.d_v, parameters, w); }));
+  std::vector<std::byte> memory(Workspace::bytes_of(
+      [&](Workspace& w) { BackwardCall<Real>(problem, shapes.d_v, options.bias, parameters, w); }));
   Workspace workspace(memory);
-  BackwardCall<Real>(problem, shapes.d_v, parameters, workspace).run(problem, x, parameters);
+  BackwardCall<Real>(problem, shapes.d_v, options.bias, parameters, workspace).run(problem, x, parameters);
 }
 
 }  // namespace detail
@@ -90,22 +85,25 @@ void run_backward(const BackwardTensors<Real>& x, const Options& options,
 /// The gradients of a function L of exact attention's result, from that with respect to the result.
 ///     d_q = dL/dq,  d_k = dL/dk,  d_v = dL/dv  where  d_out = dL/dout
 /// q, d_q: [heads, n_q, d]; k, d_k: [kv_heads, n_k, d]; v, d_v: [kv_heads, n_k, d_v]; out, d_out: [heads,
-/// n_q, d_v]; lse: [heads, n_q], natural log. out and lse are those of attend_partial, or of a plan of
-/// tolerance 0, with the same q, k, v and options. d_q, d_k and d_v, of q's arithmetic type, are overwritten.
-/// Those of query heads that share a key head add up; rows are those before RoPE, unless
-/// options.rope_already_applied; dense_bias is a constant. `parameters`: the gradients of lag bias and sinks,
-/// where memory is given.
+/// n_q, d_v]; lse: [heads, n_q], natural log, of a polynomial kernel the row's sum itself. out and lse are
+/// those of attend_partial, of a batch or of a plan of tolerance 0 whose path is exact, with the same q, k, v
+/// and options. d_q, d_k and d_v, of q's arithmetic type, are overwritten. Those of query heads that share a
+/// key head add up; rows are those before RoPE, unless options.rope_already_applied; dense_bias is a
+/// constant, and so is N where at_least's constant is the row's sum. `parameters`: the gradients of lag bias,
+/// sinks and gates, where memory is given.
 /// Requires: results that share no memory with each other or with what is read.
 /// Ensures: results that do not depend on the number of threads. Weights come from lse as it was rounded to
 /// Real, a relative error of |lse| epsilon / 2 in each: rows whose biases are all huge, such as padding of
-/// -FLT_MAX, have gradients of no meaning unless their d_out is 0. A row without keys has gradients of 0;
-/// what is not finite stays with its row, and those that attend to it or that it attends to.
-/// Throws Error, naming the values, for tensors and options that clash, a polynomial kernel, general weights,
-/// a tolerance and a path that is not exact.
-/// Cost: 2 n_q n_k (3 d + 2 d_v) flops and n_q n_k exponentials over the allowed pairs rounded up to whole
-/// panels, with a softcap 2 n_q n_k d more. Allocates once: 8 bytes for each element of d_q, d_k and d_v, the
-/// packed keys and values, and blocks of a fixed size for each worker. With the gradient of a bias, threads
-/// share out the key heads, else splits of 512 keys too.
+/// -FLT_MAX, have gradients of no meaning unless their d_out is 0. Of a polynomial kernel the sum is rounded,
+/// and a row whose N is below the smallest normal number has gradients of 0, like one without keys. What is
+/// not finite stays with its row, and those that attend to it or that it attends to.
+/// Throws Error, naming the values, for tensors, options and gates that clash, general weights, a tolerance
+/// and a path that is not exact.
+/// Cost: 2 n_q n_k (3 d + 2 d_v) flops and n_q n_k exponentials or values of the polynomial over the allowed
+/// pairs rounded up to whole panels, with a softcap 2 n_q n_k d more. Allocates once: 8 bytes for each
+/// element of d_q, d_k and d_v, the packed keys and values, blocks of a fixed size for each worker, and with
+/// the gradients of gates 8 bytes for each query and key of each query head. With the gradient of a bias,
+/// threads share out the key heads, else splits of 512 keys too.
 template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out, TensorLike DOut,
           class Real = ArithmeticOf<ElementOf<Q>>>
 void attend_backward(const Q& q, const K& k, const V& v, const Out& out,
