@@ -135,6 +135,10 @@ void expect_reference(Backward<Real>& b) {
     EXPECT_LE(difference(b.bias, reference_bias(c, by_lag, -kReach)), kMost) << "bias of " << c;
   }
   EXPECT_LE(difference(b.log_gates, expected.log_gates), kMost) << "log gates of " << c;
+  for (std::size_t t = 0; t < c.log_gates.size(); ++t)
+    if (std::isinf(c.log_gates[t])) {
+      EXPECT_EQ(b.log_gates[t], 0) << "a reset of " << c;
+    }
   EXPECT_LE(difference(b.log_input_gates, expected.log_input_gates), kMost) << "log input gates of " << c;
 }
 
@@ -406,7 +410,8 @@ TEST(AttendBackwardCallTest, RefusesWhatItDoesNotCompute) {
                 o.log_gates = {gates.data(), 1, 7, 7};
               }),
               HasSubstr("log_gates(0, 0) is 0.1"));
-  EXPECT_THAT(error([](Options& o) { o.tolerance = 1e-3; }), HasSubstr("0.001"));
+  EXPECT_THAT(error([](Options& o) { o.tolerance = -1; }), HasSubstr("got -1"));
+  EXPECT_THAT(error([](Options& o) { o.path = fastrope::Path::polynomial; }), HasSubstr("needs a tolerance"));
   EXPECT_THAT(error([](Options& o) { o.path = fastrope::Path::toeplitz; }), HasSubstr("toeplitz"));
   EXPECT_EQ(error([](Options& o) { o.path = fastrope::Path::exact; }), "no Error");
   b.bias.resize(5);
