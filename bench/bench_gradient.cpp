@@ -181,8 +181,8 @@ int main(int argc, char** argv) {
         char name[64];
         std::snprintf(name, sizeof name, "features/%s/R%.1f/tolerance%g", mask, radius, tolerance);
         benchmark::RegisterBenchmark((name + std::string("/n") + std::to_string(n)).c_str(),
-                                     [c, name = std::string(name), radius](benchmark::State& state) {
-                                       run_features(state, c, name, radius);
+                                     [c, of = std::string(name), entries = radius](benchmark::State& state) {
+                                       run_features(state, c, of, entries);
                                      })
             ->Unit(benchmark::kMillisecond)
             ->Iterations(5)
