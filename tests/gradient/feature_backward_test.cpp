@@ -94,7 +94,7 @@ double worst_of(const FeatureCall<Real>& call, double bound) {
   const ReferenceGradient of_sizes =
       reference_backward(q.view(), k.view(), v.view(), forward, sizes.view(), c.options());
   const ReferenceGradient masses =
-      reference_backward(q.view(), k.view(), one.view(), {one, forward.lse}, of_rows.view(), c.options());
+      reference_backward(q.view(), k.view(), one.view(), {of_rows, forward.lse}, of_rows.view(), c.options());
 
   double gain = 1;
   if (c.base.rope) gain = std::max(1.0, reference_frequencies(*c.base.rope, s.d).gain);
