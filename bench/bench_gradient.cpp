@@ -4,7 +4,7 @@
 //
 // of_peak: the flops of the five products that a gradient defines, 2 (3 d + 2 d_v) for each allowed pair, 10
 // n^2 d where d_v = d, over the peak of a register-only loop of multiply-adds that is timed before and after
-// every run; the softcap's sixth product is not counted. to_forward: time over that of attend_partial. error:
+// every run; the softcap's sixth product is not counted. to_forward: time over that of the exact path. error:
 // max |x - reference| / max |reference|, the largest of d_q, d_k and d_v, of one head of 512 rows with the
 // same options, the reference in double precision. Allocation of the workspace, packing and rotation are
 // included.
@@ -37,7 +37,8 @@ struct Case {
   std::string name;
   fastrope::Shapes shapes;
   fastrope::Options options = {};
-  bool of_bias = false;  ///< ALiBi, and the gradient of its slopes
+  bool of_bias = false;   ///< ALiBi, and the gradient of its slopes
+  bool of_gates = false;  ///< log gates and input gates of each head, and their gradients
 };
 
 /// A call with its tensors.
@@ -47,7 +48,7 @@ struct Call {
   fastrope_test::Inputs random{1};
   fastrope_test::AttentionInputs<Real> in;
   Tensor<Real> d_out, lse, d_q, d_k, d_v;
-  std::vector<double> bias;
+  std::vector<double> bias, log_gates, log_input_gates;
 
   Call(const Case& of, const fastrope::Shapes& s)
       : c{.shapes = s, .base = of.options},
@@ -58,16 +59,25 @@ struct Call {
         d_k(s.kv_heads, s.n_k, s.d),
         d_v(s.kv_heads, s.n_k, s.d_v) {
     if (of.of_bias) fastrope_test::set_alibi(c, random);
+    if (of.of_gates) {
+      fastrope_test::set_gates(c, random, s.heads, 10);
+      fastrope_test::set_input_gates(c, random, s.heads, 1);
+    }
     bias.resize(static_cast<std::size_t>(c.base.bias.parameters()));
+    log_gates.resize(c.log_gates.size());
+    log_input_gates.resize(c.log_input_gates.size());
   }
 
   void forward() {
-    fastrope::attend_partial(in.q.view(), in.k.view(), in.v.view(), in.out.view(), lse.view().head(0),
-                             c.options());
+    const fastrope::Problem problem(c.shapes, c.options());
+    std::vector<std::byte> memory(fastrope::exact_workspace_bytes<Real>(problem));
+    fastrope::run_exact<Real>(
+        problem, {in.q.view(), in.k.view(), in.v.view(), in.out.view(), lse.view().head(0)}, memory);
   }
   void backward() {
     fastrope::attend_backward(in.q.view(), in.k.view(), in.v.view(), in.out.view(), lse.view().head(0),
-                              d_out.view(), d_q.view(), d_k.view(), d_v.view(), c.options(), {.bias = bias});
+                              d_out.view(), d_q.view(), d_k.view(), d_v.view(), c.options(),
+                              {.bias = bias, .log_gates = log_gates, .log_input_gates = log_input_gates});
   }
 };
 
@@ -172,6 +182,9 @@ int main(int argc, char** argv) {
   add("fp32", {"full", {2, 2, 4096, 4096, 64, 64}, {.executor = fastrope::Executor::openmp(2)}}, fp32);
   add("fp32", {"softcap", {1, 1, 4096, 4096, 64, 64}, {.softcap = 30}}, fp32);
   add("fp32", {"ALiBi and its slopes", {1, 1, 4096, 4096, 64, 64}, full, true}, fp32);
+  add("fp32", {"gates and theirs", {1, 1, 4096, 4096, 64, 64}, causal, false, true}, fp32);
+  add("fp32", {"Taylor of degree 4", {1, 1, 4096, 4096, 64, 64}, {.kernel = fastrope::Kernel::taylor(4)}},
+      fp32);
   add("fp64", {"full", {1, 1, 2048, 2048, 64, 64}, full}, fp64);
   for (const auto& [mask, options] : {std::pair("full", full), std::pair("causal", causal)})
     for (const auto& [radius, tolerance] : {std::pair(0.5, 1e-2), std::pair(0.5, 1e-3), std::pair(1.0, 1e-2)})

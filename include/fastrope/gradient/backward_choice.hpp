@@ -201,7 +201,7 @@ BackwardChoice choose_backward(const Problem& problem, const Options& options, I
     const double of_exact =
         cost.seconds<Real>({.tile = 2 * pairs * static_cast<double>(3 * s.d + 2 * d_v), .weigh = 3 * pairs});
     const double of_features = cost.seconds<double>(
-        {.tile = 6 * tokens * rank * static_cast<double>(d_v + 1), .feature = 12 * tokens * rank});
+        {.tile = 6 * tokens * rank * static_cast<double>(d_v + 1), .feature = 9 * tokens * rank});
     if (!forced && of_features > of_exact)
       return exact("exact gradients take ", of_exact, " s, features of rank ", rank, " ", of_features, " s");
 
