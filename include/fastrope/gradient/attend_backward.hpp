@@ -80,10 +80,10 @@ BackwardReport run_features(const Problem& problem, const BackwardTensors<Real>&
                             largest_row(x.v, largest_of), largest_row(x.d_out, largest_of)};
   BackwardChoice choice = choose_backward<Real>(problem, options, x.v.cols, sizes);
   if (!choice.features) return choice.report;
-  std::vector<std::byte> memory(Workspace::bytes_of(
-      [&](Workspace& w) { FeatureBackward<Real>(problem, x.v.cols, *choice.features, w); }));
+  std::vector<std::byte> memory(
+      Workspace::bytes_of([&](Workspace& w) { FeatureBackward(problem, x.v.cols, *choice.features, w); }));
   Workspace workspace(memory);
-  FeatureBackward<Real>(problem, x.v.cols, *choice.features, workspace)
+  FeatureBackward(problem, x.v.cols, *choice.features, workspace)
       .run(problem, {x.q, x.k, x.v, x.d_out, x.d_q, x.d_k, x.d_v});
   return choice.report;
 }

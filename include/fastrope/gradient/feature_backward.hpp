@@ -59,8 +59,7 @@ struct FeatureTensors {
 };
 
 /// One call. Requires a problem without values, of consecutive positions, whose mask is full, or causal with
-/// n_q <= n_k, n_k > 0. Real: what gradients are rounded to.
-template <class Real>
+/// n_q <= n_k, n_k > 0.
 class FeatureBackward {
  public:
   FeatureBackward(const Problem& problem, Index d_v, const BackwardFeatures& features, Workspace& workspace)
@@ -89,15 +88,13 @@ class FeatureBackward {
 
   /// kWidth rows of queries or keys: as they are, and as columns.
   struct Block {
-    double* rows;      // [kWidth, d], x or y
-    double* x;         // [d, kWidth]
-    double* channels;  // [kWidth, stride]: g of queries, [v, 1] of keys
-    double* columns;   // [channels, kWidth], of channels
+    double* rows;     // [kWidth, d], x or y
+    double* x;        // [d, kWidth]
+    double* columns;  // [channels, kWidth]: g of queries, [v, 1] of keys
 
     Block(Index d, const MonomialSums& sums, Workspace& share)
         : rows(share.take<double>(kWidth * d).data()),
           x(share.take<double>(d * kWidth).data()),
-          channels(share.take<double>(kWidth * sums.stride).data()),
           columns(share.take<double>(sums.stride * kWidth).data()) {}
   };
 
@@ -105,6 +102,7 @@ class FeatureBackward {
     FeatureRows features;
     MonomialSums sums;
     Block queries, keys;
+    double* channels;  // [kWidth, stride], [v, 1] of keys
     double* totals;    // [channels, kWidth], with room for whole tiles
     double* gradient;  // [d, kWidth]
     double* weights;   // [kWidth, kWidth]
@@ -116,6 +114,7 @@ class FeatureBackward {
           sums(of.features_.monomials.rank(), of.d_v_ + 1, share),
           queries(of.d_, sums, share),
           keys(of.d_, sums, share),
+          channels(share.take<double>(kWidth * sums.stride).data()),
           totals(share.take<double>(round_up(sums.channels, kRowMultiple) * kWidth).data()),
           gradient(share.take<double>(of.d_ * kWidth).data()),
           weights(share.take<double>(kWidth * kWidth).data()),
@@ -129,7 +128,7 @@ class FeatureBackward {
       if (causal_) differentiate_queries(problem, t, kv, b, w);
       load_keys(problem, t, kv, b, w);
       w.features.make(w.keys.x);
-      w.features.add_to(w.sums, w.keys.channels);
+      w.features.add_to(w.sums, w.channels);
     }
     for (Index b = 0; !causal_ && b < query_blocks_; ++b) differentiate_queries(problem, t, kv, b, w);
 
@@ -184,11 +183,11 @@ class FeatureBackward {
     const Block& block = w.keys;
     const Index stride = w.sums.stride;
     std::fill_n(block.rows, kWidth * d_, 0.0);
-    std::fill_n(block.channels, kWidth * stride, 0.0);
+    std::fill_n(w.channels, kWidth * stride, 0.0);
     const Range some = keys_of(problem, b);
     for (Index j = some.begin; j < some.end; ++j) {
-      double *const row = block.rows + (j - some.begin) * d_, *const channels =
-                                                                  block.channels + (j - some.begin) * stride;
+      double* const row = block.rows + (j - some.begin) * d_;
+      double* const channels = w.channels + (j - some.begin) * stride;
       t.k.head(kv).read(j, d_, row);
       tables_.turn_key(problem, j, row);
       for (Index c = 0; c < d_; ++c) row[c] *= features_.key_scale;
@@ -196,7 +195,7 @@ class FeatureBackward {
       channels[d_v_] = 1;
     }
     transpose_columns(block.rows, d_, d_, block.x);
-    transpose_columns(block.channels, stride, d_v_ + 1, block.columns);
+    transpose_columns(w.channels, stride, d_v_ + 1, block.columns);
   }
 
   /// to [kWidth] = Q(row . x) of a row and the lanes x [d, kWidth] from `first` to `last`; 0 in the others.
@@ -239,7 +238,7 @@ class FeatureBackward {
         double* const weights = w.weights + j * kWidth;
         weigh(w.keys.rows + j * d_, w.queries.x, j, kWidth - 1, weights);
         for (Index c = 0; c <= d_v_; ++c)
-          add_scaled<kWidth>(weights, w.keys.channels[j * stride + c], w.totals + c * kWidth);
+          add_scaled<kWidth>(weights, w.channels[j * stride + c], w.totals + c * kWidth);
       }
       for (Index i = some.begin; i < some.end; ++i) {
         const Index lane = i + offset_ - b * kWidth;
@@ -254,12 +253,12 @@ class FeatureBackward {
       transpose_columns(g, stride, d_v_ + 1, w.queries.columns);
       w.features.pull_back(features_.slope_factors, w.sums, w.queries.columns, w.queries.x, w.gradient);
       for (Index j = 0; j < near; ++j)
-        add_pairs(w.keys.channels + j * stride, w.queries.columns, w.weights + j * kWidth,
-                  w.keys.rows + j * d_, w);
+        add_pairs(w.channels + j * stride, w.queries.columns, w.weights + j * kWidth, w.keys.rows + j * d_,
+                  w);
       for (Index i = some.begin; i < some.end; ++i) {
         write(w.gradient, d_, i + offset_ - b * kWidth, features_.query_scale, w.row);
         tables_.turn_query_back(problem, i, w.row);
-        t.d_q.template write<Real>(h, i, w.row, 1, d_);
+        t.d_q.write<double>(h, i, w.row, 1, d_);
       }
     }
   }
@@ -287,10 +286,10 @@ class FeatureBackward {
     const Range some = keys_of(problem, b);
     for (Index j = some.begin; j < some.end; ++j) {
       write(w.totals, d_v_, j - some.begin, 1, w.row);
-      t.d_v.template write<Real>(kv, j, w.row, 1, d_v_);
+      t.d_v.write<double>(kv, j, w.row, 1, d_v_);
       write(w.gradient, d_, j - some.begin, features_.key_scale, w.row);
       tables_.turn_key_back(problem, j, w.row);
-      t.d_k.template write<Real>(kv, j, w.row, 1, d_);
+      t.d_k.write<double>(kv, j, w.row, 1, d_);
     }
   }
 
