@@ -4,17 +4,24 @@
 //
 // of_peak: the flops of the five products that a gradient defines, 2 (3 d + 2 d_v) for each allowed pair, 10
 // n^2 d where d_v = d, over the peak of a register-only loop of multiply-adds that is timed before and after
-// every run; the softcap's sixth product is not counted. to_forward: time over that of attend_partial. error:
+// every run; the softcap's sixth product is not counted. to_forward: time over that of the exact path. error:
 // max |x - reference| / max |reference|, the largest of d_q, d_k and d_v, of one head of 512 rows with the
 // same options, the reference in double precision. Allocation of the workspace, packing and rotation are
 // included.
+//
+// features: gradients by features, to_exact: their time over that of exact ones of the same call, without the
+// forward pass, which only those need; bound: what is promised; rank: of the features. At the end, from which
+// n they were faster, of d = d_v = 8 and rows of one length.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <fastrope/core.hpp>
 #include <fastrope/gradient.hpp>
+#include <map>
 #include <string>
+#include <utility>
 
 #include "ceilings.hpp"
 #include "support/attention_case.hpp"
@@ -30,7 +37,8 @@ struct Case {
   std::string name;
   fastrope::Shapes shapes;
   fastrope::Options options = {};
-  bool of_bias = false;  ///< ALiBi, and the gradient of its slopes
+  bool of_bias = false;   ///< ALiBi, and the gradient of its slopes
+  bool of_gates = false;  ///< log gates and input gates of each head, and their gradients
 };
 
 /// A call with its tensors.
@@ -40,7 +48,7 @@ struct Call {
   fastrope_test::Inputs random{1};
   fastrope_test::AttentionInputs<Real> in;
   Tensor<Real> d_out, lse, d_q, d_k, d_v;
-  std::vector<double> bias;
+  std::vector<double> bias, log_gates, log_input_gates;
 
   Call(const Case& of, const fastrope::Shapes& s)
       : c{.shapes = s, .base = of.options},
@@ -51,16 +59,25 @@ struct Call {
         d_k(s.kv_heads, s.n_k, s.d),
         d_v(s.kv_heads, s.n_k, s.d_v) {
     if (of.of_bias) fastrope_test::set_alibi(c, random);
+    if (of.of_gates) {
+      fastrope_test::set_gates(c, random, s.heads, 10);
+      fastrope_test::set_input_gates(c, random, s.heads, 1);
+    }
     bias.resize(static_cast<std::size_t>(c.base.bias.parameters()));
+    log_gates.resize(c.log_gates.size());
+    log_input_gates.resize(c.log_input_gates.size());
   }
 
   void forward() {
-    fastrope::attend_partial(in.q.view(), in.k.view(), in.v.view(), in.out.view(), lse.view().head(0),
-                             c.options());
+    const fastrope::Problem problem(c.shapes, c.options());
+    std::vector<std::byte> memory(fastrope::exact_workspace_bytes<Real>(problem));
+    fastrope::run_exact<Real>(
+        problem, {in.q.view(), in.k.view(), in.v.view(), in.out.view(), lse.view().head(0)}, memory);
   }
   void backward() {
     fastrope::attend_backward(in.q.view(), in.k.view(), in.v.view(), in.out.view(), lse.view().head(0),
-                              d_out.view(), d_q.view(), d_k.view(), d_v.view(), c.options(), {.bias = bias});
+                              d_out.view(), d_q.view(), d_k.view(), d_v.view(), c.options(),
+                              {.bias = bias, .log_gates = log_gates, .log_input_gates = log_input_gates});
   }
 };
 
@@ -101,6 +118,42 @@ void run_backward(benchmark::State& state, const Case& of) {
   state.counters["error"] = error_of<Real>(of);
 }
 
+/// The shortest sequences for which features were faster.
+std::map<std::string, Index> faster_from;
+
+/// Rows of one length, so that entries reach `radius`.
+void run_features(benchmark::State& state, const Case& of, const std::string& name, double radius) {
+  Call<float> call(of, of.shapes);
+  for (auto* x : {&call.in.q, &call.in.k})
+    for (Index i = 0; i < x->rows; ++i) {
+      float* row = x->view().head(0).row(i);
+      double sum = 0;
+      for (Index c = 0; c < x->cols; ++c) sum += static_cast<double>(row[c]) * static_cast<double>(row[c]);
+      const double length = std::sqrt(radius * std::sqrt(static_cast<double>(x->cols)));
+      for (Index c = 0; c < x->cols; ++c) row[c] *= static_cast<float>(length / std::sqrt(sum));
+    }
+  call.forward();
+  const auto run = [&](fastrope::Path path) {
+    fastrope::Options options = of.options;
+    options.path = path;
+    return fastrope::attend_backward(call.in.q.view(), call.in.k.view(), call.in.v.view(), call.in.out.view(),
+                                     call.lse.view().head(0), call.d_out.view(), call.d_q.view(),
+                                     call.d_k.view(), call.d_v.view(), options);
+  };
+  const fastrope::BackwardReport report = run(fastrope::Path::polynomial);
+  bench::Median ratio;
+  for (auto _ : state) {
+    const double exact = bench::median_seconds(1, [&] { run(fastrope::Path::exact); });
+    const double features = bench::median_seconds(1, [&] { run(fastrope::Path::polynomial); });
+    ratio.add(features / exact);
+    state.SetIterationTime(features);
+  }
+  state.counters["to_exact"] = ratio.value();
+  state.counters["bound"] = report.bound;
+  state.counters["rank"] = static_cast<double>(report.rank);
+  if (ratio.value() < 1 && faster_from.count(name) == 0) faster_from[name] = of.shapes.n_q;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -129,7 +182,27 @@ int main(int argc, char** argv) {
   add("fp32", {"full", {2, 2, 4096, 4096, 64, 64}, {.executor = fastrope::Executor::openmp(2)}}, fp32);
   add("fp32", {"softcap", {1, 1, 4096, 4096, 64, 64}, {.softcap = 30}}, fp32);
   add("fp32", {"ALiBi and its slopes", {1, 1, 4096, 4096, 64, 64}, full, true}, fp32);
+  add("fp32", {"gates and theirs", {1, 1, 4096, 4096, 64, 64}, causal, false, true}, fp32);
+  add("fp32", {"Taylor of degree 4", {1, 1, 4096, 4096, 64, 64}, {.kernel = fastrope::Kernel::taylor(4)}},
+      fp32);
   add("fp64", {"full", {1, 1, 2048, 2048, 64, 64}, full}, fp64);
+  for (const auto& [mask, options] : {std::pair("full", full), std::pair("causal", causal)})
+    for (const auto& [radius, tolerance] : {std::pair(0.5, 1e-2), std::pair(0.5, 1e-3), std::pair(1.0, 1e-2)})
+      for (const Index n : {1024, 2048, 4096, 8192, 16384}) {
+        Case c{mask, {1, 1, n, n, 8, 8}, options};
+        c.options.tolerance = tolerance;
+        char name[64];
+        std::snprintf(name, sizeof name, "features/%s/R%.1f/tolerance%g", mask, radius, tolerance);
+        benchmark::RegisterBenchmark((name + std::string("/n") + std::to_string(n)).c_str(),
+                                     [c, of = std::string(name), entries = radius](benchmark::State& state) {
+                                       run_features(state, c, of, entries);
+                                     })
+            ->Unit(benchmark::kMillisecond)
+            ->Iterations(5)
+            ->UseManualTime();
+      }
   benchmark::Initialize(&argc, argv);
   benchmark::RunSpecifiedBenchmarks();
+  for (const auto& [name, n] : faster_from)
+    std::printf("%s: faster than exact from n = %ld\n", name.c_str(), static_cast<long>(n));
 }

@@ -1,4 +1,4 @@
-// The gradient of exact attention, for training: attend_backward and ParameterGradients.
+// The gradient of attention, for training: attend_backward, ParameterGradients and BackwardReport.
 #pragma once
 
 #include "fastrope/gradient/attend_backward.hpp"

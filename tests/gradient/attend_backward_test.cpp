@@ -32,7 +32,7 @@ struct Backward {
   const AttentionCase& c;
   AttentionInputs<Real> in;
   Tensor<Real> d_out, lse, d_q, d_k, d_v;
-  std::vector<double> bias, sinks;
+  std::vector<double> bias, sinks, log_gates, log_input_gates;
 
   Backward(const AttentionCase& of, Inputs& random)
       : c(of),
@@ -43,19 +43,24 @@ struct Backward {
         d_k(of.shapes.kv_heads, of.shapes.n_k, of.shapes.d),
         d_v(of.shapes.kv_heads, of.shapes.n_k, of.shapes.d_v),
         bias(static_cast<std::size_t>(of.base.bias.parameters()), NAN),
-        sinks(of.sinks.size(), NAN) {
+        sinks(of.sinks.size(), NAN),
+        log_gates(of.log_gates.size(), NAN),
+        log_input_gates(of.log_input_gates.size(), NAN) {
     forward();
     for (Tensor<Real>* x : {&d_q, &d_k, &d_v}) std::fill(x->values.begin(), x->values.end(), Real(NAN));
   }
 
+  /// lse: of a polynomial kernel the sum itself, as a plan gives it.
   void forward() {
-    fastrope::attend_partial(in.q.view(), in.k.view(), in.v.view(), in.out.view(), lse.view().head(0),
-                             c.options());
+    const fastrope::Problem problem(c.shapes, c.options());
+    std::vector<std::byte> memory(fastrope::exact_workspace_bytes<Real>(problem));
+    fastrope::run_exact<Real>(
+        problem, {in.q.view(), in.k.view(), in.v.view(), in.out.view(), lse.view().head(0)}, memory);
   }
   void run() { run(c.options()); }
   void run(const Options& options) {
     attend_backward(in.q.view(), in.k.view(), in.v.view(), in.out.view(), lse.view().head(0), d_out.view(),
-                    d_q.view(), d_k.view(), d_v.view(), options, {.bias = bias, .sinks = sinks});
+                    d_q.view(), d_k.view(), d_v.view(), options, {bias, sinks, log_gates, log_input_gates});
   }
 };
 
@@ -129,6 +134,12 @@ void expect_reference(Backward<Real>& b) {
   if (!c.base.bias.empty()) {
     EXPECT_LE(difference(b.bias, reference_bias(c, by_lag, -kReach)), kMost) << "bias of " << c;
   }
+  EXPECT_LE(difference(b.log_gates, expected.log_gates), kMost) << "log gates of " << c;
+  for (std::size_t t = 0; t < c.log_gates.size(); ++t)
+    if (std::isinf(c.log_gates[t])) {
+      EXPECT_EQ(b.log_gates[t], 0) << "a reset of " << c;
+    }
+  EXPECT_LE(difference(b.log_input_gates, expected.log_input_gates), kMost) << "log input gates of " << c;
 }
 
 template <class Real>
@@ -242,35 +253,52 @@ TEST(AttendBackwardCallTest, IsAdjointToAttentionLinearised) {
   }
 }
 
+/// Runs one call on 1, 2, 3 and 5 threads.
+template <class Real>
+void expect_same_bits(const AttentionCase& c, Inputs& random) {
+  Backward<Real> one(c, random);
+  one.run();
+  const auto expect_equal = [&](const auto& a, const auto& b) {
+    ASSERT_EQ(a.size(), b.size());
+    EXPECT_TRUE(a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])) == 0) << c;
+  };
+  const auto expect_equal_calls = [&](const Backward<Real>& a, const Backward<Real>& b) {
+    expect_equal(a.d_q.values, b.d_q.values);
+    expect_equal(a.d_k.values, b.d_k.values);
+    expect_equal(a.d_v.values, b.d_v.values);
+    expect_equal(a.sinks, b.sinks);
+    expect_equal(a.log_gates, b.log_gates);
+    expect_equal(a.log_input_gates, b.log_input_gates);
+  };
+  for (const Index workers : {2, 3, 5}) {
+    Backward<Real> more = one;
+    Options options = c.options();
+    options.executor = threads(workers);
+    more.run(options);
+    expect_equal_calls(one, more);
+    expect_equal(one.bias, more.bias);
+    more.bias.clear();  // without it, splits of a head run at once
+    more.run(options);
+    expect_equal_calls(one, more);
+  }
+}
+
 TYPED_TEST(AttendBackwardTest, AnyNumberOfThreadsGivesTheSameBits) {
   AttentionCase c{.shapes = {4, 2, 700, 1300, 8, 6}};
   c.base.mask = Mask::causal();
   c.base.rope = Rope{};
+  AttentionCase gated = c;
   Inputs random(61);
   set_alibi(c, random);
   set_sinks(c, random);
-  Backward<TypeParam> one(c, random);
-  one.run();
-  const auto expect_equal = [&](const auto& a, const auto& b) {
-    ASSERT_EQ(a.size(), b.size());
-    EXPECT_EQ(std::memcmp(a.data(), b.data(), a.size() * sizeof(a[0])), 0);
-  };
-  for (const Index workers : {2, 5}) {
-    Backward<TypeParam> more = one;
-    Options options = c.options();
-    options.executor = threads(workers);
-    more.run(options);
-    expect_equal(one.d_q.values, more.d_q.values);
-    expect_equal(one.d_k.values, more.d_k.values);
-    expect_equal(one.d_v.values, more.d_v.values);
-    expect_equal(one.bias, more.bias);
-    expect_equal(one.sinks, more.sinks);
-    more.bias.clear();  // without it, splits of a head run at once
-    more.run(options);
-    expect_equal(one.d_q.values, more.d_q.values);
-    expect_equal(one.d_k.values, more.d_k.values);
-    expect_equal(one.d_v.values, more.d_v.values);
-  }
+  expect_same_bits<TypeParam>(c, random);
+  set_gates(gated, random, 2, 8, 300);
+  set_input_gates(gated, random, 4, 1);
+  expect_same_bits<TypeParam>(gated, random);
+  gated.base.kernel = fastrope::Kernel::taylor(2);
+  gated.base.normaliser = fastrope::Normaliser::at_least(3);
+  set_alibi(gated, random);
+  expect_same_bits<TypeParam>(gated, random);
 }
 
 TYPED_TEST(AttendBackwardTest, WhatIsNotFiniteStaysWithItsRows) {
@@ -280,12 +308,14 @@ TYPED_TEST(AttendBackwardTest, WhatIsNotFiniteStaysWithItsRows) {
   std::vector<char> before(90 * 90);
   for (std::size_t i = 0; i < 90; ++i) std::fill_n(before.begin() + static_cast<Index>(90 * i), i + 1, 1);
   dense.base.dense_mask = {reinterpret_cast<const bool*>(before.data()), 1, 90, 90, 0, 90};
+  AttentionCase polynomial = causal;
+  polynomial.base.kernel = fastrope::Kernel::taylor(2);
   const auto is_finite = [](const Tensor<TypeParam>& x, Index row) {
     const auto* first = x.view().head(0).row(row);
     return std::all_of(first, first + x.cols, [](TypeParam y) { return std::isfinite(y); });
   };
   Inputs random(71);
-  for (const AttentionCase* c : {&causal, &dense}) {
+  for (const AttentionCase* c : {&causal, &dense, &polynomial}) {
     // A key and a value that rows from 50 on see, a query and a gradient that meet keys up to 50.
     for (const int which : {0, 1, 2, 3}) {
       const bool of_keys = which < 2;
@@ -340,6 +370,29 @@ TEST(AttendBackwardCallTest, StoredIn16BitsItIsTheGradientOfWhatIsStored) {
   EXPECT_EQ(max_abs_difference(d_q.view(), b.d_q.view()), 0);
 }
 
+TEST(AttendBackwardCallTest, TakesWhatABatchGives) {
+  AttentionCase c{.shapes = {4, 2, 40, 60, 8, 6}};
+  Inputs random(83);
+  c.base.mask = Mask::causal();
+  set_gates(c, random, 4, 6);
+  for (const bool polynomial : {false, true}) {
+    if (polynomial) {
+      c.base.kernel = fastrope::Kernel::power(1, fastrope::KernelSign::any);
+      c.base.normaliser = fastrope::Normaliser::at_least(1);
+    }
+    Backward<float> b(c, random);
+    b.run();
+    const Tensor<float> d_k = b.d_k;
+    for (Tensor<float>* x : {&b.in.out, &b.lse}) std::fill(x->values.begin(), x->values.end(), NAN);
+    const std::vector<fastrope::SequenceViews<float>> batch = {
+        {b.in.q.view(), b.in.k.view(), b.in.v.view(), b.in.out.view(), b.lse.view().head(0)}};
+    const std::vector<fastrope::SequenceOptions> own = {{.log_gates = c.options().log_gates}};
+    fastrope::attend_batch(batch, c.base, own);
+    b.run();
+    EXPECT_EQ(max_abs_difference(d_k.view(), b.d_k.view()), 0) << c;
+  }
+}
+
 TEST(AttendBackwardCallTest, RefusesWhatItDoesNotCompute) {
   const AttentionCase c{.shapes = {2, 1, 6, 7, 4, 3}};
   Inputs random(91);
@@ -349,17 +402,16 @@ TEST(AttendBackwardCallTest, RefusesWhatItDoesNotCompute) {
     change(options);
     return error_of([&] { b.run(options); });
   };
-  EXPECT_THAT(error([](Options& o) { o.kernel = fastrope::Kernel::power(2); }),
-              HasSubstr("polynomial of degree 2"));
   EXPECT_THAT(error([&](Options& o) { o.weights = random_weights(random, 4, 3, 10); }),
               HasSubstr("3 entries"));
-  const std::vector<float> gates(7, -0.1F);
-  EXPECT_THAT(error([&](Options& o) { o.log_gates = {gates.data(), 1, 7, 7}; }), HasSubstr("gates, [1, 7]"));
+  const std::vector<float> gates(7, 0.1F);
   EXPECT_THAT(error([&](Options& o) {
-                o.log_input_gates = {gates.data(), 1, 7, 7};
+                o.mask = Mask::causal();
+                o.log_gates = {gates.data(), 1, 7, 7};
               }),
-              HasSubstr("gates, [0, 0] and [1, 7]"));
-  EXPECT_THAT(error([](Options& o) { o.tolerance = 1e-3; }), HasSubstr("0.001"));
+              HasSubstr("log_gates(0, 0) is 0.1"));
+  EXPECT_THAT(error([](Options& o) { o.tolerance = -1; }), HasSubstr("got -1"));
+  EXPECT_THAT(error([](Options& o) { o.path = fastrope::Path::polynomial; }), HasSubstr("needs a tolerance"));
   EXPECT_THAT(error([](Options& o) { o.path = fastrope::Path::toeplitz; }), HasSubstr("toeplitz"));
   EXPECT_EQ(error([](Options& o) { o.path = fastrope::Path::exact; }), "no Error");
   b.bias.resize(5);
@@ -367,6 +419,9 @@ TEST(AttendBackwardCallTest, RefusesWhatItDoesNotCompute) {
   b.bias.clear();
   b.sinks.resize(3);
   EXPECT_THAT(error([](Options&) {}), HasSubstr("sinks has 3 places"));
+  b.sinks.clear();
+  b.log_gates.resize(4);
+  EXPECT_THAT(error([](Options&) {}), HasSubstr("log_gates has 4 places for the gradients of 0 parameters"));
 }
 
 TEST(AttendBackwardCallTest, RefusesTensorsThatClash) {

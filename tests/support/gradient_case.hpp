@@ -14,7 +14,10 @@ namespace fastrope_test {
 
 /// Named changes to a case without options. Shapes: at least 4 columns, an even number of them.
 inline std::vector<std::pair<std::string, std::function<void(AttentionCase&, Inputs&)>>> gradient_options() {
+  using fastrope::Kernel;
+  using fastrope::KernelSign;
   using fastrope::Mask;
+  using fastrope::Normaliser;
   using fastrope::Rope;
   using fastrope::RopePairing;
   const auto ragged = [](AttentionCase& c, Inputs& random) {
@@ -111,6 +114,60 @@ inline std::vector<std::pair<std::string, std::function<void(AttentionCase&, Inp
          set_sinks(c, random);
          set_table(c, random, c.shapes.heads, c.shapes.n_q + c.shapes.n_k + 10);
          set_dense(c, random, false, true, 4);
+       }},
+      {"gates",
+       [](AttentionCase& c, Inputs& random) {
+         c.base.mask = Mask::causal();
+         set_gates(c, random, c.shapes.kv_heads, 6, 20);
+       }},
+      {"input gates",
+       [](AttentionCase& c, Inputs& random) {
+         c.base.mask = Mask::causal();
+         set_input_gates(c, random, c.shapes.heads, 2);
+       }},
+      {"gates of heads, input gates of key heads, softcap, sinks",
+       [](AttentionCase& c, Inputs& random) {
+         c.base.rope = Rope{.base = 100};
+         c.base.mask = Mask::sliding_window(50);
+         c.base.softcap = 1.5;
+         c.query_positions = shuffled_positions(random, c.shapes.n_q, c.shapes.n_k / 2);
+         c.key_positions = shuffled_positions(random, c.shapes.n_k, 3);
+         set_sinks(c, random);
+         set_gates(c, random, c.shapes.heads, 6, 30);
+         set_input_gates(c, random, c.shapes.kv_heads, 1);
+       }},
+      {"Taylor polynomial", [](AttentionCase& c, Inputs&) { c.base.kernel = Kernel::taylor(4); }},
+      {"power and a constant, causal rope",
+       [](AttentionCase& c, Inputs&) {
+         c.base.kernel = Kernel::power(2);
+         c.base.normaliser = Normaliser::row_sum(0.5);
+         c.base.rope = Rope{.base = 100};
+         c.base.mask = Mask::causal();
+       }},
+      {"power and ALiBi",
+       [](AttentionCase& c, Inputs& random) {
+         c.base.kernel = Kernel::power(4);
+         c.base.normaliser = Normaliser::row_sum(1);
+         c.base.mask = Mask::causal();
+         set_alibi(c, random);
+       }},
+      {"signed sums of at least 2, gates",
+       [](AttentionCase& c, Inputs& random) {
+         c.base.kernel = Kernel::power(1, KernelSign::any);
+         c.base.normaliser = Normaliser::at_least(2);
+         c.base.mask = Mask::causal();
+         set_gates(c, random, c.shapes.heads, 8, 50);
+         set_input_gates(c, random, c.shapes.heads, 1);
+       }},
+      {"no normaliser, gates in any order",
+       [](AttentionCase& c, Inputs& random) {
+         c.base.kernel = Kernel::taylor(3, KernelSign::any);
+         c.base.normaliser = Normaliser::none();
+         c.base.mask = Mask::lags(0, 60);
+         c.query_positions = shuffled_positions(random, c.shapes.n_q, c.shapes.n_k / 2);
+         c.key_positions = shuffled_positions(random, c.shapes.n_k, 3);
+         set_gates(c, random, c.shapes.kv_heads, 5);
+         set_input_gates(c, random, c.shapes.kv_heads, 1);
        }},
   };
 }

@@ -83,5 +83,34 @@ TEST(ReferenceGradientTest, OfSinksAndBiasesIsTheLimitOfDifferences) {
   }
 }
 
+TEST(ReferenceGradientTest, OfGatesIsTheLimitOfDifferences) {
+  for (const auto& [name, set] : gradient_options()) {
+    AttentionCase c{.shapes = {4, 2, 5, 7, 6, 3}, .text = ", " + name};
+    Inputs random(13);
+    set(c, random);
+    AttentionInputs<double> in(c.shapes, random);
+    const Tensor<double> d_out = random.gaussian<double>(4, 5, 3);
+    const ReferenceGradient gradient = reference_backward(in.q.view(), in.k.view(), in.v.view(),
+                                                          in.reference(c), d_out.view(), c.options(), c.bias);
+    const auto value = [&] { return inner_product(d_out.view(), in.reference(c).out.view()); };
+    const auto expect = [&](std::vector<float>& gates, const std::vector<double>& expected) {
+      ASSERT_EQ(gates.size(), expected.size());
+      for (std::size_t m = 0; m < gates.size(); ++m) {
+        const float at = gates[m], above = at + 1e-3f, below = at - 1e-3f;
+        if (std::isinf(at)) continue;
+        gates[m] = above;
+        const double more = value();
+        gates[m] = below;
+        const double difference =
+            (more - value()) / (static_cast<double>(above) - static_cast<double>(below));
+        gates[m] = at;
+        EXPECT_NEAR(expected[m], difference, 2e-6 * (1 + std::abs(difference))) << c << ", " << m;
+      }
+    };
+    expect(c.log_gates, gradient.log_gates);
+    expect(c.log_input_gates, gradient.log_input_gates);
+  }
+}
+
 }  // namespace
 }  // namespace fastrope_test

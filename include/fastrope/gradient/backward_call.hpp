@@ -23,6 +23,8 @@
 #include "fastrope/gradient/gradient_block.hpp"
 #include "fastrope/gradient/packed_rows.hpp"
 #include "fastrope/gradient/parameter_gradients.hpp"
+#include "fastrope/gradient/parameter_sums.hpp"
+#include "fastrope/position/lag_bias.hpp"
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
@@ -40,7 +42,9 @@ struct BackwardTensors {
 template <class Real>
 class BackwardCall {
  public:
-  BackwardCall(const Problem& problem, Index d_v, const ParameterGradients& parameters, Workspace& workspace)
+  /// bias: that of the call's options, which must outlive it.
+  BackwardCall(const Problem& problem, Index d_v, const LagBias& bias, const ParameterGradients& parameters,
+               Workspace& workspace)
       : d_v_(d_v),
         query_stride_(round_up(problem.shapes.d, simd::kLanes<Real>)),
         blocks_(ceil_div(problem.shapes.n_q, kRows)),
@@ -48,7 +52,7 @@ class BackwardCall {
         scratch_(problem.executor.workers(), worker_bytes(problem, d_v), workspace),
         packed_(problem, d_v, scratch_, workspace),
         scores_(problem, workspace),
-        bias_(problem, !parameters.bias.empty(), workspace) {
+        sums_(problem, bias, parameters, workspace) {
     const Shapes& s = problem.shapes;
     const Index splits = s.kv_heads * splits_.size();
     delta_ = workspace.take<double>(s.heads * s.n_q).data();
@@ -72,13 +76,13 @@ class BackwardCall {
       std::fill_n(d_k_ + task * s.d * kKeys, s.d * kKeys, 0.0);
       std::fill_n(d_v_sums_ + task * d_v_ * kKeys, d_v_ * kKeys, 0.0);
     });
-    bias_.clear();
+    sums_.clear();
     add_pairs(problem, x);
     executor.parallel_for(s.heads * blocks_,
                           [&](Index task, Index worker) { write_rows(problem, x.d_q, task, worker); });
     executor.parallel_for(s.kv_heads * ceil_div(s.n_k, kKeys),
                           [&](Index task, Index worker) { write_keys(problem, x, task, worker); });
-    if (bias_.wanted()) bias_.write(problem, parameters.bias);
+    sums_.write(problem, parameters);
     for (Index h = 0; h < std::ssize(parameters.sinks); ++h)
       parameters.sinks[static_cast<std::size_t>(h)] = of_sink(problem, x.lse, h);
   }
@@ -141,7 +145,7 @@ class BackwardCall {
         add_pair(problem, x, kv * problem.group() + block / blocks_, block % blocks_, split, worker);
     };
     for (Index round = 0; round < rounds; ++round) {
-      if (bias_.wanted())  // splits of a head add to the same sums, one after the other
+      if (sums_.bias.wanted())  // splits of a head add to the same sums, one after the other
         problem.executor.parallel_for(kv_heads, [&](Index kv, Index worker) {
           for (Index split = 0; split < splits; ++split) meet(kv, split, round, worker);
         });
@@ -170,7 +174,7 @@ class BackwardCall {
     for (Index first = rows.begin; first < rows.end; first += gradients.kRows) {
       const Range some = intersect({first, first + gradients.kRows}, rows);
       gradients.start_rows(problem, packed_, scores_, h, {x.q, x.d_out, x.lse, delta}, some);
-      gradients.add_pairs(problem, packed_, scores_, keys, bias_);
+      gradients.add_pairs(problem, packed_, scores_, keys, sums_);
       for (Index i = some.begin; i < some.end; ++i)
         add_to(gradients.d_q(i - first), query_stride_, d_q_ + (h * s.n_q + i) * query_stride_);
     }
@@ -248,7 +252,7 @@ class BackwardCall {
   WorkerScratch scratch_;
   PackedRows<Real> packed_;
   Scores<Real> scores_;
-  BiasGradient bias_;
+  ParameterSums<Real> sums_;
   double* delta_;     // [heads, n_q]
   double* d_q_;       // [heads, n_q, query_stride], of turned rows and without the scale, here and below
   double* d_k_;       // [kv_heads, splits, d, kKeys]

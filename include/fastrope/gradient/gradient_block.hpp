@@ -2,15 +2,14 @@
 //
 // Scores S are made again tile by tile (query_rows.hpp), and become
 //     P = exp(S - lse),  dP = d_out V^T,  dS = P (dP - delta), times the cap's derivative 1 - tanh^2,
-//     d_q += dS K,  d_k^T += Q^T dS,  d_v^T += d_out^T P,
-// five products of the tile kernel, 2 (3 d + 2 d_v) flops a pair; with a softcap one more of 2 d, since
-// biases stand between scores and tanh. The gradients of keys and values are kept transposed, so that all
-// products have rows of tiles, whose lengths are whole vectors, on the right. They are those of turned rows,
-// without the factor `scale`.
+//     d_q += dS K,  d_k^T += Q^T dS,  d_v^T += d_out^T P
+// (with a polynomial kernel P and dS are those of weight_gradients.hpp): five products of the tile kernel, 2
+// (3 d + 2 d_v) flops a pair; with a softcap one more of 2 d, since biases stand between scores and tanh. The
+// gradients of keys and values are kept transposed, so that all products have rows of tiles, whose lengths
+// are whole vectors, on the right. They are those of turned rows, without the factor `scale`.
 #pragma once
 
 #include <algorithm>
-#include <limits>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
@@ -18,13 +17,12 @@
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/core/workspace.hpp"
-#include "fastrope/exact/exp2.hpp"
 #include "fastrope/exact/query_rows.hpp"
-#include "fastrope/exact/row_weights.hpp"
 #include "fastrope/exact/scores.hpp"
 #include "fastrope/exact/tile_kernel.hpp"
 #include "fastrope/gradient/packed_rows.hpp"
-#include "fastrope/gradient/parameter_gradients.hpp"
+#include "fastrope/gradient/parameter_sums.hpp"
+#include "fastrope/gradient/weight_gradients.hpp"
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET {
@@ -54,10 +52,10 @@ class GradientBlock {
         d_v_(d_v),
         queries_(workspace.take<Real>(kRows * padded(d_)).data()),
         d_out_(workspace.take<Real>(kRows * padded(d_v)).data()),
-        delta_(workspace.take<Real>(kRows).data()),
-        shift_(workspace.take<Real>(kRows).data()),
+        rows_(workspace.take<RowGradient<Real>>(kRows).data()),
         d_scores_(workspace.take<Real>(kTileRows * kStride).data()),
         products_(workspace.take<Real>(problem.softcap > 0 ? kTileRows * kStride : 0).data()),
+        terms_(problem.kernel.is_softmax() ? d_scores_ : workspace.take<Real>(kTileRows * kStride).data()),
         d_q_(workspace.take<Real>(kRows * key_stride()).data()),
         d_keys_(workspace.take<Real>(padded(d_) * kSumStride).data()),
         d_values_(workspace.take<Real>(padded(d_v) * kSumStride).data()) {}
@@ -84,22 +82,18 @@ class GradientBlock {
       packed.keys().tables().turn_query(problem, i, query);
       x.d_out.head(h).read(i, d_v_, d_out);
       finite_ &= simd::all_finite(query, padded(d_)) && simd::all_finite(d_out, padded(d_v_));
-      delta_[r] = static_cast<Real>(x.delta(h, i));
-      const auto lse = static_cast<double>(x.lse(h, i));
-      // A row without keys weighs nothing, whatever its scores.
-      shift_[r] = lse == -std::numeric_limits<double>::infinity()
-                      ? static_cast<Real>(lse)
-                      : detail::finite_as<Real>((block_.references(r)->total() - lse) * kLog2E);
+      rows_[r] = RowGradient<Real>(problem.kernel, problem.normaliser, static_cast<double>(x.lse(h, i)),
+                                   x.delta(h, i), block_.references(r)->total());
     }
   }
 
   /// Adds the gradients of the rows' pairs with `keys`, some of those taken up, that mask and key ranges
   /// allow.
   void add_pairs(const Problem& problem, const PackedRows<Real>& packed, const Scores<Real>& scores,
-                 Range keys, const BiasGradient& bias) const {
+                 Range keys, const ParameterSums<Real>& sums) const {
     block_.for_each_tile(
         problem, packed.keys(), scores, keys,
-        [&](const ScoreTile<Real>& tile) { add_tile(problem, packed, scores, tile, bias); }, [] {});
+        [&](const ScoreTile<Real>& tile) { add_tile(problem, packed, scores, tile, sums); }, [] {});
   }
 
   /// Row r of d_q, [key_stride].
@@ -116,28 +110,18 @@ class GradientBlock {
   static constexpr Index kStride = QueryRows<Real>::kStride;
   static constexpr Index kSumStride = kKeys + kLanes;  // no power of two
 
-  /// Weights of 2^kLeastExponent and less are taken for 0. Products with them could be subnormal numbers, and
-  /// those take many times as long: with ALiBi over 4096 keys, all that is done here took twice as long.
-  static constexpr Real kLeastExponent =
-      std::numeric_limits<Real>::min_exponent + std::numeric_limits<Real>::digits;
-
   /// Of rows that are read as columns: room for whole tiles, in whole vectors.
   static Index padded(Index d) { return round_up(round_up(d, kRowMultiple), kLanes); }
 
   void add_tile(const Problem& problem, const PackedRows<Real>& packed, const Scores<Real>& scores,
-                const ScoreTile<Real>& tile, const BiasGradient& bias) const {
+                const ScoreTile<Real>& tile, const ParameterSums<Real>& sums) const {
     const Index kv = problem.kv_head(block_.head()), count = tile.rows.size();
     for (Index j = tile.panels.begin; j < tile.panels.end; j += kWidth)
       multiply<false, Real>(
           count, kWidth, d_v_, BroadcastOperand<Real>{d_out_ + tile.row * padded(d_v_), padded(d_v_), 1},
           packed.value_panel(kv, j / kWidth), kWidth, d_scores_ + (j - tile.panels.begin), kStride);
-    for (Index r = 0; r < count; ++r)
-      differentiate(delta_[tile.row + r], shift_[tile.row + r], tile.panels.size(), tile.scores + r * kStride,
-                    d_scores_ + r * kStride);
-    if (bias.wanted())
-      for (Index r = 0; r < count; ++r)
-        bias.add(problem, block_.head(), tile.rows.begin + r, tile.keys,
-                 d_scores_ + r * kStride + (tile.keys.begin - tile.panels.begin));
+    differentiate(problem, scores, tile);
+    sums.add(problem, block_.head(), tile, terms_, kStride);
     if (problem.softcap > 0) uncap(problem, packed, scores, tile);
     if (finite_ && packed.finite(kv, tile.panels))
       add_products(packed, kv, tile);
@@ -145,19 +129,20 @@ class GradientBlock {
       add_allowed(problem, packed, kv, tile);
   }
 
-  /// Scores [cols] of a row, base-2, become its weights P, and dP [cols] becomes dS; both are 0 where a score
-  /// is masked.
-  static void differentiate(Real delta, Real shift, Index cols, Real* scores, Real* d_scores) {
-    using namespace simd;
-    const Vec<Real> masked = set(-std::numeric_limits<Real>::infinity());
-    for (Index j = 0; j < cols; j += kLanes) {
-      const Vec<Real> score = load(scores + j);
-      const Vec<Real> exponent = neg(at_most(neg(add(score, set(shift))), set(-kLeastExponent)));
-      const Vec<Real> weight = if_equal(exponent, set(kLeastExponent), zero<Real>(),
-                                        exp2_nonpositive<Real>(at_most(exponent, zero<Real>())));
-      const Vec<Real> d_score = mul(weight, sub(load(d_scores + j), set(delta)));
-      store<Real>(if_equal(score, masked, zero<Real>(), weight), scores + j);
-      store<Real>(if_equal(score, masked, zero<Real>(), d_score), d_scores + j);
+  /// The scores of a tile become weights, and dP becomes dS.
+  void differentiate(const Problem& problem, const Scores<Real>& scores, const ScoreTile<Real>& tile) const {
+    const Index cols = tile.panels.size();
+    const PolynomialGradient<Real> polynomial(problem.kernel);
+    for (Index r = 0; r < tile.rows.size(); ++r) {
+      const RowGradient<Real>& row = rows_[tile.row + r];
+      Real *const of_row = tile.scores + r * kStride, *const d_scores = d_scores_ + r * kStride;
+      if (problem.kernel.is_softmax()) {
+        differentiate_softmax(row, cols, of_row, d_scores);
+      } else {
+        const Real* factors =
+            scores.factors(block_.head(), tile.panels, *block_.references(tile.row + r), block_.scratch());
+        polynomial.differentiate(row, factors, cols, of_row, d_scores, terms_ + r * kStride);
+      }
     }
   }
 
@@ -217,16 +202,16 @@ class GradientBlock {
   QueryRows<Real> block_;
   Index d_, d_v_;
   Index first_key_ = 0;
-  bool finite_ = true;  // queries and d_out
-  Real* queries_;       // [kRows, padded(d)], turned
-  Real* d_out_;         // [kRows, padded(d_v)]
-  Real* delta_;         // [kRows]
-  Real* shift_;         // [kRows], what makes weights of scores
-  Real* d_scores_;      // [kTileRows, kStride]
-  Real* products_;      // the same, of queries and keys, before the cap
-  Real* d_q_;           // [kRows, key_stride]
-  Real* d_keys_;        // [padded(d), kSumStride]
-  Real* d_values_;      // [padded(d_v), kSumStride]
+  bool finite_ = true;       // queries and d_out
+  Real* queries_;            // [kRows, padded(d)], turned
+  Real* d_out_;              // [kRows, padded(d_v)]
+  RowGradient<Real>* rows_;  // [kRows]
+  Real* d_scores_;           // [kTileRows, kStride]
+  Real* products_;           // the same, of queries and keys, before the cap
+  Real* terms_;              // the same, the gradients of the logs of weights: of softmax d_scores
+  Real* d_q_;                // [kRows, key_stride]
+  Real* d_keys_;             // [padded(d), kSumStride]
+  Real* d_values_;           // [padded(d_v), kSumStride]
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

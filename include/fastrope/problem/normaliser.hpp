@@ -59,6 +59,12 @@ class Normaliser {
     return std::abs(n) < static_cast<double>(std::numeric_limits<Real>::min()) ? 0 : 1 / n;
   }
 
+  /// dN/d(sum of the weights): 1, the sum's sign where |sum| > c, or 0 where N does not depend on the sum.
+  double derivative(double sum) const {
+    if (kind_ == Kind::row_sum) return 1;
+    return kind_ == Kind::at_least && std::abs(sum) > constant_ ? std::copysign(1.0, sum) : 0;
+  }
+
   friend bool operator==(const Normaliser&, const Normaliser&) = default;
 
  private:
