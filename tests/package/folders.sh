@@ -4,7 +4,7 @@
 #   folders.sh INCLUDE_DIRECTORY
 set -euo pipefail
 cd "$1/fastrope"
-order=(core position problem exact polynomial toeplitz measure plan attend gradient spectral)
+order=(core position problem exact polynomial toeplitz measure plan attend gradient mpi spectral)
 
 failed=0
 for ((f = 0; f < ${#order[@]}; ++f)); do

@@ -1,0 +1,97 @@
+// Terms: what all ranks of a call must give alike, and what each may give.
+#pragma once
+
+#include <functional>
+#include <iterator>
+#include <span>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "fastrope/core/error.hpp"
+#include "fastrope/core/index.hpp"
+#include "fastrope/core/target.hpp"
+#include "fastrope/position/rope.hpp"
+#include "fastrope/problem/options.hpp"
+#include "fastrope/problem/problem.hpp"
+#include "fastrope/problem/shapes.hpp"
+
+namespace fastrope::inline FASTROPE_TARGET::mpi::detail {
+
+/// What all ranks must give alike: names, and numbers that say it.
+class Terms {
+ public:
+  template <class T>
+  void add(const char* name, const T& value) {
+    std::ostringstream text;
+    text.precision(17);
+    text << value;
+    names_.push_back(name);
+    numbers_.push_back(static_cast<Index>(std::hash<std::string>{}(text.str())));
+  }
+  template <class Numbers>
+  void add_all(const char* name, const Numbers& values) {
+    std::ostringstream text;
+    text.precision(17);
+    for (const auto& value : values) text << value << ' ';
+    add(name, text.str());
+  }
+  const std::vector<Index>& numbers() const { return numbers_; }
+  const char* name(std::size_t i) const { return names_[i]; }
+
+ private:
+  std::vector<const char*> names_ = {};
+  std::vector<Index> numbers_ = {};
+};
+
+inline Terms terms_of(const Shapes& s, const Options& o, std::span<const Index> bytes_of_elements) {
+  Terms terms;
+  terms.add("heads", s.heads);
+  terms.add("kv_heads", s.kv_heads);
+  terms.add("d", s.d);
+  terms.add("d_v", s.d_v);
+  terms.add_all("the types of q, k and v", bytes_of_elements);
+  terms.add("mask", std::to_string(o.mask.first) + ' ' + std::to_string(o.mask.last));
+  terms.add("tolerance", o.tolerance);
+  terms.add("path", o.path);
+  terms.add("softcap", o.softcap);
+  terms.add("scale", o.scale.value_or(0) + (o.scale ? 0 : 1e300));
+  terms.add_all("sinks", o.sinks);
+  terms.add_all("bias", o.bias.values().empty() ? o.bias.slopes() : o.bias.values());
+  terms.add("rope_already_applied", o.rope_already_applied);
+  std::ostringstream rope;
+  if (o.rope) {
+    const RopeFrequencies f = rope_frequencies(*o.rope, s.d);
+    rope.precision(17);
+    rope << static_cast<int>(o.rope->pairing) << ' ' << o.rope->rotary_begin << ' ' << f.attention_factor;
+    for (const double theta : f.theta) rope << ' ' << theta;
+  }
+  terms.add("rope", rope.str());
+  terms.add("whether weights are given", o.weights.has_value());
+  terms.add("key_ranges' per_row", o.key_ranges.per_row);
+  terms.add("whether dense_bias is given", o.dense_bias.data != nullptr);
+  terms.add("whether dense_mask is given", o.dense_mask.data != nullptr);
+  return terms;
+}
+
+/// Refuses what is not spread over ranks, and rows that clash with the options.
+inline void require_local(const Shapes& s, Index keys, const Options& o) {
+  if (!o.kernel.is_softmax()) fastrope::detail::fail("polynomial kernels are not spread over ranks");
+  if (o.log_gates.rows > 0 || o.log_input_gates.rows > 0)
+    fastrope::detail::fail("gates are not spread over ranks");
+  if (o.query_section_positions.data != nullptr || o.key_section_positions.data != nullptr)
+    fastrope::detail::fail("positions of sections are not spread over ranks");
+  if (o.path != Path::automatic && o.path != Path::exact)
+    fastrope::detail::fail("options.path is ", o.path, ", and over ranks attention is exact");
+  const auto require = [](const char* name, Index given, Index n) {
+    if (given != 0 && given != n)
+      fastrope::detail::fail(name, " has ", given, " positions for ", n, " rows of this rank");
+  };
+  require("query_positions", std::ssize(o.query_positions), s.n_q);
+  require("key_positions", std::ssize(o.key_positions), s.n_k);
+  Options of_rows = o;  // its ranges, dense bias and dense mask are of all keys
+  of_rows.query_positions = of_rows.key_positions = {};
+  if (s.n_q > 0) Problem({s.heads, s.kv_heads, s.n_q, keys, s.d, s.d_v}, of_rows);
+}
+
+}  // namespace fastrope::inline FASTROPE_TARGET::mpi::detail

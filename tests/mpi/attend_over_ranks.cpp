@@ -1,0 +1,207 @@
+// mpi::attend on as many ranks as it is started with, against the double-precision oracle of the whole
+// sequence: every rank makes the same inputs and has its own rows of them. A watchdog ends what hangs.
+#include <unistd.h>
+#include <fastrope/core.hpp>
+#include <fastrope/mpi.hpp>
+
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "support/attention_case.hpp"
+#include "support/norms.hpp"
+#include "support/stored_cache.hpp"
+
+namespace {
+
+using namespace fastrope;
+using namespace fastrope_test;
+
+int rank = 0, ranks = 1, failures = 0;
+
+void expect(bool holds, const std::string& what) {
+  if (holds) return;
+  std::fprintf(stderr, "rank %d of %d: %s\n", rank, ranks, what.c_str());
+  ++failures;
+}
+
+/// How rows are spread: the part of each rank is in proportion to weight(rank).
+using Spread = std::function<double(int)>;
+Range part_of(Index n, const Spread& weight) {
+  double before = 0, own = 0, all = 0;
+  for (int r = 0; r < ranks; ++r) {
+    if (r < rank) before += weight(r);
+    if (r == rank) own = weight(r);
+    all += weight(r);
+  }
+  const auto at = [&](double share) {
+    return static_cast<Index>(share / all * static_cast<double>(n) + 0.5);
+  };
+  return {at(before), at(before + own)};
+}
+
+template <class T>
+TensorView<const T> part(const Tensor<T>& x, Range some) {
+  return rows(TensorView<const T>(x.view()), some);
+}
+
+/// The options of a case for some of its rows.
+Options own_options(const AttentionCase& c, Range queries, Range keys) {
+  Options o = c.options();
+  const auto span = [](auto all, Range some) {
+    return all.empty()
+               ? all
+               : all.subspan(static_cast<std::size_t>(some.begin), static_cast<std::size_t>(some.size()));
+  };
+  o.query_positions = span(o.query_positions, queries);
+  o.key_positions = span(o.key_positions, keys);
+  if (o.key_ranges.given())
+    o.key_ranges.ranges =
+        o.key_ranges.ranges.subspan(static_cast<std::size_t>(queries.begin * o.key_ranges.per_row),
+                                    static_cast<std::size_t>(queries.size() * o.key_ranges.per_row));
+  if (o.dense_bias.data != nullptr) {
+    TensorView<const float> bias = o.dense_bias.as<float>();
+    bias.data += queries.begin * bias.row_stride;
+    bias.rows = queries.size();
+    o.dense_bias = bias;
+  }
+  return o;
+}
+
+/// One case, its rows spread in several ways.
+template <class T, class KV>
+void check(const AttentionCase& c, const std::vector<std::pair<Spread, Spread>>& ways) {
+  AttentionInputs<T, KV> in(c.shapes, 5);
+  const Reference reference = in.reference(c);
+  for (std::size_t way = 0; way < ways.size(); ++way) {
+    const Range queries = part_of(c.shapes.n_q, ways[way].first),
+                keys = part_of(c.shapes.n_k, ways[way].second);
+    Tensor<T> out(c.shapes.heads, queries.size(), c.shapes.d_v);
+    const mpi::Report report = mpi::attend(MPI_COMM_WORLD, part(in.q, queries), part(in.k, keys),
+                                           part(in.v, keys), out.view(), own_options(c, queries, keys));
+    const double error = max_abs_difference(out.view(), part(reference.out, queries));
+    expect(error <= (std::is_same_v<T, double> ? 1e-13 : 6e-6),
+           c.text + ", way " + std::to_string(way) + ": off by " + std::to_string(error));
+    expect(report.ranks == ranks && report.share >= 0 && report.share <= 1, "a report");
+  }
+}
+
+const Spread kEven = [](int) { return 1.0; };
+const Spread kGrowing = [](int r) { return 1.0 + r; };
+const Spread kSecond = [](int r) { return r == (ranks > 1 ? 1 : 0) ? 1.0 : 0.0; };  // others have none
+const Spread kAlternating = [](int r) { return r % 2 == 0 ? 1.0 : 0.01; };
+
+std::vector<AttentionCase> cases() {
+  std::vector<AttentionCase> list;
+  const auto add = [&](const char* text, Shapes shapes, Options base) -> AttentionCase& {
+    AttentionCase c{.shapes = shapes, .base = std::move(base)};
+    c.text = text;
+    list.push_back(c);
+    return list.back();
+  };
+  const Shapes s{4, 2, 300, 300, 16, 12};
+  add("full", s, {});
+  add("causal", s, {.rope = Rope{}, .mask = Mask::causal()});
+  add("window", s, {.rope = Rope{.pairing = RopePairing::half_split}, .mask = Mask::sliding_window(40)});
+  add("lags", s, {.mask = Mask::lags(-20, 70)});
+  add("one query", {4, 2, 1, 300, 16, 12}, {.rope = Rope{}, .mask = Mask::causal()});
+  add("fewer queries", {4, 4, 70, 300, 16, 12}, {.rope = Rope{}, .mask = Mask::causal(), .softcap = 5});
+  add("few rows", {2, 1, 3, 5, 8, 4}, {.mask = Mask::causal()});
+  add("no keys", {2, 1, 3, 0, 8, 4}, {});
+  add("nothing", {2, 1, 0, 0, 8, 4}, {.mask = Mask::causal()});
+  add("long enough to move queries", {2, 1, 900, 900, 8, 8}, {.rope = Rope{}, .mask = Mask::causal()});
+  AttentionCase& alibi = add("alibi", s, {.mask = Mask::causal()});
+  alibi.base.bias = LagBias::alibi({0.5, 0.25, 0.1, 0.05});
+  alibi.bias = alibi_formula({0.5, 0.25, 0.1, 0.05});
+  add("sinks", s, {.mask = Mask::causal()}).sinks = {1, -1, 0.5F, 2};
+  AttentionCase& placed = add("positions", s, {.rope = Rope{}, .mask = Mask::causal()});
+  for (Index i = 0; i < 300; ++i) {
+    placed.query_positions.push_back(2 * i + 7);
+    placed.key_positions.push_back(i * 2 + i % 3);
+  }
+  std::sort(placed.key_positions.begin(), placed.key_positions.end());
+  add("documents", s, {.mask = Mask::causal()}).ranges =
+      RowRanges::documents(std::vector<Index>{120, 37, 143});
+  AttentionCase& dense = add("dense bias", s, {.mask = Mask::causal()});
+  dense.dense_row_stride = 300;
+  for (Index i = 0; i < 300 * 300; ++i)
+    dense.dense.push_back(i % 7 == 0 ? -std::numeric_limits<float>::infinity()
+                                     : static_cast<float>(i % 11) / 4);
+  return list;
+}
+
+/// f() throws the same Error, with this in it, on every rank.
+void refused(const std::string& text, const std::function<void()>& f) {
+  std::string message = "no Error";
+  try {
+    f();
+  } catch (const Error& error) {
+    message = error.what();
+  }
+  expect(message.find(text) != std::string::npos, "'" + text + "' expected: " + message);
+  char first[512] = {};
+  std::snprintf(first, sizeof first, "%s", message.c_str());
+  MPI_Bcast(first, sizeof first, MPI_CHAR, 0, MPI_COMM_WORLD);
+  expect(message == first, "two messages: " + message + " and " + first);
+}
+
+void refusals() {
+  const Tensor<float> x(2, 10, 4);
+  const auto call = [&](const Options& o, const Tensor<float>& q, const Tensor<float>& k) {
+    Tensor<float> out(q.heads, q.rows, 4);
+    mpi::attend(MPI_COMM_WORLD, q.view(), k.view(), k.view(), out.view(), o);
+  };
+  const bool last = rank == ranks - 1;
+  if (ranks > 1) {
+    refused("differ in mask", [&] { call({.mask = last ? Mask::causal() : Mask::full()}, x, x); });
+    refused("differ in scale", [&] { call({.scale = last ? 0.5 : 0.25}, x, x); });
+    refused("differ in rope", [&] { call(last ? Options{} : Options{.rope = Rope{}}, x, x); });
+    refused("differ in d", [&] {
+      const Tensor<float> wide(2, 10, 8);
+      Tensor<float> out(2, 10, 8);
+      const Tensor<float>& mine = last ? wide : x;
+      Tensor<float> result(2, 10, mine.cols);
+      mpi::attend(MPI_COMM_WORLD, mine.view(), mine.view(), mine.view(), result.view(), {});
+    });
+  }
+  // One rank's rows alone are wrong.
+  const std::vector<Position> positions(3);
+  refused("rank " + std::to_string(ranks - 1) + ": query_positions has 3 positions for 10 rows", [&] {
+    Options o;
+    if (last) o.query_positions = positions;
+    call(o, x, x);
+  });
+  refused("rank 0: softcap", [&] { call({.mask = Mask::causal(), .softcap = -1}, x, x); });
+  refused("polynomial kernels", [&] { call({.kernel = Kernel::power(2)}, x, x); });
+  refused("options.path is polynomial", [&] { call({.path = Path::polynomial}, x, x); });
+  // A pool that fails on one rank fails on all.
+  refused("rank " + std::to_string(ranks - 1), [&] {
+    Options o;
+    if (last) o.executor = Executor(2, [](Index, TaskRef) {});
+    call(o, x, x);
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  MPI_Init(&argc, &argv);
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &ranks);
+  alarm(120);
+  const std::vector<std::pair<Spread, Spread>> ways = {
+      {kEven, kEven}, {kGrowing, kAlternating}, {kSecond, kEven}, {kAlternating, kSecond}, {kEven, kGrowing}};
+  for (const AttentionCase& c : cases()) {
+    check<float, float>(c, ways);
+    check<double, double>(c, {ways[0], ways[3]});
+    check<float, bfloat16>(c, {ways[1]});
+  }
+  refusals();
+  int all = 0;
+  MPI_Allreduce(&failures, &all, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
+  if (rank == 0) std::printf("%d ranks: %d failures\n", ranks, all);
+  MPI_Finalize();
+  return all == 0 ? 0 : 1;
+}
