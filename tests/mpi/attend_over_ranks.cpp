@@ -132,6 +132,40 @@ std::vector<AttentionCase> cases() {
   return list;
 }
 
+/// Ranks have equal shares, and send what they must: their keys once to every other, and nothing where the
+/// mask keeps ranks apart.
+void shares_and_bytes() {
+  const Index each = 960, n = each * ranks;
+  const AttentionCase c{.shapes = {4, 2, n, n, 8, 12}};
+  const AttentionInputs<float> in(c.shapes, 6);
+  const Range own = part_of(n, kEven);
+  Tensor<float> out(4, each, 12);
+  const auto run = [&](const Mask& mask) {
+    return mpi::attend(MPI_COMM_WORLD, part(in.q, own), part(in.k, own), part(in.v, own), out.view(),
+                       {.mask = mask});
+  };
+  const Index keys = 2 * each * (8 + 12) * static_cast<Index>(sizeof(float));
+  const mpi::Report full = run(Mask::full());
+  expect(full.bytes_sent == (ranks - 1) * keys && full.bytes_received == full.bytes_sent,
+         "bytes of a full mask");
+  expect(std::abs(full.share * ranks - 1) < 1e-9, "share of a full mask");
+  const mpi::Report causal = run(Mask::causal());
+  expect(std::abs(causal.share * ranks - 1) < 0.1, "share of a causal mask: " + std::to_string(causal.share));
+  const mpi::Report window = run(Mask::sliding_window(1));
+  expect(window.bytes_sent == 0 && window.bytes_received == 0, "bytes of ranks that do not meet");
+}
+
+/// A rank that comes late keeps the others waiting, no more.
+void delayed() {
+  const AttentionCase c{.shapes = {2, 1, 40, 40, 8, 8}};
+  const AttentionInputs<float> in(c.shapes, 7);
+  const Range own = part_of(40, kEven);
+  Tensor<float> out(2, own.size(), 8);
+  if (rank == ranks - 1) usleep(300000);
+  mpi::attend(MPI_COMM_WORLD, part(in.q, own), part(in.k, own), part(in.v, own), out.view(), {});
+  expect(max_abs_difference(out.view(), part(in.reference(c).out, own)) < 6e-6, "a delayed rank");
+}
+
 /// f() throws the same Error, with this in it, on every rank.
 void refused(const std::string& text, const std::function<void()>& f) {
   std::string message = "no Error";
@@ -198,6 +232,8 @@ int main(int argc, char** argv) {
     check<double, double>(c, {ways[0], ways[3]});
     check<float, bfloat16>(c, {ways[1]});
   }
+  shares_and_bytes();
+  delayed();
   refusals();
   int all = 0;
   MPI_Allreduce(&failures, &all, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
