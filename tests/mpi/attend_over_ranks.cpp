@@ -132,6 +132,34 @@ std::vector<AttentionCase> cases() {
   return list;
 }
 
+/// Keys in blocks and values of 16 bits in pages, rows of odd sizes, at positions of their own, so that what
+/// a message holds begins anywhere.
+void other_rows() {
+  AttentionCase c{.shapes = {3, 3, 70, 70, 32, 7}};
+  c.base.mask = Mask::causal();
+  c.base.rope = Rope{};
+  for (Index i = 0; i < 70; ++i) c.key_positions.push_back(3 * i);
+  c.query_positions = c.key_positions;
+  AttentionInputs<float> in(c.shapes, 8);
+  const Range own = part_of(70, kGrowing);
+  std::vector<Q8_0> blocks(static_cast<std::size_t>(3 * 70));
+  quantize(std::span<const float>(in.k.values), std::span<Q8_0>(blocks));
+  dequantize(std::span<const Q8_0>(blocks), std::span<float>(in.k.values));
+  std::vector<bfloat16> values;
+  for (float& x : in.v.values) {
+    values.push_back(static_cast<bfloat16>(x));
+    x = static_cast<float>(values.back());
+  }
+  std::vector<std::int32_t> pages;  // of a row
+  for (Index j = own.begin; j < own.end; ++j) pages.push_back(static_cast<std::int32_t>(j));
+  const PagedView<const bfloat16> paged{values.data(), 3, own.size(), 7, 1, pages, 7, 70 * 7, 7};
+  Tensor<float> out(3, own.size(), 7);
+  mpi::attend(MPI_COMM_WORLD, part(in.q, own), rows(contiguous<const Q8_0>(blocks.data(), 3, 70, 32), own),
+              paged, out.view(), own_options(c, own, own));
+  const double error = max_abs_difference(out.view(), part(in.reference(c).out, own));
+  expect(error < 6e-6, "keys in blocks, values in pages: off by " + std::to_string(error));
+}
+
 /// Ranks have equal shares, and send what they must: their keys once to every other, and nothing where the
 /// mask keeps ranks apart.
 void shares_and_bytes() {
@@ -232,6 +260,7 @@ int main(int argc, char** argv) {
     check<double, double>(c, {ways[0], ways[3]});
     check<float, bfloat16>(c, {ways[1]});
   }
+  other_rows();
   shares_and_bytes();
   delayed();
   refusals();
