@@ -132,6 +132,68 @@ std::vector<AttentionCase> cases() {
   return list;
 }
 
+/// Keys in blocks and values of 16 bits in pages, rows of odd sizes, at positions of their own, so that what
+/// a message holds begins anywhere.
+void other_rows() {
+  AttentionCase c{.shapes = {3, 3, 70, 70, 32, 7}};
+  c.base.mask = Mask::causal();
+  c.base.rope = Rope{};
+  for (Index i = 0; i < 70; ++i) c.key_positions.push_back(3 * i);
+  c.query_positions = c.key_positions;
+  AttentionInputs<float> in(c.shapes, 8);
+  const Range own = part_of(70, kGrowing);
+  std::vector<Q8_0> blocks(static_cast<std::size_t>(3 * 70));
+  quantize(std::span<const float>(in.k.values), std::span<Q8_0>(blocks));
+  dequantize(std::span<const Q8_0>(blocks), std::span<float>(in.k.values));
+  std::vector<bfloat16> values;
+  for (float& x : in.v.values) {
+    values.push_back(static_cast<bfloat16>(x));
+    x = static_cast<float>(values.back());
+  }
+  std::vector<std::int32_t> pages;  // of a row
+  for (Index j = own.begin; j < own.end; ++j) pages.push_back(static_cast<std::int32_t>(j));
+  const PagedView<const bfloat16> paged{values.data(), 3, own.size(), 7, 1, pages, 7, 70 * 7, 7};
+  Tensor<float> out(3, own.size(), 7);
+  mpi::attend(MPI_COMM_WORLD, part(in.q, own), rows(contiguous<const Q8_0>(blocks.data(), 3, 70, 32), own),
+              paged, out.view(), own_options(c, own, own));
+  const double error = max_abs_difference(out.view(), part(in.reference(c).out, own));
+  expect(error < 6e-6, "keys in blocks, values in pages: off by " + std::to_string(error));
+}
+
+/// Ranks have equal shares, and send what they must: their keys once to every other, and nothing where the
+/// mask keeps ranks apart.
+void shares_and_bytes() {
+  const Index each = 960, n = each * ranks;
+  const AttentionCase c{.shapes = {4, 2, n, n, 8, 12}};
+  const AttentionInputs<float> in(c.shapes, 6);
+  const Range own = part_of(n, kEven);
+  Tensor<float> out(4, each, 12);
+  const auto run = [&](const Mask& mask) {
+    return mpi::attend(MPI_COMM_WORLD, part(in.q, own), part(in.k, own), part(in.v, own), out.view(),
+                       {.mask = mask});
+  };
+  const Index keys = 2 * each * (8 + 12) * static_cast<Index>(sizeof(float));
+  const mpi::Report full = run(Mask::full());
+  expect(full.bytes_sent == (ranks - 1) * keys && full.bytes_received == full.bytes_sent,
+         "bytes of a full mask");
+  expect(std::abs(full.share * ranks - 1) < 1e-9, "share of a full mask");
+  const mpi::Report causal = run(Mask::causal());
+  expect(std::abs(causal.share * ranks - 1) < 0.1, "share of a causal mask: " + std::to_string(causal.share));
+  const mpi::Report window = run(Mask::sliding_window(1));
+  expect(window.bytes_sent == 0 && window.bytes_received == 0, "bytes of ranks that do not meet");
+}
+
+/// A rank that comes late keeps the others waiting, no more.
+void delayed() {
+  const AttentionCase c{.shapes = {2, 1, 40, 40, 8, 8}};
+  const AttentionInputs<float> in(c.shapes, 7);
+  const Range own = part_of(40, kEven);
+  Tensor<float> out(2, own.size(), 8);
+  if (rank == ranks - 1) usleep(300000);
+  mpi::attend(MPI_COMM_WORLD, part(in.q, own), part(in.k, own), part(in.v, own), out.view(), {});
+  expect(max_abs_difference(out.view(), part(in.reference(c).out, own)) < 6e-6, "a delayed rank");
+}
+
 /// f() throws the same Error, with this in it, on every rank.
 void refused(const std::string& text, const std::function<void()>& f) {
   std::string message = "no Error";
@@ -198,6 +260,9 @@ int main(int argc, char** argv) {
     check<double, double>(c, {ways[0], ways[3]});
     check<float, bfloat16>(c, {ways[1]});
   }
+  other_rows();
+  shares_and_bytes();
+  delayed();
   refusals();
   int all = 0;
   MPI_Allreduce(&failures, &all, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);

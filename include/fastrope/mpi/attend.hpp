@@ -326,7 +326,8 @@ class Call {
     StoredRows q = q_;
     KeyRows<Real> k = key_rows_;
     ValueRows<Real> v = value_rows_;
-    const Position* query_positions = options_.query_positions.data() + piece.rows.begin;
+    const Position* query_positions = options_.query_positions.data();
+    if (!of_q.consecutive) query_positions += piece.rows.begin;
     const Position* key_positions = options_.key_positions.data();
     Range rows = piece.rows;  // of q
     if (!is_mine(piece.key_rank)) {

@@ -23,7 +23,8 @@ class PackedRows {
   explicit PackedRows(const StoredRows& x)
       : row_bytes_(x.is_scaled() ? x.cols * static_cast<Index>(sizeof(Real)) : x.type->bytes_of(x.cols)) {}
 
-  Index bytes(Index heads, Index rows) const { return heads * rows * row_bytes_; }
+  /// Such that what follows is aligned for any type.
+  Index bytes(Index heads, Index rows) const { return round_up(heads * rows * row_bytes_, kAlignment); }
   void pack(const StoredRows& x, Range rows, std::byte* to) const {
     for (Index h = 0; h < x.heads; ++h) {
       const StoredHead head = x.head(h);
@@ -36,6 +37,8 @@ class PackedRows {
   }
 
  private:
+  static constexpr Index kAlignment = 16;
+
   Index row_bytes_;
 };
 
