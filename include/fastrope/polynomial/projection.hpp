@@ -59,6 +59,7 @@ void apply_axes(const std::vector<double>& axes, Index variables, Index d, const
     Real* row = to + l * to_stride;
     std::fill_n(row, width, Real{0});
     for (Index c = 0; c < d; ++c) {
+      if (axis[c] == 0) continue;  // most of an identity
       const Vec<Real> a = set(static_cast<Real>(axis[c]));
       for (Index i = 0; i < width; i += kLanes<Real>)
         store<Real>(fma(a, load(from + c * width + i), load(row + i)), row + i);

@@ -44,6 +44,10 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
+namespace detail {
+struct BoundedExp;
+}
+
 /// One sequence's attention with options.kernel, token after token, with arithmetic in Real; the state and
 /// sums over recent tokens are in double. A copy is another sequence with the same past, and shares nothing
 /// that either changes: what one takes afterwards the other does not see.
@@ -58,12 +62,14 @@ class RecurrentAttention {
   RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options);
 
   /// Softmax with a promise: every entry |x| is at most `radius`, so that a polynomial is near enough to exp
-  /// for options.tolerance and states take the place of the cache. row_bounds() counts the approximation.
-  /// What is held against the radius is |scale| |q| times the length of the longest key so far, with what
-  /// rope's factor and rounding may add: a token beyond it is refused, with nothing changed, prefill throwing
-  /// Error with the values and step returning RunStatus::promise_broken. Throws Error as the other, unless
-  /// radius is a positive number and 0 < options.tolerance < 1, and where no polynomial of a degree up to
-  /// Kernel::kMaxDegree is near enough. In attend/bounded_recurrence.hpp.
+  /// for options.tolerance and states take the place of the cache. row_bounds() counts the approximation, and
+  /// error_bound() is what all of them keep to. What is held against the radius is |scale| |q| times the
+  /// length of the longest key so far, with what rope's factor and rounding may add: a token beyond it is
+  /// refused, with nothing changed, prefill throwing Error with the values and step returning
+  /// RunStatus::promise_broken. Throws Error as the other, unless radius is a positive number and 0 <
+  /// options.tolerance < 1, where no polynomial of a degree up to Kernel::kMaxDegree is near enough, and
+  /// where rounding, which grows as e^(2 radius), leaves no promise within the tolerance. In
+  /// attend/bounded_recurrence.hpp.
   RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options, double radius);
 
   /// Tokens so far.
@@ -80,6 +86,11 @@ class RecurrentAttention {
   MatrixView<const double> row_bounds() const {
     return {row_bounds_.data(), heads_, bounded_rows_, bounded_rows_};
   }
+
+  /// With a radius at least |out - exact| / max|V| of every row that is stored in Real or wider, without
+  /// gates and ALiBi (row_bounds() counts their rounding), for kPromisedTokens: at most the tolerance.
+  /// Infinity without.
+  double error_bound() const { return error_bound_; }
 
   /// Takes the next n tokens: q [heads, n, d], k [kv_heads, n, d], v [kv_heads, n, d_v]; out [heads, n, d_v]
   /// is what each attends to among all tokens so far. log_gates, log_input_gates: [kv_heads, n], or [heads,
@@ -132,9 +143,10 @@ class RecurrentAttention {
  private:
   static constexpr Index kBlock = kKeyBlock<Real>;
   /// Rows that a prompt is taken in at a time: their pairs are computed as such, so few; the state is read
-  /// and written for each chunk, so not too few. Whole blocks.
-  static constexpr Index kChunk = 768;
+  /// and written for each chunk, so not too few where it is large. Whole blocks.
+  static constexpr Index kChunk = 768, kSmallRank = 1024;
   static_assert(kChunk % kBlock == 0);
+  Index chunk() const { return rank() < kSmallRank ? kBlock : kChunk; }
   /// Vectors of channels that a step reads at a time.
   static constexpr int kTogether = simd::kRegisters >= 32 ? 4 : 2;
 
@@ -146,6 +158,9 @@ class RecurrentAttention {
   /// The key head of state u, and how many query heads read it.
   Index key_head(Index u) const { return u * kv_heads_ / states_; }
   Index group() const { return states_ == 0 ? 1 : heads_ / states_; }
+
+  RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options,
+                     const detail::BoundedExp& bounded, double radius);
 
   static Options of_tokens(const Options& options);
   /// Of how many rows of gates state u has row u.
@@ -159,6 +174,7 @@ class RecurrentAttention {
     Real* ancestors;  // [degree + 1, columns]
     Real* features;   // [kChain, columns]
     double* sums;     // [group, channels and padding]
+    double* totals;   // [columns], the ones' of the state
     double* weights;  // [kBlock]
     Real* ones;       // [kBlock], a block's weights
     Real* values;     // [kBlock / group, stride] where keys share vectors
@@ -229,6 +245,7 @@ class RecurrentAttention {
   void fold(Index u, const StepScratch& s);
   void step_state(Index u, const StoredRows& q, const StoredRows& k, const StoredRows& v,
                   const OutputRows& out, const Gates& gates, const StepScratch& s);
+  void make_features(const MonomialSet& set, Index first, Index count, const StepScratch& s) const;
   void add_state(Index u, const StepScratch& s) const;
   void add_recent(Index u, Index h, Range seen, double level, const StepScratch& s) const;
 
@@ -258,6 +275,7 @@ class RecurrentAttention {
   Index bounded_rows_ = 0;
   double radius_ = std::numeric_limits<double>::infinity();  // of the entries
   double approximation_ = 0;                                 // of softmax, over max|V|
+  double error_bound_ = std::numeric_limits<double>::infinity();
 };
 
 template <class Real>
@@ -284,9 +302,10 @@ RecurrentAttention<Real>::RecurrentAttention(Index heads, Index kv_heads, Index 
   if (const std::string refusal = polynomial_refusal(problem_); !refusal.empty())
     detail::fail("no recurrence: ", refusal);
   const std::vector<int> limits = simplex_limits(d, problem_.kernel.degree());
-  if (const double rank = rank_of(limits); rank > static_cast<double>(kMaxRank))
+  const Degrees terms = problem_.kernel.is_power() ? Degrees::highest : Degrees::all;
+  if (const double rank = rank_of(limits, terms); rank > static_cast<double>(kMaxRank))
     detail::fail(rank_refusal(problem_.kernel.degree(), d, rank, d_v, sizeof(Real)));
-  const auto monomials = std::make_shared<const MonomialSet>(limits);
+  const auto monomials = std::make_shared<const MonomialSet>(limits, terms);
   const auto coefficients = problem_.kernel.coefficients();
   for (Index u = 0; heads > 0 && u < states_; ++u)
     units_.push_back({.heads = {u * group(), (u + 1) * group()},
@@ -319,6 +338,7 @@ auto RecurrentAttention<Real>::step_scratch(Workspace& w) const -> StepScratch {
           .ancestors = w.take<Real>(degrees() * columns()).data(),
           .features = w.take<Real>(kChain * columns()).data(),
           .sums = w.take<double>(group() * padded_channels()).data(),
+          .totals = w.take<double>(columns()).data(),
           .weights = w.take<double>(kBlock).data(),
           .ones = w.take<Real>(kBlock).data(),
           .values = w.take<Real>(layout.group > 1 ? kBlock / layout.group * layout.stride : 0).data(),
@@ -451,7 +471,7 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
 
   std::vector<FarPairs> chunks;
   for (Index i = 0; i < n;) {
-    const Index end = std::min(n, round_down(before + i, kChunk) + kChunk - before);
+    const Index end = std::min(n, round_down(before + i, chunk()) + chunk() - before);
     chunks.push_back({{i, end}, round_down(before + i, kBlock)});
     i = end;
   }
