@@ -180,10 +180,14 @@ TEST(BoundedRecurrence, EveryRowKeepsToTheErrorBound) {
                       RunStatus::ok);
             keep();
           }
-        else
-          recurrence.prefill(in.q.view(), in.k.view(), in.v.view(), in.out.view()), keep();
+        else {
+          recurrence.prefill(in.q.view(), in.k.view(), in.v.view(), in.out.view());
+          keep();
+        }
         EXPECT_LE(most, recurrence.error_bound());
-        if (sign < 0) EXPECT_GE(most, 0.1 * recurrence.error_bound()) << "the bound says something";
+        if (sign < 0) {
+          EXPECT_GE(most, 0.1 * recurrence.error_bound()) << "the bound says something";
+        }
       }
 }
 
