@@ -91,6 +91,27 @@ TEST(GatedPlans, RowsOfPolynomialKernelsHaveBounds) {
           }
 }
 
+TEST(GatedPlans, ModelsThatAreNoRecurrences) {
+  // TaylorShift: 1 + x + x^2 / 2 of unit rows times tau, not causal. FoX: softmax with gates of query heads.
+  for (const Index n : {1, 2, 255, 700}) {
+    AttentionCase shift{.shapes = {2, 2, n, n, 16, 8}};
+    shift.base.kernel = Kernel::taylor(2);
+    shift.base.scale = 4;
+    AttentionInputs<float> in(shift.shapes, 13);
+    Inputs random(13);
+    in.q = random.sphere<float>(2, n, 16, 1);
+    in.k = random.sphere<float>(2, n, 16, 1);
+    attend_by_both_paths(shift, in, 1e-4, 1);
+    for (const double weakest : {1.0, 12.0}) {
+      AttentionCase fox{.shapes = {4, 2, n, n, 16, 8}};
+      fox.base.mask = Mask::causal();
+      set_gates(fox, random, 4, weakest);
+      AttentionInputs<float> of_fox(fox.shapes, 14);
+      attend_gated_rows(fox, of_fox, of_fox.reference(fox).out, 1e-4, 1);
+    }
+  }
+}
+
 TEST(GatedPlans, FeaturesNeedNoSecondLook) {
   for (const Index resets_of : {0, 900})
     for (const double input : {0.0, 5.0}) {

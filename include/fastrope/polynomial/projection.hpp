@@ -26,6 +26,7 @@ struct Projection {
   double weight_max = 0;  ///< at least max_j s nu.(k_j - mu), taken out of every weight: common to all rows
   std::vector<double> key_axes = {};    ///< C, [variables, d]
   std::vector<double> query_axes = {};  ///< B, [variables, d]
+  bool is_identity = false;             ///< no shifts, and B = C = I: rows are what they are
 
   /// No shifts; the variables are the columns of rotated queries, times `balance`, and of keys, divided by
   /// it.
@@ -34,7 +35,8 @@ struct Projection {
     Projection p{.key_shift = std::vector<double>(size),
                  .query_shift = std::vector<double>(size),
                  .key_axes = std::vector<double>(size * size),
-                 .query_axes = std::vector<double>(size * size)};
+                 .query_axes = std::vector<double>(size * size),
+                 .is_identity = balance == 1};
     for (std::size_t c = 0; c < size; ++c) {
       p.query_axes[c * (size + 1)] = balance;
       p.key_axes[c * (size + 1)] = 1 / balance;
@@ -59,7 +61,6 @@ void apply_axes(const std::vector<double>& axes, Index variables, Index d, const
     Real* row = to + l * to_stride;
     std::fill_n(row, width, Real{0});
     for (Index c = 0; c < d; ++c) {
-      if (axis[c] == 0) continue;  // most of an identity
       const Vec<Real> a = set(static_cast<Real>(axis[c]));
       for (Index i = 0; i < width; i += kLanes<Real>)
         store<Real>(fma(a, load(from + c * width + i), load(row + i)), row + i);
@@ -77,6 +78,12 @@ void project_keys(const Projection& projection, double scale, Index width, Index
                   Index y_stride, Real* weight) {
   using namespace simd;
   const Index d = static_cast<Index>(projection.key_shift.size());
+  if (projection.is_identity) {
+    for (Index c = 0; c < d; ++c) std::copy_n(panel + c * width, width, y + c * y_stride);
+    std::fill_n(weight, count, Real{1});
+    std::fill_n(weight + count, width - count, Real{0});
+    return;
+  }
   std::fill_n(weight, width, Real{0});
   for (Index c = 0; c < d; ++c) {
     const Vec<Real> mu = set(static_cast<Real>(projection.key_shift[static_cast<std::size_t>(c)]));
@@ -106,6 +113,12 @@ void project_queries(const Projection& projection, double scale, double unit, In
   const Index d = static_cast<Index>(projection.key_shift.size());
   const Vec<Real> natural = set(static_cast<Real>(1 / unit));
   std::fill_n(row_factor, width, static_cast<Real>(projection.weight_max * unit));
+  if (projection.is_identity) {
+    for (Index c = 0; c < d; ++c)
+      for (Index i = 0; i < width; i += kLanes<Real>)
+        store<Real>(mul(load(panel + c * panel_stride + i), natural), x + c * width + i);
+    return;
+  }
   for (Index c = 0; c < d; ++c) {
     const Vec<Real> mu = set(static_cast<Real>(projection.key_shift[static_cast<std::size_t>(c)]));
     const Vec<Real> nu = set(static_cast<Real>(-scale * projection.query_shift[static_cast<std::size_t>(c)]));
