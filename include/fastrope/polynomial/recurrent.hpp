@@ -147,8 +147,9 @@ class RecurrentAttention {
   static constexpr Index kChunk = 768, kSmallRank = 1024;
   static_assert(kChunk % kBlock == 0);
   Index chunk() const { return rank() < kSmallRank ? kBlock : kChunk; }
-  /// Vectors of channels that a step reads at a time.
+  /// Vectors of channels that a step reads at a time, and for how many queries at most (for_query_tiles).
   static constexpr int kTogether = simd::kRegisters >= 32 ? 4 : 2;
+  static constexpr Index kMostQueries = 4;
 
   Index channels() const { return d_v_ + 1; }
   Index degrees() const { return problem_.kernel.degree() + 1; }
@@ -175,7 +176,8 @@ class RecurrentAttention {
     Real* features;   // [kChain, columns]
     double* sums;     // [group, channels and padding]
     double* totals;   // [columns], the ones' of the state
-    double* weights;  // [kBlock]
+    double* weights;  // [kMostQueries, kBlock], of recent tokens
+    double* decays;   // [kBlock], what gates leave of those
     Real* ones;       // [kBlock], a block's weights
     Real* values;     // [kBlock / group, stride] where keys share vectors
     double* squares;  // [degree + 1, d_v + 1]
@@ -247,7 +249,7 @@ class RecurrentAttention {
                   const OutputRows& out, const Gates& gates, const StepScratch& s);
   void make_features(const MonomialSet& set, Index first, Index count, const StepScratch& s) const;
   void add_state(Index u, const StepScratch& s) const;
-  void add_recent(Index u, Index h, Range seen, double level, const StepScratch& s) const;
+  void add_recent(Index u, Range seen, double level, const StepScratch& s) const;
 
   Index heads_, kv_heads_, d_, d_v_;
   Problem problem_;                      // of one token
@@ -339,7 +341,8 @@ auto RecurrentAttention<Real>::step_scratch(Workspace& w) const -> StepScratch {
           .features = w.take<Real>(kChain * columns()).data(),
           .sums = w.take<double>(group() * padded_channels()).data(),
           .totals = w.take<double>(columns()).data(),
-          .weights = w.take<double>(kBlock).data(),
+          .weights = w.take<double>(kMostQueries * kBlock).data(),
+          .decays = w.take<double>(kBlock).data(),
           .ones = w.take<Real>(kBlock).data(),
           .values = w.take<Real>(layout.group > 1 ? kBlock / layout.group * layout.stride : 0).data(),
           .squares = w.take<double>(degrees() * channels()).data(),
@@ -452,12 +455,13 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
                                          .keys = positions,
                                          .log_gates = {log_gates.data(), gate_rows, n_k},
                                          .log_input_gates = {log_input_gates.data(), gate_rows, n_k}});
-  std::vector<Real> keys(at(kv_heads_, n_k * d_)), values(at(kv_heads_, n_k * d_v_));
+  const auto keys = std::make_unique_for_overwrite<Real[]>(at(kv_heads_, n_k * d_));
+  const auto values = std::make_unique_for_overwrite<Real[]>(at(kv_heads_, n_k * d_v_));
   for (Index kv = 0; kv < kv_heads_; ++kv)
     for (Index j = 0; j < n_k; ++j) {
       const Index u = kv * states_ / kv_heads_;  // any of its states
-      Real* key = keys.data() + (kv * n_k + j) * d_;
-      Real* value = values.data() + (kv * n_k + j) * d_v_;
+      Real* key = keys.get() + (kv * n_k + j) * d_;
+      Real* value = values.get() + (kv * n_k + j) * d_v_;
       if (j < before) {
         std::copy_n(recent_keys_.data() + (u * kBlock + j) * d_, d_, key);
         std::copy_n(recent_values_.data() + (u * kBlock + j) * value_stride(), d_v_, value);
@@ -466,8 +470,8 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
         v.head(kv).read(j - before, d_v_, value);
       }
     }
-  const StoredRows all_keys = contiguous(keys.data(), kv_heads_, n_k, d_),
-                   all_values = contiguous(values.data(), kv_heads_, n_k, d_v_);
+  const StoredRows all_keys = contiguous(keys.get(), kv_heads_, n_k, d_),
+                   all_values = contiguous(values.get(), kv_heads_, n_k, d_v_);
 
   std::vector<FarPairs> chunks;
   for (Index i = 0; i < n;) {
@@ -489,10 +493,11 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
     KernelBounds<Real> bounds(problem, workspace);
     use(packed, exact, polynomial, bounds);
   };
-  std::vector<std::byte> memory(
-      Workspace::bytes_of([&](Workspace& workspace) { parts(workspace, [](auto&...) {}); }));
+  const std::size_t bytes =
+      Workspace::bytes_of([&](Workspace& workspace) { parts(workspace, [](auto&...) {}); });
+  const auto memory = std::make_unique_for_overwrite<std::byte[]>(bytes);
   row_bounds_.resize(std::max(row_bounds_.size(), at(heads_, n)));
-  Workspace workspace(memory);
+  Workspace workspace(std::span(memory.get(), bytes));
   parts(workspace, [&](auto& packed, auto& exact, auto& polynomial, auto& bounds) {
     packed.pack(problem, all_keys, all_values);
     exact.prepare(problem);

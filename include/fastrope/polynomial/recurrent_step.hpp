@@ -179,7 +179,8 @@ void RecurrentAttention<Real>::add_state(Index u, const StepScratch& s) const {
   std::fill_n(s.totals, width, monomials.constants() > 0 ? constant[d_v_] : 0.0);
   std::fill_n(s.ancestors, width, Real{1});
   // Lines of the next chain that are fetched for a term of this one, by each of so many tiles.
-  const Index tiles = ceil_div(together, 4) * std::max<Index>(1, d_v_ / (kTogether * kLanes<Real>));
+  const Index tiles =
+      ceil_div(together, kMostQueries) * std::max<Index>(1, d_v_ / (kTogether * kLanes<Real>));
   const Index lines = ceil_div(ceil_div(channels(), kLine), tiles);
   for (Index first = monomials.constants(); first < rank(); first += kChain) {
     const Index count = std::min(kChain, rank() - first);
@@ -235,37 +236,83 @@ void RecurrentAttention<Real>::add_state(Index u, const StepScratch& s) const {
   for (Index h = 0; h < together; ++h) s.sums[h * padded + d_v_] = s.totals[h];
 }
 
-/// s.sums of query h of the group += those over the recent tokens `seen`, in double and in units of e^level.
+/// s.sums of the queries += those over the recent tokens `seen`, in double and in units of e^level.
 template <class Real>
-void RecurrentAttention<Real>::add_recent(Index u, Index h, Range seen, double level,
-                                          const StepScratch& s) const {
+void RecurrentAttention<Real>::add_recent(Index u, Range seen, double level, const StepScratch& s) const {
   using namespace simd;
-  constexpr Index kStep = kTogether * kLanes<double>;
-  static_assert(kBlock % kStep == 0);
+  constexpr Index kWide = kTogether * kLanes<double>;
+  static_assert(kBlock % kWide == 0);
   const Real* keys = recent_columns_.data() + u * kBlock * d_;
-  for (Index j = round_down(seen.begin, kStep); j < seen.end; j += kStep) {
-    Vec<double> x[kTogether];
-    for (auto& sum : x) sum = zero<double>();
-    for (Index c = 0; c < d_; ++c) {
-      const Vec<double> query = set(static_cast<double>(s.queries[c * columns() + h]));
-      for (Index m = 0; m < kTogether; ++m)
-        x[m] = fma(query, load_as<double>(keys + c * kBlock + j + m * kLanes<double>), x[m]);
-    }
-    for (Index m = 0; m < kTogether; ++m) store<double>(x[m], s.weights + j + m * kLanes<double>);
-  }
+  const Real* values = recent_values_.data() + u * kBlock * value_stride();
   const RecentGates& gates = recent_gates_[static_cast<std::size_t>(u)];
-  const Real* values = recent_values_.data() + (u * kBlock + seen.begin) * value_stride();
-  double* sums = s.sums + h * padded_channels();
-  double total = 0;
-  for (Index j = seen.begin; j < seen.end; ++j, values += value_stride()) {
-    double weight = problem_.kernel(s.weights[j]);
-    if (gated_) weight *= decay(gates.level(j), level);
-    total += weight;
-    const Vec<double> w = set(weight);
-    for (Index c = 0; c < value_stride(); c += kLanes<double>)
-      store<double>(fma(w, load_as<double>(values + c), simd::load(sums + c)), sums + c);
-  }
-  sums[d_v_] += total;
+  for (Index j = seen.begin; j < seen.end; ++j) s.decays[j] = gated_ ? decay(gates.level(j), level) : 1;
+  detail::for_query_tiles(group(), [&](auto queries, Index h) {
+    constexpr int kQueries = queries;
+    for (Index j = round_down(seen.begin, kWide); j < seen.end; j += kWide) {
+      Vec<double> x[kQueries][kTogether];
+#pragma GCC unroll 4
+      for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 4
+        for (int m = 0; m < kTogether; ++m) x[r][m] = zero<double>();
+      for (Index c = 0; c < d_; ++c) {
+        Vec<double> key[kTogether];
+#pragma GCC unroll 4
+        for (int m = 0; m < kTogether; ++m)
+          key[m] = load_as<double>(keys + c * kBlock + j + m * kLanes<double>);
+#pragma GCC unroll 4
+        for (int r = 0; r < kQueries; ++r) {
+          const Vec<double> query = set(static_cast<double>(s.queries[c * columns() + h + r]));
+#pragma GCC unroll 4
+          for (int m = 0; m < kTogether; ++m) x[r][m] = fma(query, key[m], x[r][m]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 4
+        for (int m = 0; m < kTogether; ++m)
+          store<double>(x[r][m], s.weights + r * kBlock + j + m * kLanes<double>);
+    }
+    for (int r = 0; r < kQueries; ++r) {
+      double total = 0;
+      for (Index j = seen.begin; j < seen.end; ++j) {
+        double& weight = s.weights[r * kBlock + j];
+        weight = problem_.kernel(weight) * s.decays[j];
+        total += weight;
+      }
+      s.sums[(h + r) * padded_channels() + d_v_] += total;
+    }
+    // Of some vectors of channels, from c on.
+    const auto add_values = [&](auto vectors, Index c) {
+      constexpr int kVecs = vectors;
+      Vec<double> sum[kQueries][kVecs];
+      double* to = s.sums + h * padded_channels() + c;
+#pragma GCC unroll 4
+      for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 4
+        for (int m = 0; m < kVecs; ++m)
+          sum[r][m] = simd::load(to + r * padded_channels() + m * kLanes<double>);
+      for (Index j = seen.begin; j < seen.end; ++j) {
+        Vec<double> value[kVecs];
+#pragma GCC unroll 4
+        for (int m = 0; m < kVecs; ++m)
+          value[m] = load_as<double>(values + j * value_stride() + c + m * kLanes<double>);
+#pragma GCC unroll 4
+        for (int r = 0; r < kQueries; ++r) {
+          const Vec<double> weight = set(s.weights[r * kBlock + j]);
+#pragma GCC unroll 4
+          for (int m = 0; m < kVecs; ++m) sum[r][m] = fma(weight, value[m], sum[r][m]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < kQueries; ++r)
+#pragma GCC unroll 4
+        for (int m = 0; m < kVecs; ++m)
+          store<double>(sum[r][m], to + r * padded_channels() + m * kLanes<double>);
+    };
+    Index c = 0;
+    for (; c + kWide <= value_stride(); c += kWide) add_values(std::integral_constant<int, kTogether>{}, c);
+    for (; c < value_stride(); c += kLanes<double>) add_values(std::integral_constant<int, 1>{}, c);
+  });
 }
 
 template <class Real>
@@ -301,8 +348,8 @@ void RecurrentAttention<Real>::step_state(Index u, const StoredRows& q, const St
   const double* sizes = recent_sizes_.data() + (u * (kBlock + 1) + count) * degrees();
   for (Index p = 0; p < degrees(); ++p) s.sizes[p] = of_recent * sizes[p];
   const double largest_value = *state.largest_value, unit_of_sums = level + gates.sum();
+  add_recent(u, {gates.first(), count}, level, s);
   for (Index h = 0; h < together; ++h) {
-    add_recent(u, h, {gates.first(), count}, level, s);
     const double* sums = s.sums + h * padded;
     const double sum = sums[d_v_];
     const double inverse = problem_.normaliser.template inverse<Real>(sum, unit_of_sums);
