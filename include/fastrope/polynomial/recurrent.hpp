@@ -574,3 +574,4 @@ void RecurrentAttention<Real>::load(std::span<const std::byte> from) {
 }  // namespace fastrope::inline FASTROPE_TARGET
 
 #include "fastrope/polynomial/recurrent_step.hpp"  // IWYU pragma: export
+#include "fastrope/polynomial/recurrent_sums.hpp"  // IWYU pragma: export
