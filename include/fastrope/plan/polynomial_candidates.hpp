@@ -150,7 +150,7 @@ class PolynomialCandidates {
     c.error_bound = c.rounding = std::numeric_limits<double>::infinity();
     const Position farthest = problem.farthest_turn();
     unit = LowRankUnit{.heads = heads,
-                       .projection = Projection::identity(problem.shapes.d, 1),
+                       .projection = Projection::none(problem.shapes.d),
                        .coefficients = {kernel.begin(), kernel.end()},
                        .monomials = planning_.monomials(limits, degrees),
                        .chunks = {},

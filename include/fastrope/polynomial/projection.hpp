@@ -26,7 +26,7 @@ struct Projection {
   double weight_max = 0;  ///< at least max_j s nu.(k_j - mu), taken out of every weight: common to all rows
   std::vector<double> key_axes = {};    ///< C, [variables, d]
   std::vector<double> query_axes = {};  ///< B, [variables, d]
-  bool is_identity = false;             ///< no shifts, and B = C = I: rows are what they are
+  bool is_none = false;                 ///< no shifts, and B = C = I, which need not be looked at
 
   /// No shifts; the variables are the columns of rotated queries, times `balance`, and of keys, divided by
   /// it.
@@ -35,12 +35,18 @@ struct Projection {
     Projection p{.key_shift = std::vector<double>(size),
                  .query_shift = std::vector<double>(size),
                  .key_axes = std::vector<double>(size * size),
-                 .query_axes = std::vector<double>(size * size),
-                 .is_identity = balance == 1};
+                 .query_axes = std::vector<double>(size * size)};
     for (std::size_t c = 0; c < size; ++c) {
       p.query_axes[c * (size + 1)] = balance;
       p.key_axes[c * (size + 1)] = 1 / balance;
     }
+    return p;
+  }
+
+  /// Rows as they are, without any work: the variables are their columns.
+  static Projection none(Index d) {
+    Projection p = identity(d, 1);
+    p.is_none = true;
     return p;
   }
 
@@ -78,7 +84,7 @@ void project_keys(const Projection& projection, double scale, Index width, Index
                   Index y_stride, Real* weight) {
   using namespace simd;
   const Index d = static_cast<Index>(projection.key_shift.size());
-  if (projection.is_identity) {
+  if (projection.is_none) {
     for (Index c = 0; c < d; ++c) std::copy_n(panel + c * width, width, y + c * y_stride);
     std::fill_n(weight, count, Real{1});
     std::fill_n(weight + count, width - count, Real{0});
@@ -113,7 +119,7 @@ void project_queries(const Projection& projection, double scale, double unit, In
   const Index d = static_cast<Index>(projection.key_shift.size());
   const Vec<Real> natural = set(static_cast<Real>(1 / unit));
   std::fill_n(row_factor, width, static_cast<Real>(projection.weight_max * unit));
-  if (projection.is_identity) {
+  if (projection.is_none) {
     for (Index c = 0; c < d; ++c)
       for (Index i = 0; i < width; i += kLanes<Real>)
         store<Real>(mul(load(panel + c * panel_stride + i), natural), x + c * width + i);

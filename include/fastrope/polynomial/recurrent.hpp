@@ -311,7 +311,7 @@ RecurrentAttention<Real>::RecurrentAttention(Index heads, Index kv_heads, Index 
   const auto coefficients = problem_.kernel.coefficients();
   for (Index u = 0; heads > 0 && u < states_; ++u)
     units_.push_back({.heads = {u * group(), (u + 1) * group()},
-                      .projection = Projection::identity(d, 1),
+                      .projection = Projection::none(d),
                       .coefficients = {coefficients.begin(), coefficients.end()},
                       .monomials = monomials,
                       .chunks = {}});
