@@ -14,7 +14,9 @@
 #include <ctime>
 #include <fastrope/fastrope.hpp>
 #include <fstream>
+#include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {

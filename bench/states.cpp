@@ -8,6 +8,7 @@
 // prompt 2 (d + d_v) for each pair of a chunk, which are done as such. of_bandwidth: the bytes of the copy of
 // the state that a step reads, over the read bandwidth. Time is the thread's own, since others may run
 // beside. Figures are medians.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
@@ -59,7 +60,6 @@ class Sequence {
 
   Index rank() const { return sequence_.rank(); }
   double copy_bytes() const { return static_cast<double>(sequence_.state().size() * sizeof(float)); }
-  std::size_t bytes() const { return sequence_.state_bytes(); }
 
   Figures prompt(int runs) {
     Tokens t(shape_, kPrompt, random_);
