@@ -6,20 +6,15 @@
 #include <cmath>
 #include <fastrope/fastrope.hpp>
 #include <random>
-#include <vector>
+
+#include "models.hpp"
 
 namespace power {
 
-using fastrope::Index;
 using Matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
 
-struct Shape {
-  Index heads = 24, kv_heads = 2, d = 128;  // PowerCoder's
-  Index hidden = 1024;                      // fewer than its 3072, to fit more machines
-  Index layers = 1;                         // of its 30
-};
-
-/// q [n, heads, d], k and v [n, kv_heads, d], turned, log gates [kv_heads, n], and the result [n, heads, d].
+/// q [n, heads, d], k [n, kv_heads, d], v [n, kv_heads, d_v], turned, log gates [kv_heads, n], or none, and
+/// the result [n, heads, d_v].
 struct Tokens {
   Matrix q, k, v, gates, out;
 };
@@ -32,29 +27,38 @@ inline fastrope::TensorView<float> heads_of(Matrix& x, Index d) {
   return {x.data(), x.cols() / d, x.rows(), d, d, x.cols()};
 }
 
+/// A matrix of independent normal numbers.
+inline Matrix normal_matrix(Index rows, Index cols, float sigma, std::mt19937& random) {
+  std::normal_distribution<float> normal(0, sigma);
+  Matrix m(rows, cols);
+  for (Index i = 0; i < m.size(); ++i) m.data()[i] = normal(random);
+  return m;
+}
+
 class Layer {
  public:
-  Layer(const Shape& shape, std::mt19937& random)
-      : shape_(shape),
-        query_(of(shape.hidden, shape.heads * shape.d, random)),
-        key_(of(shape.hidden, shape.kv_heads * shape.d, random)),
-        value_(of(shape.hidden, shape.kv_heads * shape.d, random)),
-        gate_(of(shape.hidden, shape.kv_heads, random)),
-        output_(of(shape.heads * shape.d, shape.hidden, random)),
-        up_(of(shape.hidden, 4 * shape.hidden, random)),
-        gated_(of(shape.hidden, 4 * shape.hidden, random)),
-        down_(of(4 * shape.hidden, shape.hidden, random)) {}
+  Layer(const Heads& heads, bool gates, Index hidden, std::mt19937& random)
+      : heads_(heads),
+        query_(of(hidden, heads.heads * heads.d, random)),
+        key_(of(hidden, heads.kv_heads * heads.d, random)),
+        value_(of(hidden, heads.kv_heads * heads.d_v, random)),
+        gate_(of(hidden, gates ? heads.kv_heads : 0, random)),
+        output_(of(heads.heads * heads.d_v, hidden, random)),
+        up_(of(hidden, 4 * hidden, random)),
+        gated_(of(hidden, 4 * hidden, random)),
+        down_(of(4 * hidden, hidden, random)) {}
 
   /// x [n, hidden], tokens from position `first` on, becomes the next layer's. attend(Tokens&) fills out.
   template <class Attend>
   void run(Matrix& x, Index first, Attend&& attend) const {
     const Matrix normed = norm(x);
     Tokens t{.q = normed * query_, .k = normed * key_, .v = normed * value_, .gates = {}, .out = {}};
-    turn(t.q, first);
-    turn(t.k, first);
+    if (heads_.norm) norm_rows(t.q), norm_rows(t.k);
+    if (heads_.rope) turn(t.q, first), turn(t.k, first);
     // log sigmoid, mostly slow to forget.
-    t.gates = (normed * gate_).transpose().unaryExpr([](float y) { return -std::log1p(std::exp(-y - 5)); });
-    t.out.resize(x.rows(), shape_.heads * shape_.d);
+    if (gate_.cols() > 0)
+      t.gates = (normed * gate_).transpose().unaryExpr([](float y) { return -std::log1p(std::exp(-y - 5)); });
+    t.out.resize(x.rows(), output_.rows());
     attend(t);
     x += t.out * output_;
     const Matrix inner = norm(x);
@@ -64,19 +68,23 @@ class Layer {
 
  private:
   static Matrix of(Index rows, Index cols, std::mt19937& random) {
-    std::normal_distribution<float> normal(0, 1 / std::sqrt(static_cast<float>(rows)));
-    Matrix m(rows, cols);
-    for (Index i = 0; i < m.size(); ++i) m.data()[i] = normal(random);
-    return m;
+    return normal_matrix(rows, cols, 1 / std::sqrt(static_cast<float>(rows)), random);
   }
   static Matrix norm(const Matrix& x) {
     const Eigen::VectorXf scale =
         (x.rowwise().squaredNorm() / static_cast<float>(x.cols())).array().sqrt().cwiseInverse();
     return scale.asDiagonal() * x;
   }
+  /// The rows of each head.
+  void norm_rows(Matrix& x) const {
+    for (Index h = 0; h < x.cols(); h += heads_.d) {
+      auto head = x.middleCols(h, heads_.d);
+      head = norm(head);
+    }
+  }
   /// Half-split rope on the rows of all heads.
   void turn(Matrix& x, Index first) const {
-    const Index d = shape_.d, pairs = d / 2;
+    const Index d = heads_.d, pairs = d / 2;
     for (Index i = 0; i < x.rows(); ++i)
       for (Index m = 0; m < pairs; ++m) {
         const double angle = static_cast<double>(first + i) *
@@ -90,7 +98,7 @@ class Layer {
       }
   }
 
-  Shape shape_;
+  Heads heads_;
   Matrix query_, key_, value_, gate_, output_, up_, gated_, down_;
 };
 

@@ -125,6 +125,8 @@ void extend_rope(Bytes& bytes, AttentionCase& c) {
   add(c.key_section_positions, c.shapes.n_k);
 }
 
+constexpr double kMostInputGate = 2;
+
 struct FuzzCase : AttentionCase {
   double bias_size = 0;  ///< bounds |bias|
 };
@@ -267,6 +269,8 @@ struct Rows<ScaledIntegers> {
          const double theta : f.theta)
       text << ", theta " << theta << " gain " << f.gain;
   for (const float sink : c.sinks) text << ", sink " << sink;
+  text << ", gates " << c.log_gates.size() << " and " << c.log_input_gates.size() << ", normaliser "
+       << static_cast<int>(o.normaliser.kind()) << " of " << o.normaliser.constant();
   std::fprintf(stderr, "%s\n", text.str().c_str());
   std::abort();
 }
@@ -327,12 +331,15 @@ bool sees_wild(const AttentionCase& c, Index i, const std::vector<double>& keys)
 }
 
 /// How far rounding may move a row's output, over max|V|; infinity where it may do anything. `rounding` is
-/// that of logits of this size, `total` the sum of weights, all of them n at most.
-double polynomial_rounding(const Kernel& kernel, double size, double rounding, double total, Index n) {
+/// that of logits of this size, `sum` that of the weights, of which N is at least as large, or 1.
+double polynomial_rounding(const AttentionCase& c, double size, double rounding, double sum) {
+  const Kernel& kernel = c.base.kernel;
+  const double total = c.base.normaliser.kind() == Normaliser::Kind::none ? 1 : sum;
   double largest = 0, power = 1;  // sum |c_p| (p + 1) max(size, 1)^p
   for (std::size_t p = 0; p < kernel.coefficients().size(); ++p, power *= std::max(size, 1.0))
     largest += std::abs(kernel.coefficients()[p]) * static_cast<double>(p + 1) * power;
-  const double moved = static_cast<double>(n) * largest * rounding;
+  const double gate = c.log_input_gates.empty() ? 1 : std::exp(kMostInputGate);
+  const double moved = static_cast<double>(c.shapes.n_k) * largest * gate * rounding;
   return moved < total / 4 ? 4 * moved / total : INFINITY;
 }
 
@@ -351,6 +358,22 @@ void add_ranges(Bytes& bytes, AttentionCase& c) {
       begin = std::max(begin, end);
     }
   }
+}
+
+/// Gates of key heads or of query heads, now and then not as they must be, and what a kernel's rows are
+/// divided by. Read last: the inputs in the corpus are of a time before it.
+void add_gates(Bytes& bytes, FuzzCase& c) {
+  if (!c.base.kernel.is_softmax())
+    c.base.normaliser = bytes.one_of<Normaliser>(
+        {Normaliser::row_sum(), Normaliser::row_sum(1e-3), Normaliser::at_least(1), Normaliser::none()});
+  const Index rows = bytes.one_in(2) ? c.shapes.heads : c.shapes.kv_heads;
+  const auto fill = [&](std::vector<float>& gates, std::initializer_list<double> likely) {
+    for (Index i = 0; i < rows * c.shapes.n_k; ++i) gates.push_back(static_cast<float>(bytes.one_of(likely)));
+    if (bytes.one_in(9) && !gates.empty())
+      gates.back() = static_cast<float>(bytes.number({NAN, 0.5, INFINITY}));
+  };
+  fill(c.log_gates, {0.0, -0.01, -0.5, -3.0, -0.01, -1e-4, 0.0, -INFINITY});
+  if (bytes.one_in(2)) fill(c.log_input_gates, {0.0, kMostInputGate, -1.0, -INFINITY});
 }
 
 /// out [heads, n_q, d_v] and lse [heads, n_q] of an exact run, in memory that begins as `content`.
@@ -390,6 +413,8 @@ AttentionCase widened(const AttentionCase& c, const Shapes& most) {
   widen(wide.query_section_positions, c.shapes.n_q, most.n_q);
   widen(wide.key_section_positions, c.shapes.n_k, most.n_k);
   widen(wide.ranges.ranges, c.shapes.n_q * c.ranges.per_row, most.n_q * c.ranges.per_row);
+  widen(wide.log_gates, c.shapes.n_k, most.n_k);
+  widen(wide.log_input_gates, c.shapes.n_k, most.n_k);
   return wide;
 }
 
@@ -423,9 +448,15 @@ void check_capacity(Bytes& bytes, const AttentionCase& c, const Tensor<T>& q, co
     fail(c, "a plan of larger capacity gives other bits");
 
   const auto own_of = [](const Options& o) {
-    return SequenceOptions{
-        o.query_positions, o.key_positions, o.query_section_positions, o.key_section_positions, o.key_ranges,
-        o.dense_bias,      o.dense_mask};
+    return SequenceOptions{o.query_positions,
+                           o.key_positions,
+                           o.query_section_positions,
+                           o.key_section_positions,
+                           o.key_ranges,
+                           o.dense_bias,
+                           o.dense_mask,
+                           o.log_gates,
+                           o.log_input_gates};
   };
   const SequenceOptions of = own_of(options), of_slot = own_of(of_most);
   options.query_positions = options.key_positions = {};
@@ -433,6 +464,7 @@ void check_capacity(Bytes& bytes, const AttentionCase& c, const Tensor<T>& q, co
   options.key_ranges = {};
   options.dense_bias = {};
   options.dense_mask = {};
+  options.log_gates = options.log_input_gates = {};
   const BatchPlan<Real> plan(std::vector<Shapes>(3, grows ? most : c.shapes), options,
                              std::vector<SequenceOptions>(3, of_slot));
   Exact<Real> first(c.shapes), second(c.shapes);
@@ -473,6 +505,7 @@ void check(Bytes& bytes) {
   const auto &k = stored_k.numbers, &v = stored_v.numbers;
   extend_rope(bytes, c);
   if (bytes.one_in(4)) add_ranges(bytes, c);
+  if (s.n_k > 0 && bytes.one_in(4)) add_gates(bytes, c);
   Tensor<Real> out(s.heads, s.n_q, s.d_v);
   std::fill(out.values.begin(), out.values.end(), std::numeric_limits<Real>::quiet_NaN());
   Report report;
@@ -521,7 +554,7 @@ void check(Bytes& bytes) {
               // What the report promises, with the oracle's own rounding; else what rounding may do.
               ? (std::isfinite(head.error_bound) ? head.error_bound + oracle : 2 * std::expm1(relative))
               : report.row_bounds[static_cast<std::size_t>(h * s.n_q + i)] +
-                    polynomial_rounding(c.base.kernel, size, oracle, std::exp(reference.lse(0, h, i)), s.n_k);
+                    polynomial_rounding(c, size, oracle, std::exp(reference.lse(0, h, i)));
       if (std::isinf(promised)) continue;
       for (Index m = 0; m < s.d_v; ++m) {
         const auto x = static_cast<double>(out(h, i, m)), expected = reference.out(h, i, m);

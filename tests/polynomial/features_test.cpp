@@ -14,6 +14,7 @@
 namespace fastrope_test {
 namespace {
 
+using fastrope::Degrees;
 using fastrope::evaluate_features;
 using fastrope::find_ancestors;
 using fastrope::kKeyBlock;
@@ -25,19 +26,35 @@ using fastrope::simd::kLanes;
 
 using Limits = std::vector<int>;
 
-/// Simplices, and sets that leave high powers of later variables out; the last has no variables.
-const std::vector<Limits>& index_sets() {
-  static const std::vector<Limits> sets = {
-      {6}, {3, 3}, {4, 4, 4, 4}, {2, 2, 2, 2, 2, 2, 2, 2, 2}, {5, 3, 3, 1}, {7, 2, 1}, {3, 3, 0}, {0, 0}, {}};
+/// Simplices, and sets that leave high powers of later variables out, the last of which has no variables; and
+/// homogeneous ones.
+const std::vector<MonomialSet>& index_sets() {
+  static const std::vector<MonomialSet> sets = [] {
+    std::vector<MonomialSet> all;
+    for (const Limits& limits : {Limits{6},
+                                 {3, 3},
+                                 {4, 4, 4, 4},
+                                 {2, 2, 2, 2, 2, 2, 2, 2, 2},
+                                 {5, 3, 3, 1},
+                                 {7, 2, 1},
+                                 {3, 3, 0},
+                                 {0, 0},
+                                 {}})
+      all.emplace_back(limits);
+    for (const Limits& limits : {Limits{6}, {1, 1, 1}, {2, 2, 2, 2, 2, 2, 2, 2, 2}, {4, 4, 4, 4}, {3, 3, 3}})
+      all.emplace_back(limits, Degrees::highest);
+    return all;
+  }();
   return sets;
 }
 
 /// The exponents of every term.
 std::vector<Limits> exponents(const MonomialSet& set) {
-  std::vector<Limits> alpha{Limits(static_cast<std::size_t>(set.variables()))};
-  for (std::size_t t = 1; t < set.terms().size(); ++t) {
-    alpha.push_back(alpha[static_cast<std::size_t>(set.terms()[t].parent)]);
-    ++alpha.back()[static_cast<std::size_t>(set.terms()[t].variable)];
+  std::vector<Limits> alpha;
+  for (const Monomial& term : set.terms()) {
+    alpha.emplace_back(static_cast<std::size_t>(set.variables()));
+    for (const Monomial* at = &term; at->degree > 0; at = &set.parent_of(*at))
+      ++alpha.back()[static_cast<std::size_t>(at->variable)];
   }
   return alpha;
 }
@@ -154,8 +171,7 @@ TYPED_TEST_SUITE(FeaturesTest, Reals);
 
 TYPED_TEST(FeaturesTest, AnyBlockOfTermsIsTheMonomials) {
   Inputs random(1);
-  for (const Limits& limits : index_sets()) {
-    const MonomialSet set(limits);
+  for (const MonomialSet& set : index_sets()) {
     std::vector<Range> blocks = {
         {0, set.rank()}, {0, 1}, {set.rank() - 1, set.rank()}, {set.rank() / 2, set.rank()}};
     for (int trial = 0; trial < 20; ++trial) {
@@ -172,8 +188,7 @@ TYPED_TEST(FeaturesTest, AnyBlockOfTermsIsTheMonomials) {
 
 TYPED_TEST(FeaturesTest, AncestorsAreHandedFromBlockToBlock) {
   Inputs random(2);
-  for (const Limits& limits : index_sets()) {
-    const MonomialSet set(limits);
+  for (const MonomialSet& set : index_sets()) {
     for (const Index size : {1, 2, 3, 7, 12, 24, 48, 1000}) {
       this->template expect_handed_on<kKeyBlock<TypeParam>>(set, size, random);
       this->template expect_handed_on<kQueryBlock<TypeParam>>(set, size, random);

@@ -11,6 +11,7 @@
 
 namespace {
 
+using fastrope::Degrees;
 using fastrope::Index;
 using fastrope::kMaxRank;
 using fastrope::Monomial;
@@ -54,12 +55,13 @@ std::set<MultiIndex> brute_force(const std::vector<int>& limits) {
 
 /// The exponents of every term, by way of its parents.
 std::vector<MultiIndex> exponents(const MonomialSet& set) {
-  std::vector<MultiIndex> alpha{MultiIndex(static_cast<std::size_t>(set.variables()))};
-  for (std::size_t t = 1; t < set.terms().size(); ++t) {
-    const Monomial& term = set.terms()[t];
-    EXPECT_LT(static_cast<std::size_t>(term.parent), t);
-    alpha.push_back(alpha.at(static_cast<std::size_t>(term.parent)));
-    ++alpha.back().at(static_cast<std::size_t>(term.variable));
+  std::vector<MultiIndex> alpha;
+  for (const Monomial& term : set.terms()) {
+    alpha.emplace_back(static_cast<std::size_t>(set.variables()));
+    for (const Monomial* at = &term; at->degree > 0; at = &set.parent_of(*at)) {
+      EXPECT_EQ(set.parent_of(*at).degree, at->degree - 1);
+      ++alpha.back().at(static_cast<std::size_t>(at->variable));
+    }
   }
   return alpha;
 }
@@ -105,13 +107,35 @@ TEST(MonomialSet, HoldsEachMultiIndexWithinTheLimitsOnce) {
   }
 }
 
+TEST(MonomialSet, AHomogeneousOneHasTheHighestDegreeAlone) {
+  EXPECT_EQ(rank_of(simplex_limits(128, 2), Degrees::highest), 8256);  // PowerCoder's
+  EXPECT_EQ(MonomialSet(simplex_limits(128, 2), Degrees::highest).rank(), 8256);
+  for (Index variables = 1; variables <= 9; ++variables)
+    for (int degree = 1; degree <= 5; ++degree) {
+      const std::vector<int> limits = simplex_limits(variables, degree);
+      const MonomialSet set(limits, Degrees::highest);
+      EXPECT_EQ(static_cast<double>(set.rank()), binomial(variables + degree - 1, degree));
+      EXPECT_EQ(static_cast<double>(set.rank()), rank_of(limits, Degrees::highest));
+      const auto alpha = exponents(set);
+      EXPECT_EQ(std::set(alpha.begin(), alpha.end()).size(), alpha.size());
+      for (const MultiIndex& of_term : alpha)
+        EXPECT_EQ(std::accumulate(of_term.begin(), of_term.end(), 0), degree);
+      // Of lower degrees there are as many inner ones as a simplex has.
+      EXPECT_EQ(static_cast<double>(set.inner().size()), rank_of(simplex_limits(variables, degree - 1)));
+      EXPECT_EQ(set.constants(), 0);
+    }
+  EXPECT_EQ(MonomialSet(simplex_limits(3, 0), Degrees::highest).constants(), 1);
+}
+
 TEST(MonomialSet, MultinomialsAreRight) {
-  const MonomialSet set(std::vector{6, 6, 4, 2});
-  const auto alpha = exponents(set);
-  for (std::size_t t = 0; t < alpha.size(); ++t) {
-    double multinomial = std::tgamma(set.terms()[t].degree + 1.0);
-    for (int a : alpha[t]) multinomial /= std::tgamma(a + 1.0);
-    EXPECT_NEAR(set.terms()[t].multinomial, multinomial, 1e-14 * multinomial);
+  for (const MonomialSet& set :
+       {MonomialSet(std::vector{6, 6, 4, 2}), MonomialSet(simplex_limits(4, 5), Degrees::highest)}) {
+    const auto alpha = exponents(set);
+    for (std::size_t t = 0; t < alpha.size(); ++t) {
+      double multinomial = std::tgamma(set.terms()[t].degree + 1.0);
+      for (int a : alpha[t]) multinomial /= std::tgamma(a + 1.0);
+      EXPECT_NEAR(set.terms()[t].multinomial, multinomial, 1e-14 * multinomial);
+    }
   }
 }
 

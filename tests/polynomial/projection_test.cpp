@@ -208,6 +208,24 @@ TYPED_TEST(ProjectionTest, TheLogitIsTheSumOfItsParts) {
     }
 }
 
+TYPED_TEST(ProjectionTest, NoneIsTheIdentity) {
+  using Real = TypeParam;
+  Inputs random(5);
+  const Index d = 7, width = 4 * kLanes<Real>, count = width - 3;
+  const auto panel = random.gaussian<Real>(1, d, width).values;
+  const auto project = [&](const Projection& p) {
+    const auto rows = [&](Index n) {
+      return std::vector<Real>(static_cast<std::size_t>(n * width), Real{9});
+    };
+    std::vector<Real> y = rows(d), x = rows(d), weight = rows(1), factor = rows(1), scratch = panel;
+    fastrope::project_keys(p, 0.3, width, count, scratch.data(), y.data(), width, weight.data());
+    fastrope::project_queries(p, 0.3, 1.5, width, panel.data(), width, scratch.data(), x.data(),
+                              factor.data());
+    return std::vector{y, x, weight, factor};
+  };
+  EXPECT_EQ(project(Projection::none(d)), project(Projection::identity(d, 1)));
+}
+
 TEST(Projection, TheIdentityHasNoShiftsAndBalancesTheSides) {
   const Projection p = Projection::identity(3, 4);
   EXPECT_EQ(p.key_shift, std::vector<double>(3));

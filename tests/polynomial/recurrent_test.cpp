@@ -883,11 +883,20 @@ TEST(RecurrentErrors, TokensBeyondRopesLastPosition) {
 }
 
 TEST(RecurrentErrors, TheLargestRankIsAllowed) {
-  // C(2 + 1446, 2) = 1047628 and C(2 + 1447, 2) = 1049076, about 2^20.
+  // C(1447 + 1, 2) = 1047628 and C(1448 + 1, 2) = 1049076, about 2^20.
   Options options = options_of(Kernel::power(2));
-  EXPECT_EQ(RecurrentAttention<float>(1, 1, 1446, 1, options).rank(), 1047628);
-  EXPECT_THAT(error_of([&] { RecurrentAttention<float>(1, 1, 1447, 1, options); }),
-              HasSubstr("1447 variables"));
+  EXPECT_EQ(RecurrentAttention<float>(1, 1, 1447, 1, options).rank(), 1047628);
+  EXPECT_THAT(error_of([&] { RecurrentAttention<float>(1, 1, 1448, 1, options); }),
+              HasSubstr("1448 variables"));
+}
+
+TEST(RecurrentRank, OfAPowerHasNoLowerDegrees) {
+  for (const auto& [p, d, rank] : {std::tuple{2, 128, 8256}, {2, 64, 2080}, {1, 128, 128}, {4, 16, 3876}}) {
+    const Kernel kernel = Kernel::power(p, KernelSign::any);
+    const RecurrentAttention<float> recurrence(1, 1, d, 3, options_of(kernel));
+    EXPECT_EQ(recurrence.rank(), rank);
+    EXPECT_EQ(std::ssize(recurrence.state()), rank * 4);
+  }
 }
 
 TEST(RecurrentErrors, AnExecutorThatThrowsIsReported) {

@@ -99,10 +99,11 @@ class Scratch {
   std::vector<FeatureScratch<Real>> arrays_;
 };
 
-/// Some of either sign that fall like those of exp.
-std::vector<double> coefficients_of(int degree) {
+/// Some of either sign that fall like those of exp; of degrees that a set does not have none.
+std::vector<double> coefficients_of(const MonomialSet& set) {
   std::vector<double> c = {1.25};
-  for (int p = 1; p <= degree; ++p) c.push_back((p % 3 == 0 ? -0.9 : 1.1) * c.back() / p);
+  for (int p = 1; p <= set.degree(); ++p) c.push_back((p % 3 == 0 ? -0.9 : 1.1) * c.back() / p);
+  if (set.constants() == 0) std::fill(c.begin(), c.end() - 1, 0.0);
   return c;
 }
 
@@ -123,7 +124,8 @@ struct QueryRows {
     std::vector<Real> ancestors(static_cast<std::size_t>((set.degree() + 1) * kWidth), kNaN);
     std::vector<Real> features(static_cast<std::size_t>(kChain * kWidth), kNaN);
     std::vector<Real> sums(static_cast<std::size_t>((d_v + 1) * kWidth), kNaN);
-    apply_state(set, d_v, state.data(), x.data(), ancestors.data(), features.data(), sums.data());
+    const StateQueries<Real> queries{const_cast<Real*>(x.data()), ancestors.data(), nullptr, sums.data()};
+    apply_state<Real>(set, d_v, state.data(), {&queries, 1}, features.data());
     return sums;
   }
 
@@ -133,9 +135,12 @@ struct QueryRows {
 /// x^alpha of every term in double.
 template <class VariableOf>
 std::vector<double> monomials(const MonomialSet& set, VariableOf&& x) {
-  std::vector<double> values{1};
-  for (std::size_t t = 1; t < set.terms().size(); ++t)
-    values.push_back(values[static_cast<std::size_t>(set.terms()[t].parent)] * x(set.terms()[t].variable));
+  std::vector<double> values;
+  for (const Monomial& term : set.terms()) {
+    values.push_back(1);
+    for (const Monomial* at = &term; at->degree > 0; at = &set.parent_of(*at))
+      values.back() *= x(at->variable);
+  }
   return values;
 }
 
@@ -170,11 +175,11 @@ class StateTest : public testing::Test {
 
   /// Every element, after it was added to what was there, some blocks of the keys at a time.
   static void expect_state(const Limits& limits, Index n, Index d_v, Inputs& random,
-                           std::vector<Range> parts = {}) {
+                           std::vector<Range> parts = {}, Degrees degrees = Degrees::all) {
     SCOPED_TRACE(testing::Message() << limits.size() << " variables, degree "
                                     << (limits.empty() ? 0 : limits[0]) << ", " << n << " keys, d_v " << d_v);
-    const MonomialSet set(limits);
-    const std::vector<double> c = coefficients_of(set.degree());
+    const MonomialSet set(limits, degrees);
+    const std::vector<double> c = coefficients_of(set);
     const Keys<Real> keys(n, set.variables(), d_v, random);
     const Index channels = d_v + 1;
     const auto before = random.gaussian<double>(1, set.rank(), channels).values;
@@ -204,11 +209,12 @@ class StateTest : public testing::Test {
   }
 
   /// sum_j w_j P_A(x.y_j) [v_j, 1] for a block of rows.
-  static void expect_dense(const Limits& limits, Index n, Index d_v, Inputs& random) {
+  static void expect_dense(const Limits& limits, Index n, Index d_v, Inputs& random,
+                           Degrees degrees = Degrees::all) {
     SCOPED_TRACE(testing::Message() << limits.size() << " variables, degree "
                                     << (limits.empty() ? 0 : limits[0]) << ", " << n << " keys, d_v " << d_v);
-    const MonomialSet set(limits);
-    const std::vector<double> c = coefficients_of(set.degree());
+    const MonomialSet set(limits, degrees);
+    const std::vector<double> c = coefficients_of(set);
     std::vector<double> c_size = c;
     for (double& coefficient : c_size) coefficient = std::abs(coefficient);
     const Keys<Real> keys(n, set.variables(), d_v, random);
@@ -271,6 +277,8 @@ TYPED_TEST(StateTest, IsTheSumOverTheKeys) {
   }
   for (const Limits& limits : {Limits{}, {0}, {9}, {6, 6, 6, 6}, {3, 3, 0, 0}})
     for (const Index d_v : {1, 4, 7, 17}) this->expect_state(limits, 70, d_v, random);
+  for (const Limits& limits : {Limits{2, 2, 2, 2, 2, 2, 2}, {1, 1, 1}, {4, 4, 4, 4}})
+    for (const Index d_v : {1, 7, 16}) this->expect_state(limits, 300, d_v, random, {}, Degrees::highest);
 }
 
 TYPED_TEST(StateTest, AnyNumberOfKeys) {
@@ -307,6 +315,35 @@ TYPED_TEST(StateTest, ReadByRowsItIsTheDenseSum) {
   for (const Limits& limits : {Limits{}, {0, 0}, {7}, {4, 4, 4, 4, 4, 4}, {6, 2, 0}})
     for (const Index d_v : {1, 3, 6, 33}) this->expect_dense(limits, 200, d_v, random);
   this->expect_dense({3, 3, 3}, 17 * kKeyBlock<TypeParam> + 5, 5, random);
+  for (const Limits& limits : {Limits{2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2}, {1, 1, 1}, {4, 4, 4, 4, 4, 4}})
+    for (const Index d_v : {1, 6, 33}) this->expect_dense(limits, 300, d_v, random, Degrees::highest);
+}
+
+TYPED_TEST(StateTest, BlocksOfRowsReadItTogetherAsEachAlone) {
+  using Real = TypeParam;
+  Inputs random(10);
+  for (const Degrees degrees : {Degrees::all, Degrees::highest})
+    for (const Index d_v : {1, 20}) {
+      const MonomialSet set(Limits{4, 4, 4, 4, 4}, degrees);
+      const auto state = random.gaussian<Real>(1, set.rank(), d_v + 1).values;
+      std::vector<Real> features(static_cast<std::size_t>(kChain * kQueryBlock<Real>));
+      std::vector<std::vector<Real>> expected, memory;
+      std::vector<StateQueries<Real>> blocks;
+      for (Index b = 0; b < kQueryBlocks; ++b) {
+        QueryRows<Real> x(set.variables(), 1, random);
+        expected.push_back(x.apply(set, d_v, state));
+        const auto take = [&](std::vector<Real> values) {
+          return memory.emplace_back(std::move(values)).data();
+        };
+        const auto rows = [](Index n) {
+          return std::vector<Real>(static_cast<std::size_t>(n * kQueryBlock<Real>));
+        };
+        blocks.push_back({take(x.x), take(rows(set.degree() + 1)), nullptr, take(rows(d_v + 1))});
+      }
+      apply_state<Real>(set, d_v, state.data(), blocks, features.data());
+      for (std::size_t b = 0; b < blocks.size(); ++b)
+        EXPECT_TRUE(std::equal(expected[b].begin(), expected[b].end(), blocks[b].sums)) << "block " << b;
+    }
 }
 
 TYPED_TEST(StateTest, RowsReadEveryColumnOfAnyState) {
@@ -343,7 +380,7 @@ TYPED_TEST(StateTest, AnySplitOfTheTermsGivesTheSameBits) {
   const MonomialSet set(Limits{5, 5, 5, 4, 3});
   ASSERT_GT(set.rank(), 4 * kFeatureBlock);
   ASSERT_NE(set.rank() % kRowMultiple, 0);
-  const std::vector<double> c = coefficients_of(set.degree());
+  const std::vector<double> c = coefficients_of(set);
   for (const Index d_v : {1, 4, 7, 30}) {
     const Keys<Real> keys(5 * kKeyBlock<Real> - 9, set.variables(), d_v, random);
     const std::vector<double> whole = this->state_of(set, c, keys);
@@ -374,7 +411,7 @@ TYPED_TEST(StateTest, ABlockIsTakenOutAsItCameIn) {
   // A heavy block comes and goes, with a factor: it leaves no more than a rounding of double behind.
   Inputs random(8);
   const MonomialSet set(Limits{3, 3, 2});
-  const std::vector<double> c = coefficients_of(set.degree());
+  const std::vector<double> c = coefficients_of(set);
   for (const Index d_v : {1, 7, 30}) {
     const Keys<TypeParam> keys(4 * kKeyBlock<TypeParam>, set.variables(), d_v, random);
     const Scratch<TypeParam> scratch(set, keys.blocks());

@@ -87,6 +87,7 @@ inline std::string kind_of(const PromiseProblem& problem, const fastrope::HeadRe
   } else if (head.path == fastrope::Path::exact && problem.call.shapes.n_q == 1) {
     kind += "-decode";
   }
+  if (!problem.call.log_gates.empty()) kind += "-gated";
   return kind;
 }
 

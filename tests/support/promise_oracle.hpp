@@ -40,10 +40,11 @@ class PromiseOracle {
     scale_ = options_.scale ? static_cast<Real>(*options_.scale) : 1 / std::sqrt(static_cast<Real>(d_));
   }
 
-  /// The weights of row i of head h, which add up to 1 with the sink's; 0 where a key is left out, all 0
-  /// where nothing is attended to. Valid until the next call.
+  /// The weights of row i of head h, over its normaliser: softmax's add up to 1 with the sink's; 0 where a
+  /// key is left out, all 0 where nothing is attended to. Valid until the next call.
   const std::vector<Real>& weights(Index h, Index i) {
     score(h, i);
+    gate(h, i);
     if (options_.kernel.is_softmax())
       exponentials(h);
     else
@@ -147,6 +148,23 @@ class PromiseOracle {
     }
   }
 
+  /// gates_[j] = G_i - G_j + b_j, summed from the row's position back; a reset hides all keys before it.
+  void gate(Index h, Index i) {
+    const auto row_of = [&](const std::vector<float>& x) {
+      const Index rows = std::ssize(x) / n_k_;
+      return x.data() + h * rows / problem_.call.shapes.heads * n_k_;
+    };
+    gates_.clear();
+    if (problem_.call.log_gates.empty()) return;
+    gates_.assign(index(n_k_), -kInfinity);
+    const float* log = row_of(problem_.call.log_gates);
+    const float* input =
+        problem_.call.log_input_gates.empty() ? nullptr : row_of(problem_.call.log_input_gates);
+    Real sum = 0;
+    for (Index j = std::min<Index>(query_position(i), n_k_ - 1); j >= 0; sum += static_cast<Real>(log[j--]))
+      gates_[index(j)] = sum + (input == nullptr ? 0 : static_cast<Real>(input[j]));
+  }
+
   bool allowed(Index j) const { return all_allowed_ || allowed_[index(j)]; }
 
   /// The largest of the allowed keys' numbers; 0 where there are none.
@@ -164,6 +182,7 @@ class PromiseOracle {
       Real bias = 0;
       if (!lag_bias_.empty()) bias += lag_bias_[index(j)] - lag_top;
       if (!dense_bias_.empty()) bias += dense_bias_[index(j)] - dense_top;
+      if (!gates_.empty()) bias += gates_[index(j)];
       x_[index(j)] += bias;
     }
     const auto& sinks = problem_.call.sinks;
@@ -187,11 +206,18 @@ class PromiseOracle {
       Real value = 0;
       for (std::size_t p = coefficients.size(); p-- > 0;)
         value = value * x_[index(j)] + static_cast<Real>(coefficients[p]);
+      if (!gates_.empty()) value = gates_[index(j)] == -kInfinity ? 0 : value * std::exp(gates_[index(j)]);
       x_[index(j)] = allowed(j) ? value : 0;
       sum += x_[index(j)];
     }
-    if (sum == 0) return zero();
-    for (Index j = range_.begin; j < range_.end; ++j) x_[index(j)] /= sum;
+    const fastrope::Normaliser& normaliser = options_.normaliser;
+    using Kind = fastrope::Normaliser::Kind;
+    const Real constant = static_cast<Real>(normaliser.constant());
+    const Real n = normaliser.kind() == Kind::row_sum    ? sum + constant
+                   : normaliser.kind() == Kind::at_least ? std::max(std::abs(sum), constant)
+                                                         : 1;
+    if (n == 0) return zero();
+    for (Index j = range_.begin; j < range_.end; ++j) x_[index(j)] /= n;
   }
 
   void zero() { std::fill(x_.begin(), x_.end(), Real{0}); }
@@ -202,7 +228,7 @@ class PromiseOracle {
   Real scale_ = 1;
   std::vector<Real> queries_ = {}, columns_ = {};  // [heads, n_q, d] and [kv_heads, d, n_k]
   fastrope::Range range_ = {};                     // of keys
-  std::vector<Real> x_ = {}, lag_bias_ = {}, dense_bias_ = {};
+  std::vector<Real> x_ = {}, lag_bias_ = {}, dense_bias_ = {}, gates_ = {};
   std::vector<bool> allowed_ = {};
   bool all_allowed_ = true;
 };

@@ -142,6 +142,7 @@ class PromiseMaker {
     choose_position();
     fill_rows();
     fill_values();
+    gates();
     problem_.loose_tolerance = power_of_ten(-5, -0.3);
     problem_.call.text = text_;
     return std::move(problem_);
@@ -312,6 +313,31 @@ class PromiseMaker {
       for (Index i = 0; i < s.n_q; ++i) problem_.call.query_positions.push_back(last - s.n_q + 1 + i);
       say("ring cache");
     }
+  }
+
+  /// Gates, input gates and normalisers, drawn apart from all else: the rest of a problem is what its number
+  /// made before there were any.
+  void gates() {
+    const fastrope::Shapes& s = shapes();
+    Inputs random(problem_.seed * 0x9e3779b97f4a7c15u + 2);
+    const auto chance = [&](double probability) { return random.uniform(0, 1) < probability; };
+    const bool kernel = !options().kernel.is_softmax();
+    if (kernel && chance(0.5)) {
+      using fastrope::Normaliser;
+      const double constant = std::pow(10.0, random.uniform(-12, 1));
+      options().normaliser = chance(0.4)   ? Normaliser::row_sum(constant)
+                             : chance(0.5) ? Normaliser::at_least(constant)
+                                           : Normaliser::none();
+      say("another normaliser");
+    }
+    if (options().mask.first < 0 || problem_.bias || !problem_.call.dense.empty() ||
+        !problem_.call.key_positions.empty() || problem_.seeks_approximation() || s.n_q > s.n_k ||
+        !chance(kernel ? 0.6 : 0.2))
+      return;
+    const Index rows = chance(0.5) ? s.heads : s.kv_heads;
+    set_gates(problem_.call, random, rows, random.uniform(0.5, 14), chance(0.3) ? random.integer(2, 300) : 0);
+    if (chance(0.4)) set_input_gates(problem_.call, random, rows, random.uniform(0, 20));
+    text_ += std::exchange(problem_.call.text, {});
   }
 
   void set_lag_bias() {

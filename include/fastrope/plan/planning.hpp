@@ -33,16 +33,16 @@ namespace fastrope::inline FASTROPE_TARGET {
 /// The multi-index sets of a plan, each made once. Safe to use from several threads.
 class MonomialSets {
  public:
-  std::shared_ptr<const MonomialSet> get(const std::vector<int>& limits) {
+  std::shared_ptr<const MonomialSet> get(const std::vector<int>& limits, Degrees degrees) {
     const std::lock_guard lock(mutex_);
-    auto& set = sets_[limits];
-    if (!set) set = std::make_shared<const MonomialSet>(limits);
+    auto& set = sets_[{limits, degrees}];
+    if (!set) set = std::make_shared<const MonomialSet>(limits, degrees);
     return set;
   }
 
  private:
   std::mutex mutex_ = {};
-  std::map<std::vector<int>, std::shared_ptr<const MonomialSet>> sets_ = {};
+  std::map<std::pair<std::vector<int>, Degrees>, std::shared_ptr<const MonomialSet>> sets_ = {};
 };
 
 /// What is asked of the plan of a problem, and its costs. Members may be called by several threads at once.
@@ -115,11 +115,14 @@ class Planning {
             .chunks = {},
             .allowed = fit.allowed};
   }
-  std::shared_ptr<const MonomialSet> monomials(const std::vector<int>& limits) { return sets_.get(limits); }
+  std::shared_ptr<const MonomialSet> monomials(const std::vector<int>& limits,
+                                               Degrees degrees = Degrees::all) {
+    return sets_.get(limits, degrees);
+  }
 
   /// The rank of these limits; infeasible, with the figures, where it is too large.
-  bool set_rank(Candidate& c, const std::vector<int>& limits) const {
-    const double rank = c.simplex_rank = rank_of(limits);
+  bool set_rank(Candidate& c, const std::vector<int>& limits, Degrees degrees = Degrees::all) const {
+    const double rank = c.simplex_rank = rank_of(limits, degrees);
     c.degree = limits.empty() ? 0 : limits.front();
     c.feasible = rank <= static_cast<double>(kMaxRank);
     if (c.feasible)

@@ -144,14 +144,15 @@ class PolynomialCandidates {
     const auto kernel = problem.kernel.coefficients();
     Candidate c{.path = Path::polynomial, .feasible = false, .reason = refusal_};
     const std::vector<int> limits = simplex_limits(problem.shapes.d, problem.kernel.degree());
-    if (!c.reason.empty() || !planning_.set_rank(c, limits)) return c;
+    const Degrees degrees = problem.kernel.is_power() ? Degrees::highest : Degrees::all;
+    if (!c.reason.empty() || !planning_.set_rank(c, limits, degrees)) return c;
     c.how = "exact for this kernel";
     c.error_bound = c.rounding = std::numeric_limits<double>::infinity();
     const Position farthest = problem.farthest_turn();
     unit = LowRankUnit{.heads = heads,
-                       .projection = Projection::identity(problem.shapes.d, 1),
+                       .projection = Projection::none(problem.shapes.d),
                        .coefficients = {kernel.begin(), kernel.end()},
-                       .monomials = planning_.monomials(limits),
+                       .monomials = planning_.monomials(limits, degrees),
                        .chunks = {},
                        .allowed = planning_.tolerance > 0 ? planning_.tolerance : kKernelRowBound,
                        .entry_error = with_real(planning_.costs.arithmetic(), [&](auto real) {

@@ -526,39 +526,52 @@ class PolynomialAttention {
     static_assert(kTile % kRows == 0 && kRows % simd::kLanes<Real> == 0);
     Workspace share = scratch_.of(worker);
     const FeatureScratch<Real> s = scratch(problem, share);
+    const Index blocks = ceil_div(rows.size(), kRows);
+    for (Index first = 0; first < blocks; first += kQueryBlocks) {
+      const auto some =
+          std::span(s.queries).first(static_cast<std::size_t>(std::min(kQueryBlocks, blocks - first)));
+      for (Index b = 0; b < std::ssize(some); ++b)
+        project_queries(unit.projection, problem.scale, problem.kernel.is_softmax() ? kLog2E : 1.0, kRows,
+                        block.queries((first + b) * kRows), kTile, s.shifted, some[b].x, some[b].exponents);
+      apply_state<Real>(*unit.monomials, problem.shapes.d_v, memory.rounded, some, s.features);
+      for (Index b = 0; b < std::ssize(some); ++b)
+        add_far(problem, unit, memory, state, lag_reference, rows, (first + b) * kRows, some[b],
+                largest_value, s, block);
+    }
+  }
+
+  /// Those of the rows from r on, a block whose sums are known.
+  void add_far(const Problem& problem, const LowRankUnit& unit, const UnitMemory& memory, const State& state,
+               double lag_reference, Range rows, Index r, const StateQueries<Real>& queries,
+               double largest_value, const FeatureScratch<Real>& s, QueryBlock<Real>& block) const {
+    constexpr Index kRows = kQueryBlock<Real>;
     const Index d_v = problem.shapes.d_v, variables = unit.monomials->variables();
     const auto [level, slope] = state.factor;
     const KeyFactors& factors = state.factors;
-    for (Index r = 0; r < rows.size(); r += kRows) {
-      project_queries(unit.projection, problem.scale, problem.kernel.is_softmax() ? kLog2E : 1.0, kRows,
-                      block.queries(r), kTile, s.shifted, s.x, s.exponents);
-      apply_state(*unit.monomials, d_v, memory.rounded, s.x, s.ancestors, s.features, s.sums);
-      const SoftmaxRows<Real> some = block.stretch().from(r);
-      constexpr Index kBlockRows = simd::kBlockRows<Real>;
-      for (Index c = 0; c < d_v; c += kBlockRows)
-        for (Index i = 0; i < kRows; i += simd::kLanes<Real>)
-          simd::transpose_block(s.sums + c * kRows + i, kRows, some.row(i) + c, some.width);
-      row_errors(variables, unit.monomials->degree(), s.x, memory.errors, s.norms, s.errors);
-      for (Index i = 0; i < std::min(kRows, rows.size() - r); ++i) {
-        double exponent = static_cast<double>(s.exponents[i]);
-        if (factors.gates() != nullptr) {
-          if (!factors.keeps(state.seen, problem.grid.keys_until(rows.begin + r + i))) continue;
-          exponent = kLog2E * (factors.level_of(state.anchor) - block.references(r + i)->level);
-          if (exponent == -std::numeric_limits<double>::infinity()) continue;
-        } else if (level != 0 || slope != 0 || lag_reference != 0)
-          exponent +=
-              kLog2E *
-              (level - lag_reference -
-               slope * static_cast<double>(rows.begin + r + i + problem.grid.offset() - state.anchor));
-        double error = s.errors[i];
-        if (!problem.kernel.is_softmax())
-          error += underflow_error<Real>(unit.coefficients, unit.monomials->rank(), variables, largest_value,
-                                         memory.errors + unit.monomials->degree() + 1,
-                                         static_cast<double>(s.norms[i]), factors.gates() != nullptr);
-        block.totals().add_far(r + i, exponent, s.sums[d_v * kRows + i], error, some.row(i));
-      }
-      some.clear_sums(kRows);
+    const SoftmaxRows<Real> some = block.stretch().from(r);
+    constexpr Index kBlockRows = simd::kBlockRows<Real>;
+    for (Index c = 0; c < d_v; c += kBlockRows)
+      for (Index i = 0; i < kRows; i += simd::kLanes<Real>)
+        simd::transpose_block(queries.sums + c * kRows + i, kRows, some.row(i) + c, some.width);
+    row_errors(variables, unit.monomials->degree(), queries.x, memory.errors, s.norms, s.errors);
+    for (Index i = 0; i < std::min(kRows, rows.size() - r); ++i) {
+      double exponent = static_cast<double>(queries.exponents[i]);
+      if (factors.gates() != nullptr) {
+        if (!factors.keeps(state.seen, problem.grid.keys_until(rows.begin + r + i))) continue;
+        exponent = kLog2E * (factors.level_of(state.anchor) - block.references(r + i)->level);
+        if (exponent == -std::numeric_limits<double>::infinity()) continue;
+      } else if (level != 0 || slope != 0 || lag_reference != 0)
+        exponent +=
+            kLog2E * (level - lag_reference -
+                      slope * static_cast<double>(rows.begin + r + i + problem.grid.offset() - state.anchor));
+      double error = s.errors[i];
+      if (!problem.kernel.is_softmax())
+        error += underflow_error<Real>(unit.coefficients, unit.monomials->rank(), variables, largest_value,
+                                       memory.errors + unit.monomials->degree() + 1,
+                                       static_cast<double>(s.norms[i]), factors.gates() != nullptr);
+      block.totals().add_far(r + i, exponent, queries.sums[d_v * kRows + i], error, some.row(i));
     }
+    some.clear_sums(kRows);
   }
 
   std::span<const LowRankUnit> units_;

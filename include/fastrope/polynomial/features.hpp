@@ -26,20 +26,30 @@ HWY_INLINE void multiply_rows(const Real* a, const Real* b, Real* to) {
 
 }  // namespace detail
 
+/// The inner monomials `inner` of a homogeneous set, in which terms have ancestors that are none, become
+/// ancestors of theirs.
+template <Index kWidth, class Real>
+HWY_INLINE void pass_inner(const MonomialSet& set, Range inner, const Real* x, Real* ancestors) {
+  for (Index a = inner.begin; a < inner.end; ++a) {
+    const Monomial& monomial = set.inner()[static_cast<std::size_t>(a)];
+    detail::multiply_rows<kWidth>(ancestors + (monomial.degree - 1) * kWidth, x + monomial.variable * kWidth,
+                                  ancestors + monomial.degree * kWidth);
+  }
+}
+
 /// ancestors [degree + 1, kWidth]: those of term `first`, row p the one of degree p: the empty monomial has
 /// the value `root` [kWidth]. x: [variables, kWidth], one row of numbers a column.
 template <Index kWidth, class Real>
 void find_ancestors(const MonomialSet& set, Index first, const Real* x, const Real* root, Real* ancestors) {
   std::copy_n(root, kWidth, ancestors);
   // From the term upwards: the variable by which each ancestor is reached.
-  const auto terms = set.terms();
   const auto fill = [&](auto&& self, const Monomial& term) -> void {
     if (term.degree == 0) return;
-    self(self, terms[static_cast<std::size_t>(term.parent)]);
+    self(self, set.parent_of(term));
     detail::multiply_rows<kWidth>(ancestors + (term.degree - 1) * kWidth, x + term.variable * kWidth,
                                   ancestors + term.degree * kWidth);
   };
-  fill(fill, terms[static_cast<std::size_t>(terms[static_cast<std::size_t>(first)].parent)]);
+  fill(fill, set.parent_of(set.terms()[static_cast<std::size_t>(first)]));
 }
 
 /// features [block.size(), kWidth] = root(i) x_i^alpha for the terms of `block`, whose sums over the rows are
@@ -52,16 +62,19 @@ void evaluate_features(const MonomialSet& set, Range block, const Real* x, Real*
   using namespace simd;
   constexpr Index kStep = kLanes<Real>;
   const auto terms = set.terms();
+  const bool inner = !set.inner().empty();
   Index f = block.begin;
-  if (f == 0) {
+  if (f < set.constants()) {
     std::copy_n(ancestors, kWidth, features);
     for (Index i = 0; i < kWidth; i += kStep) store<Real>(add(load(ones), load(ancestors + i)), ones);
     ++f;
   }
   for (; f < block.end; ++f) {
+    if (f > block.begin) pass_inner<kWidth>(set, set.inner_before(f), x, ancestors);
     const Monomial& term = terms[static_cast<std::size_t>(f)];
-    const Real* parent = term.parent >= block.begin ? features + (term.parent - block.begin) * kWidth
-                                                    : ancestors + (term.degree - 1) * kWidth;
+    const Real* parent = !inner && term.parent >= block.begin
+                             ? features + (term.parent - block.begin) * kWidth
+                             : ancestors + (term.degree - 1) * kWidth;
     const Real* variable = x + term.variable * kWidth;
     Real* feature = features + (f - block.begin) * kWidth;
     Real* one = ones + (f - block.begin) * kStep;
@@ -75,6 +88,7 @@ void evaluate_features(const MonomialSet& set, Range block, const Real* x, Real*
     store<Real>(sum, one);
   }
   if (block.end == set.rank()) return;
+  if (inner) return pass_inner<kWidth>(set, set.inner_before(block.end), x, ancestors);
   for (Index a = terms[static_cast<std::size_t>(block.end)].parent; a >= block.begin;
        a = terms[static_cast<std::size_t>(a)].parent) {
     std::copy_n(features + (a - block.begin) * kWidth, kWidth,

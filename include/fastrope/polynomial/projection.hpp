@@ -26,6 +26,7 @@ struct Projection {
   double weight_max = 0;  ///< at least max_j s nu.(k_j - mu), taken out of every weight: common to all rows
   std::vector<double> key_axes = {};    ///< C, [variables, d]
   std::vector<double> query_axes = {};  ///< B, [variables, d]
+  bool is_none = false;                 ///< no shifts, and B = C = I, which need not be looked at
 
   /// No shifts; the variables are the columns of rotated queries, times `balance`, and of keys, divided by
   /// it.
@@ -39,6 +40,13 @@ struct Projection {
       p.query_axes[c * (size + 1)] = balance;
       p.key_axes[c * (size + 1)] = 1 / balance;
     }
+    return p;
+  }
+
+  /// Rows as they are, without any work: the variables are their columns.
+  static Projection none(Index d) {
+    Projection p = identity(d, 1);
+    p.is_none = true;
     return p;
   }
 
@@ -76,6 +84,12 @@ void project_keys(const Projection& projection, double scale, Index width, Index
                   Index y_stride, Real* weight) {
   using namespace simd;
   const Index d = static_cast<Index>(projection.key_shift.size());
+  if (projection.is_none) {
+    for (Index c = 0; c < d; ++c) std::copy_n(panel + c * width, width, y + c * y_stride);
+    std::fill_n(weight, count, Real{1});
+    std::fill_n(weight + count, width - count, Real{0});
+    return;
+  }
   std::fill_n(weight, width, Real{0});
   for (Index c = 0; c < d; ++c) {
     const Vec<Real> mu = set(static_cast<Real>(projection.key_shift[static_cast<std::size_t>(c)]));
@@ -105,6 +119,12 @@ void project_queries(const Projection& projection, double scale, double unit, In
   const Index d = static_cast<Index>(projection.key_shift.size());
   const Vec<Real> natural = set(static_cast<Real>(1 / unit));
   std::fill_n(row_factor, width, static_cast<Real>(projection.weight_max * unit));
+  if (projection.is_none) {
+    for (Index c = 0; c < d; ++c)
+      for (Index i = 0; i < width; i += kLanes<Real>)
+        store<Real>(mul(load(panel + c * panel_stride + i), natural), x + c * width + i);
+    return;
+  }
   for (Index c = 0; c < d; ++c) {
     const Vec<Real> mu = set(static_cast<Real>(projection.key_shift[static_cast<std::size_t>(c)]));
     const Vec<Real> nu = set(static_cast<Real>(-scale * projection.query_shift[static_cast<std::size_t>(c)]));

@@ -44,6 +44,10 @@
 
 namespace fastrope::inline FASTROPE_TARGET {
 
+namespace detail {
+struct BoundedExp;
+}
+
 /// One sequence's attention with options.kernel, token after token, with arithmetic in Real; the state and
 /// sums over recent tokens are in double. A copy is another sequence with the same past, and shares nothing
 /// that either changes: what one takes afterwards the other does not see.
@@ -58,12 +62,14 @@ class RecurrentAttention {
   RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options);
 
   /// Softmax with a promise: every entry |x| is at most `radius`, so that a polynomial is near enough to exp
-  /// for options.tolerance and states take the place of the cache. row_bounds() counts the approximation.
-  /// What is held against the radius is |scale| |q| times the length of the longest key so far, with what
-  /// rope's factor and rounding may add: a token beyond it is refused, with nothing changed, prefill throwing
-  /// Error with the values and step returning RunStatus::promise_broken. Throws Error as the other, unless
-  /// radius is a positive number and 0 < options.tolerance < 1, and where no polynomial of a degree up to
-  /// Kernel::kMaxDegree is near enough. In attend/bounded_recurrence.hpp.
+  /// for options.tolerance and states take the place of the cache. row_bounds() counts the approximation, and
+  /// error_bound() is what all of them keep to. What is held against the radius is |scale| |q| times the
+  /// length of the longest key so far, with what rope's factor and rounding may add: a token beyond it is
+  /// refused, with nothing changed, prefill throwing Error with the values and step returning
+  /// RunStatus::promise_broken. Throws Error as the other, unless radius is a positive number and 0 <
+  /// options.tolerance < 1, where no polynomial of a degree up to Kernel::kMaxDegree is near enough, and
+  /// where rounding, which grows as e^(2 radius), leaves no promise within the tolerance. In
+  /// attend/bounded_recurrence.hpp.
   RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options, double radius);
 
   /// Tokens so far.
@@ -80,6 +86,11 @@ class RecurrentAttention {
   MatrixView<const double> row_bounds() const {
     return {row_bounds_.data(), heads_, bounded_rows_, bounded_rows_};
   }
+
+  /// With a radius at least |out - exact| / max|V| of every row that is stored in Real or wider, without
+  /// gates and ALiBi (row_bounds() counts their rounding), for kPromisedTokens: at most the tolerance.
+  /// Infinity without.
+  double error_bound() const { return error_bound_; }
 
   /// Takes the next n tokens: q [heads, n, d], k [kv_heads, n, d], v [kv_heads, n, d_v]; out [heads, n, d_v]
   /// is what each attends to among all tokens so far. log_gates, log_input_gates: [kv_heads, n], or [heads,
@@ -132,11 +143,13 @@ class RecurrentAttention {
  private:
   static constexpr Index kBlock = kKeyBlock<Real>;
   /// Rows that a prompt is taken in at a time: their pairs are computed as such, so few; the state is read
-  /// and written for each chunk, so not too few. Whole blocks.
-  static constexpr Index kChunk = 768;
+  /// and written for each chunk, so not too few where it is large. Whole blocks.
+  static constexpr Index kChunk = 768, kSmallRank = 1024;
   static_assert(kChunk % kBlock == 0);
-  /// Vectors of channels that a step reads at a time.
+  Index chunk() const { return rank() < kSmallRank ? kBlock : kChunk; }
+  /// Vectors of channels that a step reads at a time, and for how many queries at most (for_query_tiles).
   static constexpr int kTogether = simd::kRegisters >= 32 ? 4 : 2;
+  static constexpr Index kMostQueries = 4;
 
   Index channels() const { return d_v_ + 1; }
   Index degrees() const { return problem_.kernel.degree() + 1; }
@@ -146,6 +159,9 @@ class RecurrentAttention {
   /// The key head of state u, and how many query heads read it.
   Index key_head(Index u) const { return u * kv_heads_ / states_; }
   Index group() const { return states_ == 0 ? 1 : heads_ / states_; }
+
+  RecurrentAttention(Index heads, Index kv_heads, Index d, Index d_v, const Options& options,
+                     const detail::BoundedExp& bounded, double radius);
 
   static Options of_tokens(const Options& options);
   /// Of how many rows of gates state u has row u.
@@ -159,7 +175,9 @@ class RecurrentAttention {
     Real* ancestors;  // [degree + 1, columns]
     Real* features;   // [kChain, columns]
     double* sums;     // [group, channels and padding]
-    double* weights;  // [kBlock]
+    double* totals;   // [columns], the ones' of the state
+    double* weights;  // [kMostQueries, kBlock], of recent tokens
+    double* decays;   // [kBlock], what gates leave of those
     Real* ones;       // [kBlock], a block's weights
     Real* values;     // [kBlock / group, stride] where keys share vectors
     double* squares;  // [degree + 1, d_v + 1]
@@ -229,8 +247,9 @@ class RecurrentAttention {
   void fold(Index u, const StepScratch& s);
   void step_state(Index u, const StoredRows& q, const StoredRows& k, const StoredRows& v,
                   const OutputRows& out, const Gates& gates, const StepScratch& s);
+  void make_features(const MonomialSet& set, Index first, Index count, const StepScratch& s) const;
   void add_state(Index u, const StepScratch& s) const;
-  void add_recent(Index u, Index h, Range seen, double level, const StepScratch& s) const;
+  void add_recent(Index u, Range seen, double level, const StepScratch& s) const;
 
   Index heads_, kv_heads_, d_, d_v_;
   Problem problem_;                      // of one token
@@ -258,6 +277,7 @@ class RecurrentAttention {
   Index bounded_rows_ = 0;
   double radius_ = std::numeric_limits<double>::infinity();  // of the entries
   double approximation_ = 0;                                 // of softmax, over max|V|
+  double error_bound_ = std::numeric_limits<double>::infinity();
 };
 
 template <class Real>
@@ -284,13 +304,14 @@ RecurrentAttention<Real>::RecurrentAttention(Index heads, Index kv_heads, Index 
   if (const std::string refusal = polynomial_refusal(problem_); !refusal.empty())
     detail::fail("no recurrence: ", refusal);
   const std::vector<int> limits = simplex_limits(d, problem_.kernel.degree());
-  if (const double rank = rank_of(limits); rank > static_cast<double>(kMaxRank))
+  const Degrees terms = problem_.kernel.is_power() ? Degrees::highest : Degrees::all;
+  if (const double rank = rank_of(limits, terms); rank > static_cast<double>(kMaxRank))
     detail::fail(rank_refusal(problem_.kernel.degree(), d, rank, d_v, sizeof(Real)));
-  const auto monomials = std::make_shared<const MonomialSet>(limits);
+  const auto monomials = std::make_shared<const MonomialSet>(limits, terms);
   const auto coefficients = problem_.kernel.coefficients();
   for (Index u = 0; heads > 0 && u < states_; ++u)
     units_.push_back({.heads = {u * group(), (u + 1) * group()},
-                      .projection = Projection::identity(d, 1),
+                      .projection = Projection::none(d),
                       .coefficients = {coefficients.begin(), coefficients.end()},
                       .monomials = monomials,
                       .chunks = {}});
@@ -319,7 +340,9 @@ auto RecurrentAttention<Real>::step_scratch(Workspace& w) const -> StepScratch {
           .ancestors = w.take<Real>(degrees() * columns()).data(),
           .features = w.take<Real>(kChain * columns()).data(),
           .sums = w.take<double>(group() * padded_channels()).data(),
-          .weights = w.take<double>(kBlock).data(),
+          .totals = w.take<double>(columns()).data(),
+          .weights = w.take<double>(kMostQueries * kBlock).data(),
+          .decays = w.take<double>(kBlock).data(),
           .ones = w.take<Real>(kBlock).data(),
           .values = w.take<Real>(layout.group > 1 ? kBlock / layout.group * layout.stride : 0).data(),
           .squares = w.take<double>(degrees() * channels()).data(),
@@ -432,12 +455,13 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
                                          .keys = positions,
                                          .log_gates = {log_gates.data(), gate_rows, n_k},
                                          .log_input_gates = {log_input_gates.data(), gate_rows, n_k}});
-  std::vector<Real> keys(at(kv_heads_, n_k * d_)), values(at(kv_heads_, n_k * d_v_));
+  const auto keys = std::make_unique_for_overwrite<Real[]>(at(kv_heads_, n_k * d_));
+  const auto values = std::make_unique_for_overwrite<Real[]>(at(kv_heads_, n_k * d_v_));
   for (Index kv = 0; kv < kv_heads_; ++kv)
     for (Index j = 0; j < n_k; ++j) {
       const Index u = kv * states_ / kv_heads_;  // any of its states
-      Real* key = keys.data() + (kv * n_k + j) * d_;
-      Real* value = values.data() + (kv * n_k + j) * d_v_;
+      Real* key = keys.get() + (kv * n_k + j) * d_;
+      Real* value = values.get() + (kv * n_k + j) * d_v_;
       if (j < before) {
         std::copy_n(recent_keys_.data() + (u * kBlock + j) * d_, d_, key);
         std::copy_n(recent_values_.data() + (u * kBlock + j) * value_stride(), d_v_, value);
@@ -446,12 +470,12 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
         v.head(kv).read(j - before, d_v_, value);
       }
     }
-  const StoredRows all_keys = contiguous(keys.data(), kv_heads_, n_k, d_),
-                   all_values = contiguous(values.data(), kv_heads_, n_k, d_v_);
+  const StoredRows all_keys = contiguous(keys.get(), kv_heads_, n_k, d_),
+                   all_values = contiguous(values.get(), kv_heads_, n_k, d_v_);
 
   std::vector<FarPairs> chunks;
   for (Index i = 0; i < n;) {
-    const Index end = std::min(n, round_down(before + i, kChunk) + kChunk - before);
+    const Index end = std::min(n, round_down(before + i, chunk()) + chunk() - before);
     chunks.push_back({{i, end}, round_down(before + i, kBlock)});
     i = end;
   }
@@ -469,10 +493,11 @@ void RecurrentAttention<Real>::prefill_rows(const StoredRows& q, const StoredRow
     KernelBounds<Real> bounds(problem, workspace);
     use(packed, exact, polynomial, bounds);
   };
-  std::vector<std::byte> memory(
-      Workspace::bytes_of([&](Workspace& workspace) { parts(workspace, [](auto&...) {}); }));
+  const std::size_t bytes =
+      Workspace::bytes_of([&](Workspace& workspace) { parts(workspace, [](auto&...) {}); });
+  const auto memory = std::make_unique_for_overwrite<std::byte[]>(bytes);
   row_bounds_.resize(std::max(row_bounds_.size(), at(heads_, n)));
-  Workspace workspace(memory);
+  Workspace workspace(std::span(memory.get(), bytes));
   parts(workspace, [&](auto& packed, auto& exact, auto& polynomial, auto& bounds) {
     packed.pack(problem, all_keys, all_values);
     exact.prepare(problem);
@@ -549,3 +574,4 @@ void RecurrentAttention<Real>::load(std::span<const std::byte> from) {
 }  // namespace fastrope::inline FASTROPE_TARGET
 
 #include "fastrope/polynomial/recurrent_step.hpp"  // IWYU pragma: export
+#include "fastrope/polynomial/recurrent_sums.hpp"  // IWYU pragma: export

@@ -6,7 +6,6 @@
 #include <cstddef>
 #include <limits>
 #include <span>
-#include <type_traits>
 
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/simd.hpp"
@@ -14,7 +13,6 @@
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/workspace.hpp"
 #include "fastrope/exact/gate_sums.hpp"
-#include "fastrope/exact/row_kernels.hpp"
 #include "fastrope/polynomial/kernel_bounds.hpp"
 #include "fastrope/polynomial/kernel_rounding.hpp"
 #include "fastrope/polynomial/recurrent.hpp"
@@ -140,92 +138,6 @@ void RecurrentAttention<Real>::fold(Index u, const StepScratch& s) {
                      row_rounding<Real>(problem_, farthest()), weight_error, held, s.squares, spill, errors);
 }
 
-/// s.sums = the queries' sums over the state: chains of kChain terms in Real, added in double. Queries that
-/// share the state share what is loaded of it.
-template <class Real>
-void RecurrentAttention<Real>::add_state(Index u, const StepScratch& s) const {
-  using namespace simd;
-  const Index together = group(), width = columns(), padded = padded_channels();
-  const double* constant = state_.data() + u * rank() * channels();
-  for (Index h = 0; h < together; ++h) std::copy_n(constant, channels(), s.sums + h * padded);
-  std::fill_n(s.ancestors, width, Real{1});
-  const std::span<const Monomial> terms = units_[static_cast<std::size_t>(u)].monomials->terms();
-  for (Index first = 1; first < rank(); first += kChain) {
-    const Index count = std::min(kChain, rank() - first);
-    for (Index t = 0; t < count; ++t) {
-      const Monomial& term = terms[static_cast<std::size_t>(first + t)];
-      Real* feature = s.ancestors + term.degree * width;
-      for (Index i = 0; i < width; ++i)
-        feature[i] = feature[i - width] * s.queries[term.variable * width + i];
-      std::copy_n(feature, width, s.features + t * width);
-    }
-    const Real* rows = rounded_.data() + u * rounded_stride() + first * channels();
-    // Some queries' sums of some vectors of channels, from c on.
-    const auto add = [&](auto queries, auto vectors, Index h, Index c) {
-      constexpr int kQueries = queries, kVecs = vectors;
-      Vec<Real> sum[kQueries][kVecs];
-      for (auto& of_query : sum)
-        for (auto& x : of_query) x = zero<Real>();
-      for (Index t = 0; t < count; ++t) {
-        Vec<Real> row[kVecs];
-#pragma GCC unroll 4
-        for (int m = 0; m < kVecs; ++m) row[m] = simd::load(rows + t * channels() + c + m * kLanes<Real>);
-#pragma GCC unroll 4
-        for (int r = 0; r < kQueries; ++r) {
-          const Vec<Real> feature = set(s.features[t * width + h + r]);
-#pragma GCC unroll 4
-          for (int m = 0; m < kVecs; ++m) sum[r][m] = fma(feature, row[m], sum[r][m]);
-        }
-      }
-      for (int r = 0; r < kQueries; ++r) {
-        Real part[kVecs * kLanes<Real>];
-        for (int m = 0; m < kVecs; ++m) store<Real>(sum[r][m], part + m * kLanes<Real>);
-        for (Index m = 0; m < kVecs * kLanes<Real>; ++m)
-          s.sums[(h + r) * padded + c + m] += static_cast<double>(part[m]);
-      }
-    };
-    detail::for_query_tiles(together, [&](auto queries, Index h) {
-      Index c = 0;
-      for (; c + kTogether * kLanes<Real> <= padded; c += kTogether * kLanes<Real>)
-        add(queries, std::integral_constant<int, kTogether>{}, h, c);
-      for (; c < padded; c += kLanes<Real>) add(queries, std::integral_constant<int, 1>{}, h, c);
-    });
-  }
-}
-
-/// s.sums of query h of the group += those over the recent tokens `seen`, in double and in units of e^level.
-template <class Real>
-void RecurrentAttention<Real>::add_recent(Index u, Index h, Range seen, double level,
-                                          const StepScratch& s) const {
-  using namespace simd;
-  constexpr Index kStep = kTogether * kLanes<double>;
-  static_assert(kBlock % kStep == 0);
-  const Real* keys = recent_columns_.data() + u * kBlock * d_;
-  for (Index j = round_down(seen.begin, kStep); j < seen.end; j += kStep) {
-    Vec<double> x[kTogether];
-    for (auto& sum : x) sum = zero<double>();
-    for (Index c = 0; c < d_; ++c) {
-      const Vec<double> query = set(static_cast<double>(s.queries[c * columns() + h]));
-      for (Index m = 0; m < kTogether; ++m)
-        x[m] = fma(query, load_as<double>(keys + c * kBlock + j + m * kLanes<double>), x[m]);
-    }
-    for (Index m = 0; m < kTogether; ++m) store<double>(x[m], s.weights + j + m * kLanes<double>);
-  }
-  const RecentGates& gates = recent_gates_[static_cast<std::size_t>(u)];
-  const Real* values = recent_values_.data() + (u * kBlock + seen.begin) * value_stride();
-  double* sums = s.sums + h * padded_channels();
-  double total = 0;
-  for (Index j = seen.begin; j < seen.end; ++j, values += value_stride()) {
-    double weight = problem_.kernel(s.weights[j]);
-    if (gated_) weight *= decay(gates.level(j), level);
-    total += weight;
-    const Vec<double> w = set(weight);
-    for (Index c = 0; c < value_stride(); c += kLanes<double>)
-      store<double>(fma(w, load_as<double>(values + c), simd::load(sums + c)), sums + c);
-  }
-  sums[d_v_] += total;
-}
-
 template <class Real>
 void RecurrentAttention<Real>::step_state(Index u, const StoredRows& q, const StoredRows& k,
                                           const StoredRows& v, const OutputRows& out, const Gates& given,
@@ -259,8 +171,8 @@ void RecurrentAttention<Real>::step_state(Index u, const StoredRows& q, const St
   const double* sizes = recent_sizes_.data() + (u * (kBlock + 1) + count) * degrees();
   for (Index p = 0; p < degrees(); ++p) s.sizes[p] = of_recent * sizes[p];
   const double largest_value = *state.largest_value, unit_of_sums = level + gates.sum();
+  add_recent(u, {gates.first(), count}, level, s);
   for (Index h = 0; h < together; ++h) {
-    add_recent(u, h, {gates.first(), count}, level, s);
     const double* sums = s.sums + h * padded;
     const double sum = sums[d_v_];
     const double inverse = problem_.normaliser.template inverse<Real>(sum, unit_of_sums);

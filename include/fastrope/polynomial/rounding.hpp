@@ -79,8 +79,8 @@ constexpr double key_roundings(int p) {
 /// k_Q(p): roundings of a row's terms of degree p.
 inline double row_roundings(int p, Index rank) {
   if (p == 0) return 2;
-  const Index chains = ceil_div(rank - 1, kChain);
-  return static_cast<double>(p + std::min(kChain, rank - 1) + chains + 1);
+  const Index chains = ceil_div(rank, kChain);
+  return static_cast<double>(p + std::min(kChain, rank) + chains + 1);
 }
 
 /// At least the norm of which `square` is the computed square, a sum of d squares that may each have been

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <span>
 
 #include "fastrope/core/index.hpp"
@@ -34,6 +35,8 @@ inline constexpr Index kKeyBlock = std::max<Index>(PackedKeys<Real>::kWidth, 102
 template <class Real>
 inline constexpr Index kQueryBlock = (simd::kRegisters >= 32 ? 3 : 2) * simd::kLanes<Real>;
 inline constexpr Index kMostChannels = simd::kRegisters >= 32 ? 9 : 6;
+/// Blocks of queries that read a state together, which may be larger than any cache.
+inline constexpr Index kQueryBlocks = 4;
 
 /// Neighbouring keys whose values share vectors where d_v alone would leave lanes empty: what is repeated
 /// over a vector at once, 16 bytes.
@@ -72,31 +75,39 @@ struct KeyBlocks {
   }
 };
 
+/// A block of query rows and what it reads off a state.
+template <class Real>
+struct StateQueries {
+  Real* x;          // [variables, kQueryBlock]
+  Real* ancestors;  // [degree + 1, kQueryBlock], scratch
+  Real* exponents;  // [kQueryBlock], of the sums
+  Real* sums;       // [d_v + 1 and padding, kQueryBlock]
+};
+
 /// One worker's scratch for both products.
 template <class Real>
 struct FeatureScratch {
   Real* features;   // [kFeatureBlock, the wider block], or of queries [kChain, kQueryBlock]
-  Real* ancestors;  // [degree + 1, the wider block]
+  Real* ancestors;  // [degree + 1, kKeyBlock]
   Real* products;   // [kFeatureBlock, ValueLayout::stride], a block's sums with values
   Real* ones;       // [kFeatureBlock, lanes], the same with ones
-  Real* x;          // [variables, kQueryBlock]
   Real* shifted;    // [d, the wider block]
-  Real* exponents;  // [kQueryBlock], of the rows' sums
   Real* norms;      // [kQueryBlock], of x
   double* errors;   // [kQueryBlock], of the rows' sums
-  Real* sums;       // [d_v + 1 and padding, kQueryBlock]
+  std::array<StateQueries<Real>, kQueryBlocks> queries;
 
   FeatureScratch(Index d, Index variables, Index degree, Index d_v, Workspace& workspace)
       : features(workspace.take<Real>(kFeatureBlock * kWider).data()),
-        ancestors(workspace.take<Real>((degree + 1) * kWider).data()),
+        ancestors(workspace.take<Real>((degree + 1) * kKeyBlock<Real>).data()),
         products(workspace.take<Real>(kFeatureBlock * ValueLayout<Real>(d_v).stride).data()),
         ones(workspace.take<Real>(kFeatureBlock * simd::kLanes<Real>).data()),
-        x(workspace.take<Real>(variables * kQueryBlock<Real>).data()),
         shifted(workspace.take<Real>(d * kWider).data()),
-        exponents(workspace.take<Real>(kQueryBlock<Real>).data()),
         norms(workspace.take<Real>(kQueryBlock<Real>).data()),
-        errors(workspace.take<double>(kQueryBlock<Real>).data()),
-        sums(workspace.take<Real>(round_up(d_v + 1, simd::kLanes<Real>) * kQueryBlock<Real>).data()) {}
+        errors(workspace.take<double>(kQueryBlock<Real>).data()) {
+    const auto take = [&](Index rows) { return workspace.take<Real>(rows * kQueryBlock<Real>).data(); };
+    for (StateQueries<Real>& block : queries)
+      block = {take(variables), take(degree + 1), take(1), take(round_up(d_v + 1, simd::kLanes<Real>))};
+  }
 
  private:
   static constexpr Index kWider = std::max(kKeyBlock<Real>, kQueryBlock<Real>);
@@ -210,22 +221,26 @@ template <class Real>
 struct QueryFeatures {
   static constexpr Index kWidth = kQueryBlock<Real>;
 
-  std::span<const Monomial> all;
-  Range terms;      // not the first of all
+  const MonomialSet& set;
+  Range terms;      // no constant
   const Real* x;    // [variables, kWidth]
   Real* ancestors;  // [degree + 1, kWidth], of terms.begin
   Real* features;   // [terms.size(), kWidth]
 
   /// That of term f, those from terms.begin on being there.
   HWY_INLINE void make(Index f) const {
-    const Monomial& term = all[static_cast<std::size_t>(f)];
-    const Real* parent = term.parent >= terms.begin ? features + (term.parent - terms.begin) * kWidth
-                                                    : ancestors + (term.degree - 1) * kWidth;
+    if (f > terms.begin) pass_inner<kWidth>(set, set.inner_before(f), x, ancestors);
+    const Monomial& term = set.terms()[static_cast<std::size_t>(f)];
+    const Real* parent = set.inner().empty() && term.parent >= terms.begin
+                             ? features + (term.parent - terms.begin) * kWidth
+                             : ancestors + (term.degree - 1) * kWidth;
     multiply_rows<kWidth>(parent, x + term.variable * kWidth, features + (f - terms.begin) * kWidth);
   }
   /// The ancestors become those of terms.end.
   void go_on() const {
-    if (terms.end == std::ssize(all)) return;
+    if (terms.end == set.rank()) return;
+    if (!set.inner().empty()) return pass_inner<kWidth>(set, set.inner_before(terms.end), x, ancestors);
+    const auto all = set.terms();
     for (Index a = all[static_cast<std::size_t>(terms.end)].parent; a >= terms.begin;
          a = all[static_cast<std::size_t>(a)].parent)
       std::copy_n(features + (a - terms.begin) * kWidth, kWidth,
@@ -281,36 +296,40 @@ void apply_some_channels(Index some, const QueryFeatures<Real>& of, bool makes, 
 
 }  // namespace detail
 
-/// sums [d_v + 1, kQueryBlock] = sum_alpha x^alpha state(alpha) for a block of query rows: x [variables,
-/// kQueryBlock]. Chains of kChain terms are taken one after the other, so that their rows of the state, which
-/// may be larger than any cache, are read once; of each, channels a few at a time, in numbers as equal as can
-/// be, whose sums stay in registers. ancestors: [degree + 1, kQueryBlock], features: [kChain, kQueryBlock],
-/// scratch.
+/// sums [d_v + 1, kQueryBlock] = sum_alpha x^alpha state(alpha) for each block of query rows. Chains of
+/// kChain terms are taken one after the other, so that their rows of the state are read once for all blocks;
+/// of each, channels a few at a time, in numbers as equal as can be, whose sums stay in registers. features:
+/// [kChain, kQueryBlock], scratch.
 template <class Real>
-void apply_state(const MonomialSet& set, Index d_v, const Real* state, const Real* x, Real* ancestors,
-                 Real* features, Real* sums) {
+void apply_state(const MonomialSet& set, Index d_v, const Real* state,
+                 std::span<const StateQueries<Real>> blocks, Real* features) {
   using namespace simd;
   constexpr Index kWidth = kQueryBlock<Real>;
   const Index channels = d_v + 1, turns = ceil_div(channels, kMostChannels);
-  std::fill_n(ancestors, kWidth, Real{1});
-  std::fill_n(sums, channels * kWidth, Real{0});
-  for (Index first = 1; first < set.rank(); first += kChain) {
-    const detail::QueryFeatures<Real> chain{
-        set.terms(), {first, std::min(first + kChain, set.rank())}, x, ancestors, features};
-    for (Index t = 0, c = 0; t < turns; ++t) {
-      const Index some = (channels - c) / (turns - t);
-      detail::apply_some_channels<kMostChannels>(some, chain, /*makes=*/t == 0, channels, state + c,
-                                                 sums + c * kWidth);
-      c += some;
-    }
-    chain.go_on();
+  for (const StateQueries<Real>& block : blocks) {
+    std::fill_n(block.ancestors, kWidth, Real{1});
+    pass_inner<kWidth>(set, set.inner_before(0), block.x, block.ancestors);
+    std::fill_n(block.sums, channels * kWidth, Real{0});
   }
-  // The constant term, the largest, is added once.
-  for (Index c = 0; c < channels; ++c)
-    for (Index i = 0; i < kWidth; i += kLanes<Real>) {
-      Real* to = sums + c * kWidth + i;
-      store<Real>(add(load(to), simd::set(state[c])), to);
+  for (Index first = set.constants(); first < set.rank(); first += kChain)
+    for (const StateQueries<Real>& block : blocks) {
+      const detail::QueryFeatures<Real> chain{
+          set, {first, std::min(first + kChain, set.rank())}, block.x, block.ancestors, features};
+      for (Index t = 0, c = 0; t < turns; ++t) {
+        const Index some = (channels - c) / (turns - t);
+        detail::apply_some_channels<kMostChannels>(some, chain, /*makes=*/t == 0, channels, state + c,
+                                                   block.sums + c * kWidth);
+        c += some;
+      }
+      chain.go_on();
     }
+  // The constant term, the largest, is added once.
+  for (const StateQueries<Real>& block : blocks)
+    for (Index c = 0; c < channels * set.constants(); ++c)
+      for (Index i = 0; i < kWidth; i += kLanes<Real>) {
+        Real* to = block.sums + c * kWidth + i;
+        store<Real>(add(load(to), simd::set(state[c])), to);
+      }
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET

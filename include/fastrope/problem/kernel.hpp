@@ -60,6 +60,11 @@ class Kernel {
   std::span<const double> coefficients() const&& = delete;  // would dangle
   /// Of the polynomial, the last coefficient not being 0; -1 for softmax.
   int degree() const { return static_cast<int>(coefficients_.size()) - 1; }
+  /// Whether P(x) = c x^p.
+  bool is_power() const {
+    const auto c = coefficients();
+    return !c.empty() && std::all_of(c.begin(), c.end() - 1, [](double x) { return x == 0; });
+  }
   /// Whether no weight is negative: proved, not assumed.
   bool nonnegative() const { return nonnegative_; }
 
