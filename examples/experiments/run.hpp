@@ -34,7 +34,7 @@ struct Result {
 /// How long a run takes at most, and what it sees.
 struct Effort {
   training::Schedule schedule = {};
-  Index batch = 128, held_out = 2048;
+  Index batch = 128, held_out = 1024;
   Index evaluate_every = 100;
 };
 

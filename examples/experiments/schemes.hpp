@@ -41,7 +41,6 @@ inline std::vector<Scheme> schemes() {
        })},
       {"table", "a trained bias for each head and lag", of([](Config& c) { c.trained_bias = true; })},
       {"sinusoidal", "sinusoids, added", of([](Config& c) { c.absolute = Absolute::sinusoidal; })},
-      {"none", "no positions", Config{}},
       {"layer_0", "RoPE in the first layer alone", of([=](Config& c) {
          turn(c);
          c.rope_layers = 1;
@@ -58,6 +57,7 @@ inline std::vector<Scheme> schemes() {
          turn(c);
          c.raw_keys = true;
        })},
+      {"none", "no positions", Config{}},
   };
 }
 
