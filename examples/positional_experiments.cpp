@@ -1,6 +1,6 @@
 // Which positional scheme learns what, and where it keeps it?
 //
-//     positional_experiments RUNS PROBES [--seeds 3] [--steps 4000] [--schemes rope,alibi,..]
+//     positional_experiments RUNS PROBES [--seeds 3] [--steps 4000] [--schemes A,B,..] [--tasks A,..]
 //     positional_experiments RUNS PROBES --report FOLDER
 //
 // Trains a small transformer (training/: 2 layers, width 64, 8 heads, mean pooling, no mask, 48 tokens) for
@@ -10,6 +10,7 @@
 // are of one thread. --report prints tables (Markdown) and writes figures to the folder.
 //
 // distance: how far are two triggers apart, 1 .. 24? count: how many triggers are there, 0 .. 24?
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -33,7 +34,7 @@ struct Arguments {
   std::string runs, probes;
   int seeds = 3;
   Index steps = 4000;
-  std::vector<std::string> schemes = {};  // all, if empty
+  std::vector<std::string> schemes = {}, tasks = {};  // all, if empty
   std::optional<std::string> report = {};
 };
 
@@ -52,8 +53,8 @@ std::optional<Arguments> parsed(int count, char** words) {
       a.seeds = std::atoi(value.c_str());
     else if (word == "--steps")
       a.steps = std::atoll(value.c_str());
-    else if (word == "--schemes")
-      a.schemes = experiments::detail::split(value, ',');
+    else if (word == "--schemes" || word == "--tasks")
+      (word == "--tasks" ? a.tasks : a.schemes) = experiments::detail::split(value, ',');
     else if (word == "--report")
       a.report = value;
     else
@@ -71,6 +72,10 @@ struct Planned {
   int seed;
 };
 
+bool chosen(const std::vector<std::string>& names, const std::string& name) {
+  return names.empty() || std::find(names.begin(), names.end(), name) != names.end();
+}
+
 /// What is to be done, the most informative first: every scheme and task of a seed before the next seed.
 std::vector<Planned> planned(const Arguments& a, const std::vector<Result>& done) {
   constexpr Index kTokens = 48;
@@ -80,12 +85,10 @@ std::vector<Planned> planned(const Arguments& a, const std::vector<Result>& done
          {experiments::distance_task(kTokens), experiments::count_task(kTokens)})
       for (const Scheme& scheme : experiments::schemes()) {
         const Key key{scheme.name, task.name, seed};
-        const auto same = [&key](const Result& r) { return r.key == key; };
-        if (std::find_if(done.begin(), done.end(), same) != done.end()) continue;
-        if (!a.schemes.empty() &&
-            std::find(a.schemes.begin(), a.schemes.end(), scheme.name) == a.schemes.end())
-          continue;
-        runs.push_back({scheme, task, seed});
+        const bool is_done =
+            std::any_of(done.begin(), done.end(), [&](const Result& r) { return r.key == key; });
+        if (!is_done && chosen(a.schemes, scheme.name) && chosen(a.tasks, task.name))
+          runs.push_back({scheme, task, seed});
       }
   return runs;
 }
@@ -123,7 +126,7 @@ int main(int count, char** words) try {
   const std::optional<Arguments> a = parsed(count, words);
   if (!a) {
     std::fprintf(stderr,
-                 "usage: %s RUNS PROBES [--seeds N] [--steps N] [--schemes A,B,..]\n"
+                 "usage: %s RUNS PROBES [--seeds N] [--steps N] [--schemes A,B,..] [--tasks A,..]\n"
                  "       %s RUNS PROBES --report FOLDER\n",
                  words[0], words[0]);
     return EXIT_FAILURE;

@@ -59,7 +59,7 @@ inline std::vector<Probe> probe(training::Trainer<float>& trainer, std::span<con
     const double share = 1 / static_cast<double>(sequences * c.heads);
     for (Index s = 0; s < sequences; ++s)
       for (Index h = 0; h < c.heads; ++h) {
-        const auto& projected = model.projected(layer);
+        const auto& projected = model.projected(static_cast<std::size_t>(layer));
         const fastrope::RowMatrix q = detail::rows_of(model.attention().queries(projected, s), h),
                                   k = detail::rows_of(model.attention().keys(projected, s), h);
         const Eigen::VectorXd sigma = fastrope::all_singular_values(

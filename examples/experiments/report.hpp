@@ -33,12 +33,15 @@ inline double mean(const std::vector<double>& x) {
   return std::accumulate(x.begin(), x.end(), 0.0) / static_cast<double>(x.size());
 }
 
-/// "mean (least .. most)" of shares, in %.
+/// "mean (least .. most)" of shares, in %; one alone stands for itself.
 inline std::string spread(const std::vector<double>& x) {
   const auto [least, most] = std::minmax_element(x.begin(), x.end());
   char text[64];
-  std::snprintf(text, sizeof text, "%.1f (%.1f .. %.1f)", 100 * mean(x), 100 * *least, 100 * *most);
-  return text;
+  int size = std::snprintf(text, sizeof text, "%.1f", 100 * mean(x));
+  if (x.size() > 1)
+    size += std::snprintf(text + size, sizeof text - static_cast<std::size_t>(size), " (%.1f .. %.1f)",
+                          100 * *least, 100 * *most);
+  return {text, static_cast<std::size_t>(size)};
 }
 
 /// Each run's drops, the largest of a layer first, means over runs: [layers, heads].
@@ -165,6 +168,7 @@ inline double rank_correlation(const std::vector<double>& x, const std::vector<d
 /// Whether schemes whose logits are worse conditioned need more steps: over schemes, of each one's means.
 inline void print_correlation(const std::vector<Result>& runs,
                               const std::vector<std::pair<Key, Probe>>& probes, const std::string& task) {
+  constexpr std::size_t kFewest = 5;  // schemes of which a correlation says anything
   for (const Index step : {0, 100, 400}) {
     std::vector<double> sigma, condition, to_90;
     for (const Scheme& scheme : schemes()) {
@@ -178,7 +182,7 @@ inline void print_correlation(const std::vector<Result>& runs,
       sigma.push_back(p.sigma_1);
       condition.push_back(p.condition);
     }
-    if (to_90.size() < 3) return;
+    if (to_90.size() < kFewest) return;
     std::printf(
         "%s%s: over %zu schemes, rank correlation of steps to 90 %% with layer 0's sigma_1 %.2f, with "
         "sigma_1 / sigma_d %.2f, at step %td\n",
@@ -224,14 +228,13 @@ inline void draw_steps(const std::vector<Result>& runs, const std::string& path)
 
 inline void draw_drops(const std::vector<Result>& runs, const std::string& task, const std::string& path) {
   std::vector<std::string> rows, columns;
-  std::vector<Eigen::MatrixXd> drops;
+  std::vector<Eigen::MatrixXd> drops;  // of each scheme
   for (const Scheme& scheme : schemes()) {
     const std::vector<Result> some = of(runs, scheme.name, task);
     if (some.empty()) continue;
     rows.push_back(scheme.name);
     drops.push_back(sorted_drops(some));
   }
-  if (drops.empty()) return;
   const Index layers = drops[0].rows(), heads = drops[0].cols();
   Eigen::MatrixXd values(std::ssize(drops), layers * heads);
   for (Index l = 0; l < layers; ++l)
@@ -259,8 +262,9 @@ inline void report(const std::string& runs_path, const std::string& probes_path,
   const training::Config config;
   const std::vector<Result> runs = read_runs(runs_path, config.layers, config.heads);
   const std::vector<std::pair<Key, Probe>> probes = read_probes(probes_path);
-  for (const char* task : detail::kTasks) detail::print_accuracies(runs, task);
   for (const char* task : detail::kTasks) {
+    if (std::none_of(runs.begin(), runs.end(), [&](const Result& r) { return r.key.task == task; })) continue;
+    detail::print_accuracies(runs, task);
     detail::print_probes(runs, probes, task);
     detail::print_correlation(runs, probes, task);
     detail::draw_drops(runs, task, folder + "/ablation_" + task + ".svg");

@@ -12,8 +12,7 @@ namespace training {
 /// How far a step goes: up to `rate` over the first `warm_up` of `steps`, then down to 0 along a cosine.
 struct Schedule {
   Index steps = 4000;
-  double rate = 1e-3;
-  double warm_up = 0.05;
+  double rate = 1e-3, warm_up = 0.05;
 
   /// Of step 0, 1, ..
   double operator()(Index step) const {
@@ -35,8 +34,7 @@ struct AdamWOptions {
   double first = 0.9, second = 0.99, epsilon = 1e-8, decay = 0.01;
 };
 
-/// Averages m of the gradient and s of its square, both begun at 0, so divided by what their weights add up
-/// to:
+/// Averages m of the gradient and s of its square, begun at 0, over what their weights add up to:
 ///     x -= rate (decay x + m / (1 - first^t) / (sqrt(s / (1 - second^t)) + epsilon)).
 template <class Real>
 class AdamW {

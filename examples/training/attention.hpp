@@ -17,7 +17,10 @@ namespace training {
 template <class Real>
 class Attention {
  public:
-  explicit Attention(const Config& config) : config_(config), d_bias_(lag_parameters()), sum_(d_bias_) {
+  explicit Attention(const Config& config)
+      : config_(config),
+        d_bias_(static_cast<std::size_t>(config.trained_bias ? config.heads * config.lags() : 0)),
+        sum_(d_bias_) {
     for (Index l = 0; l < config.layers; ++l) {
       fastrope::Options options = config.attention;
       if (config.decoupled > 0) options.rope->rotary_dim = config.decoupled;
@@ -39,7 +42,7 @@ class Attention {
 
   /// Takes the numbers of a trained bias, [heads, lags].
   void set_bias(const Real* values) {
-    const std::vector<double> numbers(values, values + lag_parameters());
+    const std::vector<double> numbers(values, values + d_bias_.size());
     for (std::vector<Group>& groups : layers_)
       for (Group& group : groups)
         group.options.bias = fastrope::LagBias::table(numbers, config_.heads, 1 - config_.n);
@@ -98,10 +101,6 @@ class Attention {
       return {all.data + first * all.head_stride, heads, all.rows, all.cols, all.head_stride, all.row_stride};
     }
   };
-
-  std::size_t lag_parameters() const {
-    return config_.trained_bias ? static_cast<std::size_t>(config_.heads * config_.lags()) : 0;
-  }
 
   template <class Call>
   void for_each_call(Index layer, Index tokens, Call&& call) const {

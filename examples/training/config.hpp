@@ -47,8 +47,8 @@ struct Config {
   Index lags() const { return 2 * n - 1; }
 };
 
-/// Throws fastrope::Error, naming the values, for what clashes.
-inline void require_consistent(const Config& c) {
+/// c. Throws fastrope::Error, naming the values, for what clashes.
+inline const Config& consistent(const Config& c) {
   const auto require = [](bool holds, const std::string& message) {
     if (!holds) throw fastrope::Error("training::Config: " + message);
   };
@@ -56,16 +56,17 @@ inline void require_consistent(const Config& c) {
           "vocabulary, n, outputs, layers and hidden must be positive");
   require(c.heads > 0 && c.width > 0 && c.width % c.heads == 0,
           std::to_string(c.heads) + " heads do not divide the width " + std::to_string(c.width));
-  require(c.absolute != Absolute::sinusoidal || c.width % 2 == 0, "sinusoidal positions need an even width");
   require(c.decoupled == 0 || c.attention.rope, "decoupled columns need attention.rope, which turns them");
   require(!c.shared_query || c.decoupled > 0,
           "a shared query is one of decoupled columns, and there are none");
   require(!c.trained_bias || c.attention.bias.empty(),
           "attention.bias is given, and another is to be trained");
-  require(!c.rope_heads || (*c.rope_heads >= 0 && *c.rope_heads <= c.heads),
-          "rope_heads = " + std::to_string(c.rope_heads.value_or(0)) + " of " + std::to_string(c.heads));
+  const Index turned = c.rope_heads.value_or(c.heads);
+  require(turned >= 0 && turned <= c.heads,
+          "rope_heads = " + std::to_string(turned) + " of " + std::to_string(c.heads));
   require(!c.rope_heads || (c.attention.bias.empty() && !c.trained_bias),
           "rope_heads and a lag bias do not go together");
+  return c;
 }
 
 /// A matrix among the parameters, row-major.

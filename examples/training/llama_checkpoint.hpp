@@ -17,9 +17,10 @@ inline void save_llama(const Model<float>& model, const std::string& path) {
   const fastrope::Options& o = c.attention;
   const fastrope::Rope plain;
   if (c.pooled || c.outputs != c.vocabulary || !o.rope || o.rope->base != plain.base ||
-      o.rope->pairing != plain.pairing || o.rope->rotary_dim != 0 || o.mask != fastrope::Mask::causal() ||
-      !o.bias.empty() || c.rope_layers || c.rope_heads || c.absolute != Absolute::none || c.trained_bias ||
-      c.decoupled > 0 || c.raw_keys)
+      o.rope->pairing != plain.pairing || o.rope->rotary_dim != 0 || o.rope->scaling.index() != 0 ||
+      o.scale || o.softcap > 0 || !o.sinks.empty() || o.mask != fastrope::Mask::causal() || !o.bias.empty() ||
+      c.rope_layers || c.rope_heads || c.absolute != Absolute::none || c.trained_bias || c.decoupled > 0 ||
+      c.raw_keys)
     throw fastrope::Error("save_llama: " + path + " would not be a Llama");
 
   std::ofstream file(path, std::ios::binary);

@@ -34,10 +34,12 @@ class Model {
   /// Weights uniform within 1 / sqrt(inputs), embeddings and learned positions of deviation 1, gains of 1,
   /// biases of 0: torch's defaults. The same for a seed, whatever Real.
   Model(const Config& config, std::uint64_t seed)
-      : config_(checked(config)), layout_(config), attention_(config) {
+      : config_(consistent(config)),
+        layout_(config),
+        attention_(config),
+        states_(layout_.layers.size() + 1),
+        layers_(layout_.layers.size()) {
     if (config.absolute == Absolute::sinusoidal) codes_ = sinusoidal_codes<Real>(config.n, config.width);
-    states_.resize(static_cast<std::size_t>(config.layers + 1));
-    layers_.resize(static_cast<std::size_t>(config.layers));
     start(seed);
   }
 
@@ -47,9 +49,7 @@ class Model {
   Vector<Real>& parameters() { return parameters_; }
   const Vector<Real>& parameters() const { return parameters_; }
   /// [q | k | v] of a layer in the last forward(), [tokens, projected()].
-  const Matrix<Real>& projected(Index layer) const {
-    return layers_[static_cast<std::size_t>(layer)].projected;
-  }
+  const Matrix<Real>& projected(std::size_t layer) const { return layers_[layer].projected; }
 
   /// Outputs of whole sequences, one after the other, each of config().n tokens: [sequences, outputs], or
   /// [tokens, outputs]. Allocates for the first call of a size alone.
@@ -73,14 +73,13 @@ class Model {
   /// last forward(), whose tokens must still be there.
   void backward(const Matrix<Real>& d_outputs, Vector<Real>& gradient) {
     matrix_of(gradient, layout_.classifier).noalias() += d_outputs.transpose() * features();
-    d_features_.noalias() = d_outputs * weight(layout_.classifier);
+    Matrix<Real>& d_features = config_.pooled ? d_features_ : d_normed_;
+    d_features.noalias() = d_outputs * weight(layout_.classifier);
     if (config_.pooled) {
       d_normed_.resize(normed_.rows(), config_.width);
       for (Index s = 0; s < sequences(); ++s)
         d_normed_.middleRows(s * config_.n, config_.n).rowwise() =
-            d_features_.row(s) / static_cast<Real>(config_.n);
-    } else {
-      d_normed_.swap(d_features_);
+            d_features.row(s) / static_cast<Real>(config_.n);
     }
     d_x_.setZero(normed_.rows(), config_.width);
     d_embedded_.setZero(config_.raw_keys ? normed_.rows() : 0, config_.width);
@@ -104,11 +103,6 @@ class Model {
     Matrix<Real> gates, inner;           // [tokens, 2 hidden], [tokens, hidden]
   };
 
-  static const Config& checked(const Config& config) {
-    require_consistent(config);
-    return config;
-  }
-
   void start(std::uint64_t seed) {
     std::mt19937_64 random(seed);
     std::normal_distribution<double> normal;
@@ -131,7 +125,7 @@ class Model {
     share_rows();
   }
 
-  /// f(matrix of a projection) for those whose turned rows, the first of each head, all heads share.
+  /// f(block of a projection) for those whose turned rows, the first of each head, all heads share.
   template <class F>
   void for_each_shared(F&& f) const {
     if (config_.decoupled == 0) return;
@@ -248,7 +242,6 @@ class Model {
   Attention<Real> attention_;
   Vector<Real> parameters_;
   Matrix<Real> codes_;  // [n, width], of sinusoidal positions
-
   std::span<const Token> tokens_;
   std::vector<Matrix<Real>> states_;  // [layers + 1], [tokens, width]: the embedding, and after each layer
   std::vector<Activations> layers_;

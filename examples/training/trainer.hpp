@@ -21,13 +21,10 @@ struct Batch {
 template <class Real>
 class Trainer {
  public:
-  static constexpr double kLargestGradient = 1;
-
   Trainer(const Config& config, const Schedule& schedule, std::uint64_t seed)
       : model_(config, seed), schedule_(schedule), optimiser_(model_.layout().size) {}
 
   Model<Real>& model() { return model_; }
-  const Schedule& schedule() const { return schedule_; }
   Index steps() const { return steps_; }
   /// Of the last step, clipped.
   const Vector<Real>& gradient() const { return gradient_; }
@@ -56,7 +53,8 @@ class Trainer {
   }
 
  private:
-  static constexpr std::size_t kPart = 16;  // sequences
+  static constexpr double kLargestGradient = 1;  // norm
+  static constexpr std::size_t kPart = 16;       // sequences
 
   /// f(outputs, labels) of a few sequences after the other.
   template <class F>
