@@ -54,7 +54,7 @@ std::optional<Arguments> parsed(int count, char** words) {
     else if (word == "--steps")
       a.steps = std::atoll(value.c_str());
     else if (word == "--schemes" || word == "--tasks")
-      (word == "--tasks" ? a.tasks : a.schemes) = experiments::detail::split(value, ',');
+      (word == "--tasks" ? a.tasks : a.schemes) = experiments::split(value, ',');
     else if (word == "--report")
       a.report = value;
     else

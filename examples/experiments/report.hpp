@@ -56,17 +56,26 @@ inline Eigen::MatrixXd sorted_drops(const std::vector<Result>& runs) {
   return sum;
 }
 
+/// How many heads of each layer are worth five points or more: "5 + 3".
+inline std::string heads_that_count(const Result& r) {
+  constexpr double kPoints = 0.05;
+  std::string counts;
+  for (Index layer = 0; layer < r.drops.rows(); ++layer)
+    counts += (layer > 0 ? " + " : "") + std::to_string((r.drops.row(layer).array() >= kPoints).count());
+  return counts;
+}
+
 inline void print_accuracies(const std::vector<Result>& runs, const std::string& task) {
   std::printf(
       "\n### %s\n\n| scheme | seeds | accuracy, %% | steps to 90 %% | steps | largest drop, points | second "
-      "|\n"
-      "|---|---|---|---|---|---|---|\n",
+      "| heads of layers 0 + 1 worth 5 points |\n"
+      "|---|---|---|---|---|---|---|---|\n",
       task.c_str());
   for (const Scheme& scheme : schemes()) {
     const std::vector<Result> some = of(runs, scheme.name, task);
     if (some.empty()) continue;
     std::vector<double> accuracy, top, second;
-    std::string to_90, steps;
+    std::string to_90, steps, heads;
     for (const Result& r : some) {
       accuracy.push_back(r.accuracy.back());
       const auto [first, next] = two_largest(r.drops);
@@ -75,10 +84,11 @@ inline void print_accuracies(const std::vector<Result>& runs, const std::string&
       const std::string separator = to_90.empty() ? "" : ", ";
       to_90 += separator + (r.steps_to_90 < 0 ? "-" : std::to_string(r.steps_to_90));
       steps += separator + std::to_string(r.steps);
+      heads += separator + heads_that_count(r);
     }
-    std::printf("| %s | %zu | %s | %s | %s | %s | %s |\n", scheme.name.c_str(), some.size(),
+    std::printf("| %s | %zu | %s | %s | %s | %s | %s | %s |\n", scheme.name.c_str(), some.size(),
                 spread(accuracy).c_str(), to_90.c_str(), steps.c_str(), spread(top).c_str(),
-                spread(second).c_str());
+                spread(second).c_str(), heads.c_str());
   }
 }
 
@@ -194,7 +204,7 @@ inline void print_correlation(const std::vector<Result>& runs,
 /// A spot for every run, a panel for every task.
 inline void draw_steps(const std::vector<Result>& runs, const std::string& path) {
   constexpr double kLeft = 120, kTop = 84, kWidth = 330, kRow = 22, kGap = 40;
-  Index longest = 1;
+  Index longest = training::Schedule{}.steps;
   for (const Result& r : runs) longest = std::max(longest, r.steps);
   const std::vector<Scheme> all = schemes();
   const double bottom = kTop + kRow * static_cast<double>(all.size());

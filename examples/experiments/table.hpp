@@ -20,6 +20,14 @@ inline constexpr const char* kRunHeader =
 inline constexpr const char* kProbeHeader =
     "scheme\ttask\tseed\tstep\tlayer\tsigma_1\tcondition\tentropy_rank\tlead";
 
+/// What is between the characters `at`.
+inline std::vector<std::string> split(const std::string& line, char at) {
+  std::vector<std::string> parts;
+  std::istringstream stream(line);
+  for (std::string part; std::getline(stream, part, at);) parts.push_back(part);
+  return parts;
+}
+
 namespace detail {
 
 inline std::string joined(const auto& numbers, const char* format) {
@@ -30,13 +38,6 @@ inline std::string joined(const auto& numbers, const char* format) {
     text += (text.empty() ? "" : ",") + std::string(number);
   }
   return text;
-}
-
-inline std::vector<std::string> split(const std::string& line, char at) {
-  std::vector<std::string> parts;
-  std::istringstream stream(line);
-  for (std::string part; std::getline(stream, part, at);) parts.push_back(part);
-  return parts;
 }
 
 inline std::vector<double> numbers(const std::string& list) {
