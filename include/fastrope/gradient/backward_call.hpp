@@ -49,6 +49,7 @@ class BackwardCall {
         query_stride_(round_up(problem.shapes.d, simd::kLanes<Real>)),
         blocks_(ceil_div(problem.shapes.n_q, kRows)),
         splits_(splits_of(problem.grid.reached().hull())),
+        split_keys_(std::min(kKeys, round_up(problem.shapes.n_k, kWidth))),
         scratch_(problem.executor.workers(), worker_bytes(problem, d_v), workspace),
         packed_(problem, d_v, scratch_, workspace),
         scores_(problem, workspace),
@@ -57,8 +58,8 @@ class BackwardCall {
     const Index splits = s.kv_heads * splits_.size();
     delta_ = workspace.take<double>(s.heads * s.n_q).data();
     d_q_ = workspace.take<double>(s.heads * s.n_q * query_stride_).data();
-    d_k_ = workspace.take<double>(splits * s.d * kKeys).data();
-    d_v_sums_ = workspace.take<double>(splits * d_v * kKeys).data();
+    d_k_ = workspace.take<double>(splits * s.d * split_keys_).data();
+    d_v_sums_ = workspace.take<double>(splits * d_v * split_keys_).data();
   }
 
   void run(const Problem& problem, const BackwardTensors<Real>& x, const ParameterGradients& parameters) {
@@ -73,8 +74,8 @@ class BackwardCall {
     executor.parallel_for(s.heads * blocks_,
                           [&](Index task, Index worker) { start_rows(problem, x, task, worker); });
     executor.parallel_for(s.kv_heads * splits_.size(), [&](Index task, Index) {
-      std::fill_n(d_k_ + task * s.d * kKeys, s.d * kKeys, 0.0);
-      std::fill_n(d_v_sums_ + task * d_v_ * kKeys, d_v_ * kKeys, 0.0);
+      std::fill_n(d_k_ + task * s.d * split_keys_, s.d * split_keys_, 0.0);
+      std::fill_n(d_v_sums_ + task * d_v_ * split_keys_, d_v_ * split_keys_, 0.0);
     });
     sums_.clear();
     add_pairs(problem, x);
@@ -170,7 +171,7 @@ class BackwardCall {
     Workspace share = scratch_.of(worker);
     GradientBlock<Real> gradients(problem, d_v_, share);
     const MatrixView<const double> delta(delta_, s.heads, s.n_q);
-    gradients.start_keys(first_key);
+    gradients.start_keys({first_key, first_key + split_keys_});
     for (Index first = rows.begin; first < rows.end; first += gradients.kRows) {
       const Range some = intersect({first, first + gradients.kRows}, rows);
       gradients.start_rows(problem, packed_, scores_, h, {x.q, x.d_out, x.lse, delta}, some);
@@ -179,8 +180,10 @@ class BackwardCall {
         add_to(gradients.d_q(i - first), query_stride_, d_q_ + (h * s.n_q + i) * query_stride_);
     }
     const Index place = problem.kv_head(h) * splits_.size() + split;
-    for (Index c = 0; c < s.d; ++c) add_to(gradients.d_k(c), kKeys, d_k_ + (place * s.d + c) * kKeys);
-    for (Index c = 0; c < d_v_; ++c) add_to(gradients.d_v(c), kKeys, d_v_sums_ + (place * d_v_ + c) * kKeys);
+    for (Index c = 0; c < s.d; ++c)
+      add_to(gradients.d_k(c), split_keys_, d_k_ + (place * s.d + c) * split_keys_);
+    for (Index c = 0; c < d_v_; ++c)
+      add_to(gradients.d_v(c), split_keys_, d_v_sums_ + (place * d_v_ + c) * split_keys_);
   }
 
   /// sums [count] += x. Requires count a multiple of the vector length.
@@ -216,11 +219,12 @@ class BackwardCall {
     const Rows scratch(problem, d_v_, share);
     const auto write = [&](Index width, double factor, const double* sums, const TensorView<Real>& to,
                            bool turned) {
-      for (Index first = 0; first < kKeys; first += kWidth) {
+      for (Index first = 0; first < split_keys_; first += kWidth) {
         const Range keys =
             intersect({split * kKeys + first, split * kKeys + first + kWidth}, {0, problem.shapes.n_k});
         if (some)
-          transpose(sums + place * width * kKeys + first, width, kWidth, kKeys, scratch.sums, scratch.stride);
+          transpose(sums + place * width * split_keys_ + first, width, kWidth, split_keys_, scratch.sums,
+                    scratch.stride);
         for (Index j = keys.begin; j < keys.end; ++j) {
           Real* const row = to.head(kv).row(problem.grid.source(j));
           std::fill_n(row, width, Real{0});
@@ -247,16 +251,17 @@ class BackwardCall {
 
   Index d_v_;
   Index query_stride_;
-  Index blocks_;  // of rows of a head
-  Range splits_;  // of keys that are reached
+  Index blocks_;      // of rows of a head
+  Range splits_;      // of keys that are reached
+  Index split_keys_;  // room of a split: kKeys, or all keys where those are fewer
   WorkerScratch scratch_;
   PackedRows<Real> packed_;
   Scores<Real> scores_;
   ParameterSums<Real> sums_;
   double* delta_;     // [heads, n_q]
   double* d_q_;       // [heads, n_q, query_stride], of turned rows and without the scale, here and below
-  double* d_k_;       // [kv_heads, splits, d, kKeys]
-  double* d_v_sums_;  // [kv_heads, splits, d_v, kKeys]
+  double* d_k_;       // [kv_heads, splits, d, split_keys]
+  double* d_v_sums_;  // [kv_heads, splits, d_v, split_keys]
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET

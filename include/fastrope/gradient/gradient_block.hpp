@@ -60,11 +60,11 @@ class GradientBlock {
         d_keys_(workspace.take<Real>(padded(d_) * kSumStride).data()),
         d_values_(workspace.take<Real>(padded(d_v) * kSumStride).data()) {}
 
-  /// Takes up keys from `first_key` on, at most kKeys, with sums of 0.
-  void start_keys(Index first_key) {
-    first_key_ = first_key;
-    std::fill_n(d_keys_, padded(d_) * kSumStride, Real{0});
-    std::fill_n(d_values_, padded(d_v_) * kSumStride, Real{0});
+  /// Takes up whole panels of keys, at most kKeys, with sums of 0.
+  void start_keys(Range keys) {
+    first_key_ = keys.begin;
+    for (Index c = 0; c < padded(d_); ++c) std::fill_n(d_keys_ + c * kSumStride, keys.size(), Real{0});
+    for (Index c = 0; c < padded(d_v_); ++c) std::fill_n(d_values_ + c * kSumStride, keys.size(), Real{0});
   }
   /// Takes up rows of query head h with sums of 0. Requires rows.size() <= kRows.
   void start_rows(const Problem& problem, const PackedRows<Real>& packed, const Scores<Real>& scores, Index h,
@@ -99,7 +99,7 @@ class GradientBlock {
   /// Row r of d_q, [key_stride].
   const Real* d_q(Index r) const { return d_q_ + r * key_stride(); }
   Index key_stride() const { return round_up(d_, kLanes); }
-  /// Column c of the rows of d_k and d_v, [kKeys] from first_key on.
+  /// Column c of the rows of d_k and d_v of the keys taken up.
   const Real* d_k(Index c) const { return d_keys_ + c * kSumStride; }
   const Real* d_v(Index c) const { return d_values_ + c * kSumStride; }
 
