@@ -185,6 +185,7 @@ inline void print_correlation(const std::vector<Result>& runs,
       const std::vector<Result> some = of(runs, scheme.name, task);
       if (some.empty()) continue;
       std::vector<double> steps;
+      steps.reserve(some.size());
       for (const Result& r : some)  // what did not come is later than all that did
         steps.push_back(r.steps_to_90 < 0 ? 2e4 : static_cast<double>(r.steps_to_90));
       to_90.push_back(mean(steps));
