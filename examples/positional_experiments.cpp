@@ -113,8 +113,9 @@ void run_grid(const Arguments& a) {
     experiments::append_run(a.runs, result);
     seconds += result.seconds;
     const auto [top, second] = experiments::two_largest(result.drops);
-    std::printf("\n  90 %% after %td steps; drops %.3f, %.3f; %.0f s, about %.0f min left for all\n",
-                result.steps_to_90, top, second, result.seconds,
+    std::printf("\n  90 %% after %s steps; drops %.3f, %.3f; %.0f s, about %.0f min left for all\n",
+                result.steps_to_90 < 0 ? "more" : std::to_string(result.steps_to_90).c_str(), top, second,
+                result.seconds,
                 seconds / 60 * static_cast<double>(runs.size() - i - 1) / static_cast<double>(i + 1));
     std::fflush(stdout);
   }

@@ -121,29 +121,26 @@ inline void print_probes(const std::vector<Result>& runs, const std::vector<std:
       "| scheme | layer | sigma_1 at steps 0, 100, 400, last | sigma_1 / sigma_d | entropy rank | "
       "lead of layer 0 over layer 1's, steps 100, 400 |\n|---|---|---|---|---|---|\n",
       task.c_str());
+  const auto add = [](std::string& list, const char* format, double x) {
+    char text[32];
+    std::snprintf(text, sizeof text, format, x);
+    list +=
+        (list.empty() ? "" : ", ") + std::string(std::isfinite(x) ? text : "-");  // a short run lacks some
+  };
   for (const Scheme& scheme : schemes()) {
     const std::vector<Result> some = of(runs, scheme.name, task);
     if (some.empty()) continue;
     for (Index layer = 0; layer < some[0].drops.rows(); ++layer) {
-      std::string sigma, condition, rank;
+      std::string sigma, condition, rank, lead;
       for (const Index step : {0, 100, 400, -1}) {
         const Probe p = mean_probe(probes, some, step, layer);
-        char text[32];
-        const auto add = [&](std::string& to, const char* format, double x) {
-          std::snprintf(text, sizeof text, format, x);
-          to += (to.empty() ? "" : ", ") + std::string(text);
-        };
         add(sigma, "%.1f", p.sigma_1);
         add(condition, "%.2g", p.condition);
         add(rank, "%.1f", p.entropy_rank);
+        if (layer == 0 && step > 0) add(lead, "%.2g", p.lead / mean_probe(probes, some, step, 1).lead);
       }
-      std::printf("| %s | %td | %s | %s | %s |", scheme.name.c_str(), layer, sigma.c_str(), condition.c_str(),
-                  rank.c_str());
-      if (layer == 0)
-        for (const Index step : {100, 400})
-          std::printf("%s %.2g", step == 100 ? "" : ",",
-                      mean_probe(probes, some, step, 0).lead / mean_probe(probes, some, step, 1).lead);
-      std::printf(" |\n");
+      std::printf("| %s | %td | %s | %s | %s | %s |\n", scheme.name.c_str(), layer, sigma.c_str(),
+                  condition.c_str(), rank.c_str(), lead.c_str());
     }
   }
 }
@@ -185,6 +182,7 @@ inline void print_correlation(const std::vector<Result>& runs,
       const std::vector<Result> some = of(runs, scheme.name, task);
       if (some.empty()) continue;
       std::vector<double> steps;
+      steps.reserve(some.size());
       for (const Result& r : some)  // what did not come is later than all that did
         steps.push_back(r.steps_to_90 < 0 ? 2e4 : static_cast<double>(r.steps_to_90));
       to_90.push_back(mean(steps));

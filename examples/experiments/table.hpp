@@ -46,6 +46,10 @@ inline std::vector<double> numbers(const std::string& list) {
   return values;
 }
 
+[[noreturn]] inline void refuse(const std::string& path, const std::string& line) {
+  throw std::runtime_error(path + ": not a line of its table: " + line);
+}
+
 /// Lines of a table but for its header; none if there is no file. Throws std::runtime_error for lines of
 /// another number of fields.
 inline std::vector<std::vector<std::string>> lines_of(const std::string& path, const char* header) {
@@ -56,7 +60,7 @@ inline std::vector<std::vector<std::string>> lines_of(const std::string& path, c
   std::getline(file, line);
   while (std::getline(file, line)) {
     lines.push_back(split(line, '\t'));
-    if (lines.back().size() != fields) throw std::runtime_error(path + ": not a line of its table: " + line);
+    if (lines.back().size() != fields) refuse(path, line);
   }
   return lines;
 }
@@ -102,7 +106,7 @@ inline std::vector<Result> read_runs(const std::string& path, Index layers, Inde
              .accuracy = detail::numbers(f[9]),
              .drops = {}};
     const std::vector<double> drops = detail::numbers(f[10]);
-    if (std::ssize(drops) != layers * heads) throw std::runtime_error(path + ": not so many heads: " + f[10]);
+    if (std::ssize(drops) != layers * heads) detail::refuse(path, f[10]);
     r.drops = Eigen::Map<const fastrope::RowMatrix>(drops.data(), layers, heads);
     runs.push_back(std::move(r));
   }
