@@ -185,15 +185,21 @@ class ReferenceGates {
     }
   }
 
+  /// Whether a reset lies between them: the key is left out.
+  bool hides(Position query, Index j) const { return resets_[last_of(query)] != resets_[place_of(j)]; }
+  /// Where none does; -infinity is a weight of 0.
   double operator()(Position query, Index j) const {
-    const auto key = static_cast<std::size_t>(at_[static_cast<std::size_t>(j)]);
-    const auto i = static_cast<std::size_t>(std::upper_bound(positions_.begin(), positions_.end(), query) -
-                                            positions_.begin() - 1);
-    if (resets_[i] != resets_[key]) return -std::numeric_limits<double>::infinity();
-    return static_cast<double>(sums_[i] - sums_[key] + input_[static_cast<std::size_t>(j)]);
+    return static_cast<double>(sums_[last_of(query)] - sums_[place_of(j)] +
+                               input_[static_cast<std::size_t>(j)]);
   }
 
  private:
+  std::size_t place_of(Index j) const { return static_cast<std::size_t>(at_[static_cast<std::size_t>(j)]); }
+  std::size_t last_of(Position query) const {
+    return static_cast<std::size_t>(std::upper_bound(positions_.begin(), positions_.end(), query) -
+                                    positions_.begin() - 1);
+  }
+
   std::vector<Position> positions_ = {};  // ascending, as the next two
   std::vector<long double> sums_ = {};
   std::vector<Index> resets_ = {};
@@ -264,8 +270,8 @@ Reference reference_attention(const TensorView<Q>& q, const TensorView<K>& k, co
         if (lag < options.mask.first || lag > options.mask.last || dense == -kInfinity) continue;
         if (options.dense_mask.data != nullptr && !options.dense_mask.head(h)(i, j)) continue;
         if (!reference_in_ranges(options.key_ranges, h, n_q, i, j)) continue;
+        if (gated && gates.hides(query_position(i), j)) continue;
         const double gate = gated ? gates(query_position(i), j) : 0;
-        if (gate == -kInfinity) continue;
         double product = 0;
         if (options.weights) {
           Index s = 0;

@@ -122,6 +122,7 @@ inline ReferenceGradient reference_backward(const TensorView<const double>& q,
         if (lag < options.mask.first || lag > options.mask.last || dense == -kInfinity) continue;
         if (options.dense_mask.data != nullptr && !options.dense_mask.head(h)(i, j)) continue;
         if (!reference_in_ranges(options.key_ranges, h, n_q, i, j)) continue;
+        if (gated && gates.hides(query_position(i), j)) continue;
         const double gate = gated ? gates(query_position(i), j) : 0;
         if (gate == -kInfinity) continue;
         double product = 0;

@@ -63,7 +63,8 @@ struct Options {
   std::optional<double> scale = {};              ///< default 1/sqrt(d)
   Kernel kernel = Kernel::softmax();             ///< what becomes of a logit: exp or a polynomial
   MatrixView<const float> log_gates = {};        ///< [kv_heads or heads, n_k], at most 0; -infinity: a reset
-  MatrixView<const float> log_input_gates = {};  ///< [kv_heads or heads, n_k], below infinity
+  MatrixView<const float> log_input_gates = {};  ///< [kv_heads or heads, n_k], below infinity; -infinity: a
+                                                 ///< weight of 0, of a key that is not left out: NaN stays
   Normaliser normaliser = {};  ///< what rows are divided by; but the plain sum, for polynomial kernels
   double tolerance = 0;        ///< max |out - exact| / max|V| allowed; 0: exact path only. With a
                                ///< polynomial kernel rows whose bound by features is more (0: than
