@@ -219,6 +219,13 @@ void refusals() {
   if (ranks > 1) {
     refused("differ in mask", [&] { call({.mask = last ? Mask::causal() : Mask::full()}, x, x); });
     refused("differ in scale", [&] { call({.scale = last ? 0.5 : 0.25}, x, x); });
+    const std::vector<double> table(19, 0.5);
+    refused("differ in bias's first lag",
+            [&] { call({.bias = LagBias::clamped_table(table, 1, last ? -9 : -8)}, x, x); });
+    const std::vector<double> one(200, 1.0), two(200, 2.0);
+    refused("differ in weights", [&] {
+      call({.weights = RelativeWeights({{0, 0}}, -100, last ? two : one)}, x, x);
+    });
     refused("differ in rope", [&] { call(last ? Options{} : Options{.rope = Rope{}}, x, x); });
     refused("differ in d", [&] {
       const Tensor<float> wide(2, 10, 8);

@@ -147,8 +147,9 @@ using OperandOf =
                            (std::is_same_v<typename detail::KernelElement<Real, Xs>::type, bfloat16> && ...),
                        bfloat16, Real>;
 
-/// Whether this processor multiplies pairs of bfloat16 faster than floats. Intel's do so by the matrix unit
-/// alone, which a virtual machine may hide: pairs in vectors take them twice as long as floats.
+/// Whether this processor multiplies pairs of bfloat16 faster than floats. Intel's are taken to do so by the
+/// matrix unit alone, which a virtual machine may hide: on Emerald Rapids, pairs in vectors run at half of the
+/// rate of floats (docs/benchmarks.md).
 inline bool pairs_pay() {
 #if FASTROPE_BFLOAT16_PRODUCTS
   static const bool pay = [] {

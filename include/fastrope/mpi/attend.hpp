@@ -95,7 +95,7 @@ inline RankRows rank_rows(std::span<const Position> given, Index count, Position
 }
 
 /// One rank's part in a call.
-template <class Q, class K, class V, class Out>
+template <class Q, class K, class V>
 class Call {
  public:
   using Real = ArithmeticOf<ElementOf<Q>>;
@@ -439,7 +439,7 @@ class Call {
 template <TensorLike Q, RowsLike K, RowsLike V, TensorLike Out>
 Report attend(MPI_Comm comm, const Q& q, const K& k, const V& v, Out&& out, const Options& options) {
   const Ranks ranks(comm);
-  return detail::Call<Q, K, V, std::remove_cvref_t<Out>>(ranks, q, k, v, as_tensor(out), options).run();
+  return detail::Call<Q, K, V>(ranks, q, k, v, as_tensor(out), options).run();
 }
 
 }  // namespace fastrope::inline FASTROPE_TARGET::mpi

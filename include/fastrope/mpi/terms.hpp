@@ -55,9 +55,10 @@ inline Terms terms_of(const Shapes& s, const Options& o, std::span<const Index> 
   terms.add("tolerance", o.tolerance);
   terms.add("path", o.path);
   terms.add("softcap", o.softcap);
-  terms.add("scale", o.scale.value_or(0) + (o.scale ? 0 : 1e300));
+  terms.add_all("scale", o.scale ? std::vector<double>{*o.scale} : std::vector<double>{});
   terms.add_all("sinks", o.sinks);
   terms.add_all("bias", o.bias.values().empty() ? o.bias.slopes() : o.bias.values());
+  terms.add("bias's first lag", o.bias.first_lag());
   terms.add("rope_already_applied", o.rope_already_applied);
   std::ostringstream rope;
   if (o.rope) {
@@ -67,7 +68,12 @@ inline Terms terms_of(const Shapes& s, const Options& o, std::span<const Index> 
     for (const double theta : f.theta) rope << ' ' << theta;
   }
   terms.add("rope", rope.str());
-  terms.add("whether weights are given", o.weights.has_value());
+  std::vector<double> weights;
+  if (o.weights)
+    for (Index entry = 0; entry < std::ssize(o.weights->support()); ++entry)
+      for (Position lag = o.weights->first_lag(); lag <= o.weights->last_lag(); ++lag)
+        weights.push_back((*o.weights)(lag, entry));
+  terms.add_all("weights", weights);
   terms.add("key_ranges' per_row", o.key_ranges.per_row);
   terms.add("whether dense_bias is given", o.dense_bias.data != nullptr);
   terms.add("whether dense_mask is given", o.dense_mask.data != nullptr);
