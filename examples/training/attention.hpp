@@ -17,6 +17,7 @@ namespace training {
 template <class Real>
 class Attention {
  public:
+  using Config = training::Config;
   explicit Attention(const Config& config)
       : config_(config),
         d_bias_(static_cast<std::size_t>(config.trained_bias ? config.heads * config.lags() : 0)),
@@ -40,8 +41,9 @@ class Attention {
     return groups.size() == 1 || head < groups[1].first ? groups[0].options : groups[1].options;
   }
 
-  /// Takes the numbers of a trained bias, [heads, lags].
-  void set_bias(const Real* values) {
+  /// Takes the numbers of a trained bias, [heads, lags], if there is one.
+  void take(const Real* values) {
+    if (!config_.trained_bias) return;
     const std::vector<double> numbers(values, values + d_bias_.size());
     for (std::vector<Group>& groups : layers_)
       for (Group& group : groups)

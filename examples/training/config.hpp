@@ -43,12 +43,14 @@ struct Config {
 
   Index head_size() const { return width / heads; }                           // d, of content and of values
   Index row_size() const { return decoupled + head_size(); }                  // of a head's queries and keys
+  Index query_cols() const { return heads * row_size(); }                     // q, and k, of all heads
   Index projected() const { return heads * (2 * row_size() + head_size()); }  // [q | k | v] of all heads
   Index lags() const { return 2 * n - 1; }
 };
 
 /// c. Throws fastrope::Error, naming the values, for what clashes.
-inline const Config& consistent(const Config& c) {
+template <class AnyConfig>
+const AnyConfig& consistent(const AnyConfig& c) {
   const auto require = [](bool holds, const std::string& message) {
     if (!holds) throw fastrope::Error("training::Config: " + message);
   };
@@ -104,7 +106,8 @@ struct Layout {
   Block rms_final, classifier;
   Index size = 0;
 
-  explicit Layout(const Config& c) {
+  template <class AnyConfig>
+  explicit Layout(const AnyConfig& c) {
     const auto take = [this](Index rows, Index cols) {
       const Block block{size, rows, cols};
       size = block.end();
@@ -116,8 +119,8 @@ struct Layout {
     for (Index l = 0; l < c.layers; ++l) {
       LayerBlocks b;
       b.rms_attention = take(1, c.width);
-      b.wq = take(c.heads * c.row_size(), c.width);
-      b.wk = take(c.heads * c.row_size(), c.width);
+      b.wq = take(c.query_cols(), c.width);
+      b.wk = take(c.query_cols(), c.width);
       b.wv = take(c.width, c.width);
       b.wo = take(c.width, c.width);
       b.rms_ffn = take(1, c.width);

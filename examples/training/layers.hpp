@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <span>
 
 #include "config.hpp"
 
@@ -59,7 +60,7 @@ void gated_silu_gradient(const Matrix<Real>& x, const Matrix<Real>& d_y, Matrix<
 
 /// The sum over rows of -log softmax(outputs)[label]; d_outputs = its gradient times `weight`.
 template <class Real>
-double cross_entropy(const Matrix<Real>& outputs, const std::vector<Index>& labels, Real weight,
+double cross_entropy(const Matrix<Real>& outputs, std::span<const Index> labels, Real weight,
                      Matrix<Real>& d_outputs) {
   double loss = 0;
   d_outputs.resize(outputs.rows(), outputs.cols());
@@ -73,18 +74,6 @@ double cross_entropy(const Matrix<Real>& outputs, const std::vector<Index>& labe
     d_outputs(i, label) -= weight;
   }
   return loss;
-}
-
-/// How many rows have their label's output as the largest.
-template <class Real>
-Index count_right(const Matrix<Real>& outputs, const std::vector<Index>& labels) {
-  Index right = 0;
-  for (Index i = 0; i < outputs.rows(); ++i) {
-    Index best = 0;
-    outputs.row(i).maxCoeff(&best);
-    right += best == labels[static_cast<std::size_t>(i)];
-  }
-  return right;
 }
 
 }  // namespace training

@@ -28,9 +28,10 @@ Matrix<Real> sinusoidal_codes(Index n, Index width) {
   return codes;
 }
 
-template <class Real>
+template <class Real, class AnyAttention = Attention<Real>>
 class Model {
  public:
+  using Config = typename AnyAttention::Config;
   /// Weights uniform within 1 / sqrt(inputs), embeddings and learned positions of deviation 1, gains of 1,
   /// biases of 0: torch's defaults. The same for a seed, whatever Real.
   Model(const Config& config, std::uint64_t seed)
@@ -45,7 +46,7 @@ class Model {
 
   const Config& config() const { return config_; }
   const Layout& layout() const { return layout_; }
-  const Attention<Real>& attention() const { return attention_; }
+  const AnyAttention& attention() const { return attention_; }
   Vector<Real>& parameters() { return parameters_; }
   const Vector<Real>& parameters() const { return parameters_; }
   /// [q | k | v] of a layer in the last forward(), [tokens, projected()].
@@ -56,7 +57,7 @@ class Model {
   const Matrix<Real>& forward(std::span<const Token> tokens) {
     tokens_ = tokens;
     share_rows();
-    if (config_.trained_bias) attention_.set_bias(parameters_.data() + layout_.bias.begin);
+    attention_.take(parameters_.data() + layout_.bias.begin);
     embed();
     for (std::size_t l = 0; l < layers_.size(); ++l) forward(l);
     rms_norm(states_.back(), weight(layout_.rms_final), normed_, inverse_);
@@ -239,7 +240,7 @@ class Model {
 
   Config config_;
   Layout layout_;
-  Attention<Real> attention_;
+  AnyAttention attention_;
   Vector<Real> parameters_;
   Matrix<Real> codes_;  // [n, width], of sinusoidal positions
   std::span<const Token> tokens_;

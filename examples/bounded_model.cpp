@@ -1,0 +1,201 @@
+// A language model whose attention is almost linear: a long text, exactly and within a tolerance; then more
+// of it, from states of constant size.
+//
+//     bounded_model WEIGHTS TEXT [--tokens 65536] [--behind 1024,65536,524288] [--write 400] [--curve
+//     FILE.tsv]
+//
+// Reads the first `tokens` bytes of TEXT with exact attention, and with tolerances 1e-2 and 1e-3: the loss in
+// nats a byte, of all and of the last 1024 beside what they cost with the context that the model was trained
+// with; the time of the whole model, one thread; which path the global heads took; the error that was
+// promised and the one that was seen. Then generates behind prompts of the lengths in `behind` (TEXT again
+// and again, where it is shorter): milliseconds a token, and what is kept of the past. --curve writes times
+// for the table that the README's figure is drawn of instead: a line for each power of two up to `tokens`.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <fstream>
+#include <iterator>
+#include <optional>
+#include <random>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "bounded_model/network.hpp"
+#include "bounded_model/prompt.hpp"
+#include "bounded_model/stream.hpp"
+#include "bounded_model/weights_file.hpp"
+
+namespace {
+
+using bounded_model::Index;
+using bounded_model::Network;
+using bounded_model::Reading;
+using bounded_model::Stream;
+using bounded_model::Token;
+
+constexpr Index kLast = 1024;   // tokens whose loss is looked at beside
+constexpr Index kChecked = 32;  // rows of each global head that are computed again
+
+struct Arguments {
+  std::string weights, text, curve;
+  Index tokens = 65536, write = 400;
+  std::vector<Index> behind = {1024, 65536, 524288};
+};
+
+std::optional<Arguments> parsed(int count, char** words) {
+  Arguments a;
+  std::vector<std::string> files;
+  for (int i = 1; i < count; ++i) {
+    const std::string word = words[i];
+    if (!word.starts_with("--")) {
+      files.push_back(word);
+      continue;
+    }
+    if (i + 1 == count) return std::nullopt;
+    const std::string value = words[++i];
+    if (word == "--tokens") {
+      a.tokens = std::atoll(value.c_str());
+    } else if (word == "--write") {
+      a.write = std::atoll(value.c_str());
+    } else if (word == "--curve") {
+      a.curve = value;
+    } else if (word == "--behind") {
+      a.behind.clear();
+      std::istringstream in(value);
+      for (std::string number; std::getline(in, number, ',');) a.behind.push_back(std::atoll(number.c_str()));
+    } else {
+      return std::nullopt;
+    }
+  }
+  if (files.size() != 2 || a.tokens < 2 * kLast || a.write < 1) return std::nullopt;
+  for (const Index n : a.behind)
+    if (n < 1) return std::nullopt;
+  a.weights = files[0], a.text = files[1];
+  return a;
+}
+
+/// n tokens of the file, from its beginning again where it ends.
+std::vector<Token> read_tokens(const std::string& path, Index n) {
+  std::ifstream file(path, std::ios::binary);
+  const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
+  if (bytes.empty()) throw fastrope::Error("cannot read " + path);
+  std::vector<Token> tokens(static_cast<std::size_t>(n));
+  for (std::size_t i = 0; i < tokens.size(); ++i)
+    tokens[i] = static_cast<unsigned char>(bytes[i % bytes.size()]);
+  return tokens;
+}
+
+Reading read(const Network& network, std::span<const Token> tokens, double tolerance) {
+  return bounded_model::read_text(network, tokens, tolerance, kChecked, [&](Index layer) {
+    std::fprintf(stderr, "\r%td tokens, %s: layer %td of %td ", std::ssize(tokens),
+                 tolerance == 0 ? "exact" : "fast", layer, network.config().layers);
+    if (layer == network.config().layers) std::fprintf(stderr, "\r%60s\r", "");
+  });
+}
+
+void compare(const Network& network, const std::vector<Token>& tokens) {
+  const auto last = tokens.size() - 1 - kLast;
+  const Index trained = std::min(network.config().n, std::ssize(tokens));
+  const auto end = std::span(tokens).last(static_cast<std::size_t>(trained));
+  const Reading before = read(network, end, 0);
+  std::printf("%td tokens; their last %td cost %.4f nats a byte with a context of %td, as in training\n\n",
+              std::ssize(tokens), kLast, before.mean_loss(end.size() - 1 - kLast), trained);
+  std::printf("  tolerance   seconds       loss  last %td   fast heads   promised   observed   workspace\n",
+              kLast);
+  double exact_seconds = 0;
+  for (const double tolerance : {0.0, 1e-2, 1e-3}) {
+    const Reading r = read(network, tokens, tolerance);
+    if (tolerance == 0) {
+      exact_seconds = r.seconds;
+      std::printf("      exact  %8.2f  %9.6f  %9.6f  %3s of %3td          -          -  %6.0f MB\n",
+                  r.seconds, r.mean_loss(), r.mean_loss(last), "-", r.heads,
+                  1e-6 * static_cast<double>(r.workspace_bytes));
+    } else {
+      std::printf("  %9.0e  %8.2f  %9.6f  %9.6f  %3td of %3td   %8.1e   %8.1e  %6.0f MB  %.1f times faster\n",
+                  tolerance, r.seconds, r.mean_loss(), r.mean_loss(last), r.fast_heads, r.heads, r.promised,
+                  r.observed, 1e-6 * static_cast<double>(r.workspace_bytes), exact_seconds / r.seconds);
+    }
+    std::fflush(stdout);
+  }
+}
+
+/// The next byte after `logits`, at temperature 0.7.
+Token draw(const bounded_model::Matrix& logits, std::mt19937& random) {
+  const Eigen::ArrayXf weights = ((logits.row(0).array() - logits.maxCoeff()) / 0.7F).exp().transpose();
+  return std::discrete_distribution<Token>(weights.begin(), weights.end())(random);
+}
+
+void generate(const Network& network, const std::string& path, const Arguments& a) {
+  constexpr double kTolerance = 1e-2;
+  std::string written;
+  std::printf("\nGeneration from states, within %g of softmax:\n", kTolerance);
+  for (const Index n : a.behind) {
+    const std::vector<Token> tokens = read_tokens(path, n);
+    Stream stream(network, kTolerance);
+    bounded_model::Matrix logits;
+    for (Index first = 0; first < n; first += 32 * Stream::kChunk) {
+      logits = stream.take(
+          std::span(tokens).subspan(static_cast<std::size_t>(first),
+                                    static_cast<std::size_t>(std::min(32 * Stream::kChunk, n - first))));
+      std::fprintf(stderr, "\rreading %td of %td ", first, n);
+    }
+    std::fprintf(stderr, "\r%60s\r", "");
+    std::mt19937 random(1);
+    written.clear();
+    const auto start = std::chrono::steady_clock::now();
+    for (Index i = 0; i < a.write; ++i) {
+      const Token token = draw(logits, random);
+      written += static_cast<char>(token);
+      logits = stream.take(std::span(&token, 1));
+    }
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    const bounded_model::Config& c = network.config();
+    const double cache = 4.0 * static_cast<double>(c.layers * n) *
+                         static_cast<double>(c.query_cols() + c.width);  // keys and values, in float
+    std::printf("  behind %7td tokens: %.3f ms a token, %.2f MB kept (a cache of all keys: %.0f MB)\n", n,
+                1e3 * seconds / static_cast<double>(a.write), 1e-6 * static_cast<double>(stream.bytes()),
+                1e-6 * cache);
+    std::fflush(stdout);
+  }
+  std::printf("\nAs it went on:\n%s\n", written.c_str());
+}
+
+void write_curve(const Network& network, const std::vector<Token>& tokens, const std::string& path) {
+  std::ofstream file(path);
+  file << "tokens\texact\tfast_1e-2\tfast_1e-3\n";
+  for (std::size_t n = 1024; n <= tokens.size(); n *= 2) {
+    file << n;
+    for (const double tolerance : {0.0, 1e-2, 1e-3})
+      file << '\t' << read(network, std::span(tokens).first(n), tolerance).seconds;
+    file << std::endl;
+  }
+  if (!file) throw fastrope::Error("cannot write " + path);
+}
+
+}  // namespace
+
+int main(int count, char** words) try {
+  const std::optional<Arguments> a = parsed(count, words);
+  if (!a) {
+    std::fprintf(
+        stderr,
+        "usage: %s WEIGHTS TEXT [--tokens N, 2048 at least] [--behind A,B,..] [--write N] [--curve FILE]\n",
+        words[0]);
+    return EXIT_FAILURE;
+  }
+  Eigen::setNbThreads(1);
+  const Network network(bounded_model::read_weights(a->weights));
+  const std::vector<Token> tokens = read_tokens(a->text, a->tokens);
+  if (!a->curve.empty()) {
+    write_curve(network, tokens, a->curve);
+    return EXIT_SUCCESS;
+  }
+  compare(network, tokens);
+  generate(network, a->text, *a);
+  return EXIT_SUCCESS;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "bounded_model: %s\n", error.what());
+  return EXIT_FAILURE;
+}

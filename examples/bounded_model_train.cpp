@@ -1,0 +1,216 @@
+// Trains a byte-level language model whose global heads are bounded (bounded_model/config.hpp), or a twin of
+// it that is not.
+//
+//     bounded_model_train TEXTS OUT.bin RUNS.tsv [--kind bounded|free|plain] [--seed 0] [--steps 1500]
+//                         [--tokens 8192] [--context 2048] [--size 8] [--radius 2] [--base 1000]
+//
+// TEXTS is the folder that scripts/texts made. Each step takes `tokens` bytes of both texts, in sequences of
+// `context`. OUT.bin gets the weights in 8 bits; RUNS.tsv a line: the loss of held-out text in nats a byte,
+// by how far into its context a byte is. Everything is computed with the weights as they are written.
+//
+//     bounded  half of the heads local, half global with |x| <= radius
+//     free     the same, with free scores of size 32 in the global heads
+//     plain    all heads see everything, scores are free
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <fstream>
+#include <iterator>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "bounded_model/training_attention.hpp"
+#include "bounded_model/weights_file.hpp"
+#include "training/trainer.hpp"
+
+namespace {
+
+using bounded_model::Config;
+using training::Batch;
+using training::Index;
+using Trainer = training::Trainer<float, bounded_model::TrainingAttention<float>>;
+
+struct Arguments {
+  std::string texts, weights, runs, kind = "bounded";
+  std::uint64_t seed = 0;
+  Index steps = 1500, tokens = 8192, context = 2048, size = 8;
+  double radius = 2, base = 1e3;
+};
+
+std::optional<Arguments> parsed(int count, char** words) {
+  Arguments a;
+  std::vector<std::string> files;
+  for (int i = 1; i < count; ++i) {
+    const std::string word = words[i];
+    if (!word.starts_with("--")) {
+      files.push_back(word);
+      continue;
+    }
+    if (i + 1 == count) return std::nullopt;
+    const std::string value = words[++i];
+    if (word == "--kind")
+      a.kind = value;
+    else if (word == "--seed")
+      a.seed = std::strtoull(value.c_str(), nullptr, 10);
+    else if (word == "--steps")
+      a.steps = std::atoll(value.c_str());
+    else if (word == "--tokens")
+      a.tokens = std::atoll(value.c_str());
+    else if (word == "--context")
+      a.context = std::atoll(value.c_str());
+    else if (word == "--size")
+      a.size = std::atoll(value.c_str());
+    else if (word == "--radius")
+      a.radius = std::strtod(value.c_str(), nullptr);
+    else if (word == "--base")
+      a.base = std::strtod(value.c_str(), nullptr);
+    else
+      return std::nullopt;
+  }
+  if (files.size() != 3 || a.steps < 1 || a.context < 2 || a.tokens < a.context || a.size < 2 ||
+      !(a.radius > 0) || !(a.base > 1) || (a.kind != "bounded" && a.kind != "free" && a.kind != "plain"))
+    return std::nullopt;
+  a.texts = files[0], a.weights = files[1], a.runs = files[2];
+  return a;
+}
+
+Config config_of(const Arguments& a) {
+  Config c = bounded_model::config_of(a.context);
+  c.global_size = a.size;
+  c.radius = a.radius;
+  c.global_base = a.base;
+  if (a.kind != "bounded") {
+    c.global_size = c.head_size();
+    c.radius = 0;
+  }
+  if (a.kind == "plain") c.local_heads = 0;
+  // What smaller queries and keys save goes to the feed-forward layers, so that twins have as many
+  // parameters.
+  c.hidden += 2 * c.global_heads() * (c.head_size() - c.global_size) / 3;
+  return c;
+}
+
+using Text = std::vector<training::Token>;
+
+Text read(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw fastrope::Error("cannot read " + path);
+  Text text;
+  for (std::istreambuf_iterator<char> c(file), end; c != end; ++c)
+    text.push_back(static_cast<unsigned char>(*c));
+  return text;
+}
+
+/// Adds n tokens from `first` on, and what follows each of them.
+void add_sequence(const Text& text, Index first, Index n, Batch& batch) {
+  for (Index i = first; i < first + n; ++i) {
+    batch.tokens.push_back(text[static_cast<std::size_t>(i)]);
+    batch.labels.push_back(text[static_cast<std::size_t>(i + 1)]);
+  }
+}
+
+/// The mean loss of a text in consecutive contexts, for positions below 64, 256, 1024 and so on by 4, and
+/// the last: of all first, [1 + ranges].
+std::vector<double> losses(training::Model<float, bounded_model::TrainingAttention<float>>& model,
+                           const Text& text) {
+  const Index n = model.config().n;
+  std::vector<double> sum, count;
+  const auto add = [&](std::size_t range, double loss) {
+    if (sum.size() <= range) sum.resize(range + 1), count.resize(range + 1);
+    sum[range] += loss;
+    ++count[range];
+  };
+  for (Index first = 0; first + n < std::ssize(text); first += n) {
+    Batch batch;
+    add_sequence(text, first, n, batch);
+    const auto& outputs = model.forward(batch.tokens);
+    for (Index i = 0; i < n; ++i) {
+      const float most = outputs.row(i).maxCoeff();
+      const double loss = std::log((outputs.row(i).array() - most).exp().sum()) + most -
+                          outputs(i, batch.labels[static_cast<std::size_t>(i)]);
+      std::size_t range = 1;
+      for (Index end = 64; i >= end && end < n; end *= 4) ++range;
+      add(0, loss);
+      add(range, loss);
+    }
+  }
+  for (std::size_t r = 0; r < sum.size(); ++r) sum[r] /= count[r];
+  return sum;
+}
+
+void train(const Arguments& a) {
+  const std::vector<std::string> names{"kjv", "jargon"};
+  std::vector<Text> texts;
+  std::vector<double> sizes;
+  for (const std::string& name : names) {
+    texts.push_back(read(a.texts + "/" + name + "_train.txt"));
+    sizes.push_back(static_cast<double>(texts.back().size()));
+    if (std::ssize(texts.back()) <= a.context) throw fastrope::Error(name + " is shorter than a context");
+  }
+  const Config config = config_of(a);
+  Trainer trainer(config, {.steps = a.steps, .rate = 4e-3}, a.seed);
+  std::printf("%s: %td parameters, %td steps of %td tokens in contexts of %td\n", a.kind.c_str(),
+              trainer.model().layout().size, a.steps, a.tokens / a.context * a.context, a.context);
+
+  std::mt19937_64 random(a.seed);
+  std::discrete_distribution<std::size_t> text_of(sizes.begin(), sizes.end());
+  const auto begin = std::chrono::steady_clock::now();
+  const auto seconds = [&] {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  };
+  double mean = 0;
+  for (Index step = 1; step <= a.steps; ++step) {
+    Batch batch;
+    for (Index s = 0; s < a.tokens / a.context; ++s) {
+      const Text& text = texts[text_of(random)];
+      add_sequence(text, std::uniform_int_distribution<Index>(0, std::ssize(text) - a.context - 1)(random),
+                   a.context, batch);
+    }
+    const double loss = trainer.step(batch);
+    mean = step == 1 ? loss : 0.95 * mean + 0.05 * loss;
+    std::printf("\rstep %td of %td: loss %.3f, %.0f min left ", step, a.steps, mean,
+                seconds() / 60 * static_cast<double>(a.steps - step) / static_cast<double>(step));
+    if (step % 50 == 0) std::printf("\n");
+    std::fflush(stdout);
+  }
+  const double trained = seconds();
+
+  bounded_model::write_weights(a.weights, config, trainer.model().parameters());
+  trainer.model().parameters() = bounded_model::read_weights(a.weights).parameters;
+  std::ofstream runs(a.runs, std::ios::app);
+  for (const std::string& name : names) {
+    runs << a.kind << '\t' << a.size << '\t' << a.radius << '\t' << a.seed << '\t' << a.steps << '\t'
+         << a.tokens << '\t' << a.context << '\t' << static_cast<int>(trained) << '\t' << name << '\t';
+    const char* separator = "";
+    for (const double loss : losses(trainer.model(), read(a.texts + "/" + name + "_held_out.txt"))) {
+      std::printf(" %s %.4f", name.c_str(), loss);
+      runs << separator << loss;
+      separator = ",";
+    }
+    runs << '\n';
+  }
+  std::printf("\n");
+  if (!runs.flush()) throw fastrope::Error("cannot write " + a.runs);
+}
+
+}  // namespace
+
+int main(int count, char** words) try {
+  const std::optional<Arguments> a = parsed(count, words);
+  if (!a) {
+    std::fprintf(stderr,
+                 "usage: %s TEXTS OUT.bin RUNS.tsv [--kind bounded|free|plain] [--seed N] [--steps N]\n"
+                 "       [--tokens N] [--context N] [--size d] [--radius R] [--base B]\n",
+                 words[0]);
+    return EXIT_FAILURE;
+  }
+  Eigen::setNbThreads(1);
+  train(*a);
+  return EXIT_SUCCESS;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "bounded_model_train: %s\n", error.what());
+  return EXIT_FAILURE;
+}
