@@ -1,15 +1,20 @@
 // A language model whose attention is almost linear: a long text, exactly and within a tolerance; then more
 // of it, from states of constant size.
 //
-//     bounded_model WEIGHTS TEXT [--tokens 65536] [--behind 1024,65536,524288] [--write 400] [--curve
-//     FILE.tsv]
+//     bounded_model WEIGHTS TEXT [--tokens 65536] [--behind 1024,65536,524288] [--write 400]
+//     bounded_model WEIGHTS TEXT --contexts
+//     bounded_model WEIGHTS TEXT --figure FILE.svg [--tokens 65536]
 //
 // Reads the first `tokens` bytes of TEXT with exact attention, and with tolerances 1e-2 and 1e-3: the loss in
 // nats a byte, of all and of the last 1024 beside what they cost with the context that the model was trained
 // with; the time of the whole model, one thread; which path the global heads took; the error that was
 // promised and the one that was seen. Then generates behind prompts of the lengths in `behind` (TEXT again
-// and again, where it is shorter): milliseconds a token, and what is kept of the past. --curve writes times
-// for the table that the README's figure is drawn of instead: a line for each power of two up to `tokens`.
+// and again, where it is shorter): milliseconds a token, and what is kept of the past.
+//
+// --contexts says what far context is worth: the loss of the same bytes, given so many before them, and given
+// all but without the global heads. --figure draws the README's: times and memory for each power of two from
+// 1024 to `tokens`.
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -22,6 +27,7 @@
 #include <string>
 #include <vector>
 
+#include "bounded_model/figure.hpp"
 #include "bounded_model/network.hpp"
 #include "bounded_model/prompt.hpp"
 #include "bounded_model/stream.hpp"
@@ -37,10 +43,12 @@ using bounded_model::Token;
 
 constexpr Index kLast = 1024;   // tokens whose loss is looked at beside
 constexpr Index kChecked = 32;  // rows of each global head that are computed again
+constexpr double kTolerance = 1e-2;
 
 struct Arguments {
-  std::string weights, text, curve;
+  std::string weights, text, figure;
   Index tokens = 65536, write = 400;
+  bool contexts = false;
   std::vector<Index> behind = {1024, 65536, 524288};
 };
 
@@ -53,14 +61,18 @@ std::optional<Arguments> parsed(int count, char** words) {
       files.push_back(word);
       continue;
     }
+    if (word == "--contexts") {
+      a.contexts = true;
+      continue;
+    }
     if (i + 1 == count) return std::nullopt;
     const std::string value = words[++i];
     if (word == "--tokens") {
       a.tokens = std::atoll(value.c_str());
     } else if (word == "--write") {
       a.write = std::atoll(value.c_str());
-    } else if (word == "--curve") {
-      a.curve = value;
+    } else if (word == "--figure") {
+      a.figure = value;
     } else if (word == "--behind") {
       a.behind.clear();
       std::istringstream in(value);
@@ -76,14 +88,20 @@ std::optional<Arguments> parsed(int count, char** words) {
   return a;
 }
 
+std::vector<Token> read_all(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  std::vector<Token> tokens;
+  for (std::istreambuf_iterator<char> c(file), end; c != end; ++c)
+    tokens.push_back(static_cast<unsigned char>(*c));
+  if (tokens.empty()) throw fastrope::Error("cannot read " + path);
+  return tokens;
+}
+
 /// n tokens of the file, from its beginning again where it ends.
 std::vector<Token> read_tokens(const std::string& path, Index n) {
-  std::ifstream file(path, std::ios::binary);
-  const std::vector<char> bytes{std::istreambuf_iterator<char>(file), {}};
-  if (bytes.empty()) throw fastrope::Error("cannot read " + path);
+  const std::vector<Token> all = read_all(path);
   std::vector<Token> tokens(static_cast<std::size_t>(n));
-  for (std::size_t i = 0; i < tokens.size(); ++i)
-    tokens[i] = static_cast<unsigned char>(bytes[i % bytes.size()]);
+  for (std::size_t i = 0; i < tokens.size(); ++i) tokens[i] = all[i % all.size()];
   return tokens;
 }
 
@@ -121,6 +139,17 @@ void compare(const Network& network, const std::vector<Token>& tokens) {
   }
 }
 
+/// Of a cache in float of what n tokens leave to be seen: all keys and values of global heads, a window's of
+/// local ones.
+double cache_bytes(const Network& network, Index n) {
+  const bounded_model::Config& c = network.config();
+  const auto numbers = [&](const bounded_model::Group& g, Index tokens) {
+    return c.layers * g.heads * (g.d + c.head_size()) * tokens;
+  };
+  return sizeof(float) *
+         static_cast<double>(numbers(network.global(), n) + numbers(network.local(), std::min(n, c.window)));
+}
+
 /// The next byte after `logits`, at temperature 0.7.
 Token draw(const bounded_model::Matrix& logits, std::mt19937& random) {
   const Eigen::ArrayXf weights = ((logits.row(0).array() - logits.maxCoeff()) / 0.7F).exp().transpose();
@@ -128,7 +157,6 @@ Token draw(const bounded_model::Matrix& logits, std::mt19937& random) {
 }
 
 void generate(const Network& network, const std::string& path, const Arguments& a) {
-  constexpr double kTolerance = 1e-2;
   std::string written;
   std::printf("\nGeneration from states, within %g of softmax:\n", kTolerance);
   for (const Index n : a.behind) {
@@ -139,7 +167,7 @@ void generate(const Network& network, const std::string& path, const Arguments& 
       logits = stream.take(
           std::span(tokens).subspan(static_cast<std::size_t>(first),
                                     static_cast<std::size_t>(std::min(32 * Stream::kChunk, n - first))));
-      std::fprintf(stderr, "\rreading %td of %td ", first, n);
+      std::fprintf(stderr, "\r%td of %td tokens read ", std::min(first + 32 * Stream::kChunk, n), n);
     }
     std::fprintf(stderr, "\r%60s\r", "");
     std::mt19937 random(1);
@@ -151,27 +179,58 @@ void generate(const Network& network, const std::string& path, const Arguments& 
       logits = stream.take(std::span(&token, 1));
     }
     const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-    const bounded_model::Config& c = network.config();
-    const double cache = 4.0 * static_cast<double>(c.layers * n) *
-                         static_cast<double>(c.query_cols() + c.width);  // keys and values, in float
-    std::printf("  behind %7td tokens: %.3f ms a token, %.2f MB kept (a cache of all keys: %.0f MB)\n", n,
+    std::printf("  behind %7td tokens: %.3f ms a token, %.2f MB kept (with a cache: %.1f MB)\n", n,
                 1e3 * seconds / static_cast<double>(a.write), 1e-6 * static_cast<double>(stream.bytes()),
-                1e-6 * cache);
+                1e-6 * cache_bytes(network, n));
     std::fflush(stdout);
   }
   std::printf("\nAs it went on:\n%s\n", written.c_str());
 }
 
-void write_curve(const Network& network, const std::vector<Token>& tokens, const std::string& path) {
-  std::ofstream file(path);
-  file << "tokens\texact\tfast_1e-2\tfast_1e-3\n";
+/// Without what its global heads add.
+bounded_model::Weights without_global_heads(bounded_model::Weights w) {
+  const Index columns = w.config.global_heads() * w.config.head_size();
+  for (const training::LayerBlocks& layer : training::Layout(w.config).layers)
+    training::matrix_of(w.parameters, layer.wo).rightCols(columns).setZero();
+  return w;
+}
+
+/// Of every fourth 256 bytes of the text that have the trained length before them.
+void compare_contexts(const bounded_model::Weights& weights, const std::string& path) {
+  constexpr Index kBytes = 256, kStride = 1024;
+  const std::vector<Token> text = read_all(path);
+  const auto loss = [&](const Network& network, Index context) {
+    double sum = 0, count = 0;
+    for (Index first = weights.config.n; first + kBytes <= std::ssize(text); first += kStride, ++count)
+      sum += bounded_model::read_text(network,
+                                      std::span(text).subspan(static_cast<std::size_t>(first - context),
+                                                              static_cast<std::size_t>(context + kBytes)),
+                                      0, 0, [](Index) {})
+                 .mean_loss(static_cast<std::size_t>(context - 1));
+    return sum / count;
+  };
+  const Network network(weights);
+  for (const Index context : {Index{16}, Index{64}, Index{256}, Index{1024}, weights.config.n})
+    std::printf("%5td bytes before: %.4f nats a byte\n", context, loss(network, context));
+  std::printf("the same without global heads: %.4f\n",
+              loss(Network(without_global_heads(weights)), weights.config.n));
+}
+
+void draw_figure(const Network& network, const std::vector<Token>& tokens, const std::string& path) {
+  const auto states = static_cast<double>(Stream(network, kTolerance).bytes());
+  std::vector<bounded_model::Costs> costs;
+  std::printf("   tokens   exact, s  within %g, s\n", kTolerance);
   for (std::size_t n = 1024; n <= tokens.size(); n *= 2) {
-    file << n;
-    for (const double tolerance : {0.0, 1e-2, 1e-3})
-      file << '\t' << read(network, std::span(tokens).first(n), tolerance).seconds;
-    file << std::endl;
+    const auto seconds = [&](double tolerance) {
+      return read(network, std::span(tokens).first(n), tolerance).seconds;
+    };
+    const auto count = static_cast<Index>(n);
+    costs.push_back(
+        {static_cast<double>(n), seconds(0), seconds(kTolerance), cache_bytes(network, count), states});
+    std::printf("  %7td %10.3f %14.3f\n", count, costs.back().exact_seconds, costs.back().fast_seconds);
+    std::fflush(stdout);
   }
-  if (!file) throw fastrope::Error("cannot write " + path);
+  bounded_model::draw_costs(costs, path);
 }
 
 }  // namespace
@@ -179,17 +238,23 @@ void write_curve(const Network& network, const std::vector<Token>& tokens, const
 int main(int count, char** words) try {
   const std::optional<Arguments> a = parsed(count, words);
   if (!a) {
-    std::fprintf(
-        stderr,
-        "usage: %s WEIGHTS TEXT [--tokens N, 2048 at least] [--behind A,B,..] [--write N] [--curve FILE]\n",
-        words[0]);
+    std::fprintf(stderr,
+                 "usage: %s WEIGHTS TEXT [--tokens N, 2048 at least] [--behind A,B,..] [--write N]\n"
+                 "       %s WEIGHTS TEXT --contexts\n"
+                 "       %s WEIGHTS TEXT --figure FILE.svg [--tokens N]\n",
+                 words[0], words[0], words[0]);
     return EXIT_FAILURE;
   }
   Eigen::setNbThreads(1);
-  const Network network(bounded_model::read_weights(a->weights));
+  const bounded_model::Weights weights = bounded_model::read_weights(a->weights);
+  if (a->contexts) {
+    compare_contexts(weights, a->text);
+    return EXIT_SUCCESS;
+  }
+  const Network network(weights);
   const std::vector<Token> tokens = read_tokens(a->text, a->tokens);
-  if (!a->curve.empty()) {
-    write_curve(network, tokens, a->curve);
+  if (!a->figure.empty()) {
+    draw_figure(network, tokens, a->figure);
     return EXIT_SUCCESS;
   }
   compare(network, tokens);

@@ -24,7 +24,7 @@ inline constexpr Index kBytes = 256;  // the vocabulary
 
 struct Config : training::Config {
   Index local_heads = 2;     // the first ones; the others are global
-  Index window = 256;        // tokens that a local head sees, the query's among them
+  Index window = 64;         // tokens that a local head sees, the query's among them
   Index global_size = 8;     // d of a global head; values have head_size() columns everywhere
   double radius = 2;         // R; 0: free scores q . k / sqrt(d), the twin to compare with
   double global_base = 1e3;  // 2 pi 1e3^(3/4) = 1117 tokens: the slowest of the 4 pairs of d = 8

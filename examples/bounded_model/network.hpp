@@ -88,7 +88,6 @@ class Network {
   }
 
  private:
-
   Config config_;
   training::Layout layout_;
   training::Vector<float> parameters_;
