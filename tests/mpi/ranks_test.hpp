@@ -73,7 +73,7 @@ inline int run_on_ranks(int argc, char** argv, const std::function<void()>& test
   MPI_Init(&argc, &argv);
   MPI_Comm_rank(MPI_COMM_WORLD, &rank);
   MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-  alarm(120);
+  alarm(240);
   tests();
   int all = 0;
   MPI_Allreduce(&failures, &all, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);

@@ -92,21 +92,21 @@ void polynomial() {
                                                        alike(kAlternating)};
   std::vector<std::pair<Spread, Spread>> any = same;
   any.insert(any.end(), {{kGrowing, kAlternating}, {kSecond, kEven}, {kEven, kSecond}});
-  const Shapes s{4, 2, 1200, 1200, 4, 5};
+  const Shapes s{2, 1, 1200, 1200, 4, 5};
   const Options full{.tolerance = 1e-3, .path = Path::polynomial};
   Options causal = full;
   causal.mask = Mask::causal();
   causal.rope = Rope{};
   const AttentionCase of_all = make_case("full", s, full), of_past = make_case("causal", s, causal);
   check<float, float>(of_all, Path::polynomial, any);
-  check<double, double>(of_all, Path::polynomial, {same[0], any.back()});
+  check<double, double>(of_all, Path::polynomial, {any.back()});
   check<float, bfloat16>(of_all, Path::polynomial, {same[1]});
   check<float, float>(of_past, Path::polynomial, same);
-  check<double, double>(of_past, Path::polynomial, {same[0], same[2]});
+  check<double, double>(of_past, Path::polynomial, {same[0]});
   check<float, bfloat16>(of_past, Path::polynomial, {same[1]});
   Options strict = causal;
   strict.mask = Mask::lags(1, Mask::kUnlimited);
-  check<float, float>(make_case("the past alone", s, strict), Path::polynomial, same);
+  check<float, float>(make_case("the past alone", s, strict), Path::polynomial, {same[3]});
   // The last rank has all queries, which see all keys of the others: a chunk of a prompt, and one token.
   const Spread last = [](int r) { return r == ranks - 1 ? 1.0 : 0.0; };
   if (ranks == 1) {
@@ -117,7 +117,7 @@ void polynomial() {
     check<float, float>(make_case("a chunk", {2, 1, 300, 1200, 4, 5}, causal), Path::polynomial,
                         {{last, chunk}});
   }
-  check<float, float>(make_case("one query", {4, 2, 1, 1200, 4, 5}, causal), Path::polynomial,
+  check<float, float>(make_case("one query", {2, 2, 1, 1200, 4, 5}, causal), Path::polynomial,
                       {{kSecond, kEven}, {last, kGrowing}});
 }
 
