@@ -79,7 +79,7 @@ class Ranks {
       MPI_Allreduce(MPI_IN_PLACE, part, size, MPI_DOUBLE, MPI_MAX, comm_);
     });
   }
-  /// Bytes that this rank has given to these three so far.
+  /// Bytes that this rank has given to these three so far; 0 where it is alone.
   Index bytes_reduced() const { return bytes_reduced_; }
 
   /// [ranks, row.size()]: the row of every rank; collective.
@@ -102,7 +102,7 @@ class Ranks {
     constexpr std::size_t kMost = std::size_t{1} << 28;
     for (std::size_t at = 0; at < x.size(); at += kMost)
       reduce(x.data() + at, static_cast<int>(std::min(kMost, x.size() - at)));
-    bytes_reduced_ += static_cast<Index>(x.size_bytes());
+    if (count_ > 1) bytes_reduced_ += static_cast<Index>(x.size_bytes());
   }
 
   MPI_Comm comm_ = MPI_COMM_NULL;
