@@ -144,7 +144,7 @@ class Plan {
   template <class Types>
   detail::Traffic repair(const ExactTensors<Real>& x, ExactTensors<double> double_x, const bool* unvouched,
                          Report& report) const {
-    const auto [heads, kv_heads, n_q, n_k, d, d_v] = layout_.own;
+    const Index heads = layout_.own.heads, n_q = layout_.own.n_q, d = layout_.own.d, d_v = layout_.own.d_v;
     std::vector<double> counts(static_cast<std::size_t>(heads));
     std::vector<Index> rows;
     for (Index i = 0; i < n_q; ++i) {

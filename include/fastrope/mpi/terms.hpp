@@ -44,13 +44,13 @@ class Terms {
   std::vector<Index> numbers_ = {};
 };
 
-inline Terms terms_of(const Shapes& s, const Options& o, std::span<const Index> bytes_of_elements) {
+inline Terms terms_of(const Shapes& s, const Options& o, std::span<const Index> types) {
   Terms terms;
   terms.add("heads", s.heads);
   terms.add("kv_heads", s.kv_heads);
   terms.add("d", s.d);
   terms.add("d_v", s.d_v);
-  terms.add_all("the types of q, k and v", bytes_of_elements);
+  terms.add_all("the types of q, k and v or the instruction set", types);
   terms.add("mask", std::to_string(o.mask.first) + ' ' + std::to_string(o.mask.last));
   terms.add("tolerance", o.tolerance);
   terms.add("path", o.path);
