@@ -5,6 +5,8 @@
 // it on each of them. It counts the work of all ranks, which share it.
 #pragma once
 
+#include <mpi.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -173,7 +175,14 @@ class Decider {
                           factorisations());
     for (Index kv = 0; kv < layout_.own.kv_heads; ++kv) {
       GroupLook rows = rank_look<Real>(ranks_, layout_, *own, kv, q, k, v);
-      std::vector<HeadPlan> plans = planner.plan(kv, rows);
+      std::vector<HeadPlan> plans;
+      try {
+        plans = planner.plan(kv, rows);
+      } catch (const Error&) {  // the same on every rank
+        throw;
+      } catch (...) {  // this rank's memory, while others wait for what it was about to ask
+        MPI_Abort(ranks_.comm(), 1);
+      }
       double queries = 0;
       for (Index h = 0; h < whole.group(); ++h) queries = std::max(queries, rows.query_norm(h));
       logits_ = std::abs(whole.scale) * queries * rows.key_norm();
