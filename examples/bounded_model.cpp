@@ -136,6 +136,7 @@ void compare(const Network& network, const std::vector<Token>& tokens) {
                   r.observed, 1e-6 * static_cast<double>(r.workspace_bytes), exact_seconds / r.seconds);
     }
     std::fflush(stdout);
+    if (r.observed > r.promised) throw fastrope::Error("an error is beyond its promise");
   }
 }
 

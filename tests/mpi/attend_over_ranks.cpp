@@ -1,5 +1,5 @@
 // mpi::attend on as many ranks as it is started with, against the double-precision oracle of the whole
-// sequence: every rank makes the same inputs and has its own rows of them. A watchdog ends what hangs.
+// sequence: every rank makes the same inputs and has its own rows of them.
 #include <unistd.h>
 #include <fastrope/core.hpp>
 #include <fastrope/mpi.hpp>
@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "mpi/ranks_test.hpp"
 #include "support/attention_case.hpp"
 #include "support/norms.hpp"
 #include "support/stored_cache.hpp"
@@ -18,34 +19,6 @@ namespace {
 
 using namespace fastrope;
 using namespace fastrope_test;
-
-int rank = 0, ranks = 1, failures = 0;
-
-void expect(bool holds, const std::string& what) {
-  if (holds) return;
-  std::fprintf(stderr, "rank %d of %d: %s\n", rank, ranks, what.c_str());
-  ++failures;
-}
-
-/// How rows are spread: the part of each rank is in proportion to weight(rank).
-using Spread = std::function<double(int)>;
-Range part_of(Index n, const Spread& weight) {
-  double before = 0, own = 0, all = 0;
-  for (int r = 0; r < ranks; ++r) {
-    if (r < rank) before += weight(r);
-    if (r == rank) own = weight(r);
-    all += weight(r);
-  }
-  const auto at = [&](double share) {
-    return static_cast<Index>(share / all * static_cast<double>(n) + 0.5);
-  };
-  return {at(before), at(before + own)};
-}
-
-template <class T>
-TensorView<const T> part(const Tensor<T>& x, Range some) {
-  return rows(TensorView<const T>(x.view()), some);
-}
 
 /// The options of a case for some of its rows.
 Options own_options(const AttentionCase& c, Range queries, Range keys) {
@@ -87,11 +60,6 @@ void check(const AttentionCase& c, const std::vector<std::pair<Spread, Spread>>&
     expect(report.ranks == ranks && report.share >= 0 && report.share <= 1, "a report");
   }
 }
-
-const Spread kEven = [](int) { return 1.0; };
-const Spread kGrowing = [](int r) { return 1.0 + r; };
-const Spread kSecond = [](int r) { return r == (ranks > 1 ? 1 : 0) ? 1.0 : 0.0; };  // others have none
-const Spread kAlternating = [](int r) { return r % 2 == 0 ? 1.0 : 0.01; };
 
 std::vector<AttentionCase> cases() {
   std::vector<AttentionCase> list;
@@ -194,21 +162,6 @@ void delayed() {
   expect(max_abs_difference(out.view(), part(in.reference(c).out, own)) < 6e-6, "a delayed rank");
 }
 
-/// f() throws the same Error, with this in it, on every rank.
-void refused(const std::string& text, const std::function<void()>& f) {
-  std::string message = "no Error";
-  try {
-    f();
-  } catch (const Error& error) {
-    message = error.what();
-  }
-  expect(message.find(text) != std::string::npos, "'" + text + "' expected: " + message);
-  char first[512] = {};
-  std::snprintf(first, sizeof first, "%s", message.c_str());
-  MPI_Bcast(first, sizeof first, MPI_CHAR, 0, MPI_COMM_WORLD);
-  expect(message == first, "two messages: " + message + " and " + first);
-}
-
 void refusals() {
   const Tensor<float> x(2, 10, 4);
   const auto call = [&](const Options& o, const Tensor<float>& q, const Tensor<float>& k) {
@@ -244,7 +197,8 @@ void refusals() {
   });
   refused("rank 0: softcap", [&] { call({.mask = Mask::causal(), .softcap = -1}, x, x); });
   refused("polynomial kernels", [&] { call({.kernel = Kernel::power(2)}, x, x); });
-  refused("options.path is polynomial", [&] { call({.path = Path::polynomial}, x, x); });
+  refused("path toeplitz", [&] { call({.path = Path::toeplitz}, x, x); });
+  refused("options.verify", [&] { call({.verify = 1}, x, x); });
   // A pool that fails on one rank fails on all.
   refused("rank " + std::to_string(ranks - 1), [&] {
     Options o;
@@ -256,24 +210,20 @@ void refusals() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  MPI_Init(&argc, &argv);
-  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-  MPI_Comm_size(MPI_COMM_WORLD, &ranks);
-  alarm(120);
-  const std::vector<std::pair<Spread, Spread>> ways = {
-      {kEven, kEven}, {kGrowing, kAlternating}, {kSecond, kEven}, {kAlternating, kSecond}, {kEven, kGrowing}};
-  for (const AttentionCase& c : cases()) {
-    check<float, float>(c, ways);
-    check<double, double>(c, {ways[0], ways[3]});
-    check<float, bfloat16>(c, {ways[1]});
-  }
-  other_rows();
-  shares_and_bytes();
-  delayed();
-  refusals();
-  int all = 0;
-  MPI_Allreduce(&failures, &all, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
-  if (rank == 0) std::printf("%d ranks: %d failures\n", ranks, all);
-  MPI_Finalize();
-  return all == 0 ? 0 : 1;
+  return run_on_ranks(argc, argv, [] {
+    const std::vector<std::pair<Spread, Spread>> ways = {{kEven, kEven},
+                                                         {kGrowing, kAlternating},
+                                                         {kSecond, kEven},
+                                                         {kAlternating, kSecond},
+                                                         {kEven, kGrowing}};
+    for (const AttentionCase& c : cases()) {
+      check<float, float>(c, ways);
+      check<double, double>(c, {ways[0], ways[3]});
+      check<float, bfloat16>(c, {ways[1]});
+    }
+    other_rows();
+    shares_and_bytes();
+    delayed();
+    refusals();
+  });
 }

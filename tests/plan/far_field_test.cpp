@@ -144,6 +144,10 @@ TEST(LargestProductsByHand, OfTwoBlocks) {
   EXPECT_EQ(products({{{n, n + 1}, n}}, queries, keys, 3), (std::vector<double>{2, 15, 28}));
   // Keys behind a gap.
   EXPECT_EQ(products({{{n, 2 * n}, 0, 0, {n, 2 * n}}}, queries, keys, 3), (std::vector<double>{16, 15, 28}));
+  // One bound of all rows is that of every block.
+  const std::vector<double> all_queries = {10, 3, 4}, all_keys = {8, 5, 7};
+  EXPECT_EQ(products({{{n, 2 * n}, 2 * n}}, all_queries, all_keys, 3), (std::vector<double>{80, 15, 28}));
+  EXPECT_EQ(products({{{n, 2 * n}, n}}, all_queries, keys, 3), (std::vector<double>{10, 15, 28}));
   // What has no rows or no keys has no products.
   EXPECT_EQ(products({{{0, n}, 0}, {{n, n}, 2 * n}}, queries, keys, 3), (std::vector<double>{0, 0, 0}));
   EXPECT_EQ(products({}, {}, {}, 2), (std::vector<double>{0, 0}));

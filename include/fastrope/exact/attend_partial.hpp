@@ -18,9 +18,11 @@ namespace fastrope::inline FASTROPE_TARGET {
 
 namespace detail {
 
-/// attend_partial() of tensors whose types are known when the program runs. Operand: as OperandOf has it.
+/// attend_partial() of tensors whose types are known when the program runs. Operand: as OperandOf has it;
+/// allow_pairs: whether products may be of bfloat16 where it is that.
 template <class Operand>
-void attend_part(const ExactTensors<ArithmeticOf<Operand>>& x, const Options& options) {
+void attend_part(const ExactTensors<ArithmeticOf<Operand>>& x, const Options& options,
+                 bool allow_pairs = true) {
   const Shapes shapes = shapes_of(x.q, x.k, x.v);
   require_output(shapes, x.out);
   require_lse(shapes, x.lse);
@@ -35,7 +37,7 @@ void attend_part(const ExactTensors<ArithmeticOf<Operand>>& x, const Options& op
   const Problem problem(shapes, options);
 
   std::vector<std::byte> memory(exact_workspace_bytes<ArithmeticOf<Operand>>(problem));
-  run_exact<Operand>(problem, x, memory);
+  run_exact<Operand>(problem, x, memory, allow_pairs);
 }
 
 }  // namespace detail

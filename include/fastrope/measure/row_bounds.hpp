@@ -40,6 +40,14 @@ class RowBounds {
  public:
   RowBounds() = default;
   explicit RowBounds(Measure measure) : measure_(std::move(measure)) {}
+  /// Of rows that nobody has at hand: one bound for all of them in the place of each block's. reaches: [cuts]
+  /// where there are axes. Not to be extended.
+  RowBounds(Measure measure, Index rows, double norm, double distance, std::vector<double> reaches)
+      : measure_(std::move(measure)),
+        rows_(rows),
+        norms_{norm},
+        distances_{distance},
+        reaches_(std::move(reaches)) {}
 
   /// Reads the rows that were not there before, and those of the last block if it was not full.
   /// Cost: O(new rows d), with axes a matrix product, O(new rows d cuts).

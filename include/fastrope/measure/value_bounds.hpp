@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <iterator>
 #include <limits>
+#include <span>
 #include <vector>
 
 #include "fastrope/core/index.hpp"
@@ -27,6 +29,19 @@ class ValueBounds {
       for (Index i = 0; i < points.cols; ++i) count(points.rows, c, points(c, i), points(c, i), points(c, i));
   }
 
+  /// Counts in columns of other rows: [columns] each.
+  void add(std::span<const double> lowest, std::span<const double> highest, bool all_finite) {
+    constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+    const Index columns = std::ssize(lowest);
+    for (Index c = 0; c < columns; ++c) {
+      const auto at = static_cast<std::size_t>(c);
+      count(columns, c, lowest[at], highest[at], all_finite ? 0 : kNaN);
+    }
+  }
+
+  /// [columns], or none where there was no row.
+  std::span<const double> lowest() const { return lowest_; }
+  std::span<const double> highest() const { return highest_; }
   bool finite() const { return zeros_ == 0; }
   /// Half of the largest range of a column, over the largest element.
   double spread() const {

@@ -3,8 +3,11 @@
 
 #include <mpi.h>
 
+#include <algorithm>
+#include <cstddef>
 #include <exception>
 #include <new>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -57,6 +60,28 @@ class Ranks {
     detail::fail("rank ", first, ": ", message);
   }
 
+  /// x = its sum over all ranks, in any order of additions; collective, as all that follows. Of numbers all
+  /// but one of which are 0 that is the one, bit for bit.
+  void sum(std::span<double> x) const {
+    reduce(x, [&](double* part, int size) {
+      MPI_Allreduce(MPI_IN_PLACE, part, size, MPI_DOUBLE, MPI_SUM, comm_);
+    });
+  }
+  /// x = its sum over the ranks before this one: 0 on the first.
+  void sum_before(std::span<double> x) const {
+    reduce(x,
+           [&](double* part, int size) { MPI_Exscan(MPI_IN_PLACE, part, size, MPI_DOUBLE, MPI_SUM, comm_); });
+    if (rank_ == 0) std::fill(x.begin(), x.end(), 0.0);
+  }
+  /// x = its largest value on any rank. Requires no NaN.
+  void largest(std::span<double> x) const {
+    reduce(x, [&](double* part, int size) {
+      MPI_Allreduce(MPI_IN_PLACE, part, size, MPI_DOUBLE, MPI_MAX, comm_);
+    });
+  }
+  /// Bytes that this rank has given to these three so far; 0 where it is alone.
+  Index bytes_reduced() const { return bytes_reduced_; }
+
   /// [ranks, row.size()]: the row of every rank; collective.
   std::vector<std::vector<Index>> gather(const std::vector<Index>& row) const {
     static_assert(sizeof(Index) == sizeof(long long));
@@ -71,9 +96,19 @@ class Ranks {
   }
 
  private:
+  /// MPI counts in int.
+  template <class Reduce>
+  void reduce(std::span<double> x, Reduce&& reduce) const {
+    constexpr std::size_t kMost = std::size_t{1} << 28;
+    for (std::size_t at = 0; at < x.size(); at += kMost)
+      reduce(x.data() + at, static_cast<int>(std::min(kMost, x.size() - at)));
+    if (count_ > 1) bytes_reduced_ += static_cast<Index>(x.size_bytes());
+  }
+
   MPI_Comm comm_ = MPI_COMM_NULL;
   int rank_ = 0;
   int count_ = 1;
+  mutable Index bytes_reduced_ = 0;  // a count of what was done, no part of what a Ranks is
 };
 
 }  // namespace fastrope::inline FASTROPE_TARGET::mpi

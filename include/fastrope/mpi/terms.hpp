@@ -44,13 +44,13 @@ class Terms {
   std::vector<Index> numbers_ = {};
 };
 
-inline Terms terms_of(const Shapes& s, const Options& o, std::span<const Index> bytes_of_elements) {
+inline Terms terms_of(const Shapes& s, const Options& o, std::span<const Index> types) {
   Terms terms;
   terms.add("heads", s.heads);
   terms.add("kv_heads", s.kv_heads);
   terms.add("d", s.d);
   terms.add("d_v", s.d_v);
-  terms.add_all("the types of q, k and v", bytes_of_elements);
+  terms.add_all("the types of q, k and v or the instruction set", types);
   terms.add("mask", std::to_string(o.mask.first) + ' ' + std::to_string(o.mask.last));
   terms.add("tolerance", o.tolerance);
   terms.add("path", o.path);
@@ -87,8 +87,9 @@ inline void require_local(const Shapes& s, Index keys, const Options& o) {
     fastrope::detail::fail("gates are not spread over ranks");
   if (o.query_section_positions.data != nullptr || o.key_section_positions.data != nullptr)
     fastrope::detail::fail("positions of sections are not spread over ranks");
-  if (o.path != Path::automatic && o.path != Path::exact)
-    fastrope::detail::fail("options.path is ", o.path, ", and over ranks attention is exact");
+  if (o.path == Path::toeplitz) fastrope::detail::fail("path toeplitz is not spread over ranks");
+  if (o.verify != 0)
+    fastrope::detail::fail("a spot check of ", o.verify, " rows (options.verify) is not spread over ranks");
   const auto require = [](const char* name, Index given, Index n) {
     if (given != 0 && given != n)
       fastrope::detail::fail(name, " has ", given, " positions for ", n, " rows of this rank");

@@ -35,15 +35,16 @@ inline FarField far_field(std::span<const FarPairs> pairs) {
 }
 
 /// [cuts]: at least queries_i[l] keys_j[l] for all pairs (i, j), where all keys below a row's reach, and
-/// below that of earlier rows, count as far. queries, keys: [blocks of RowBounds, cuts].
+/// below that of earlier rows, count as far. queries, keys: [blocks of RowBounds, cuts]; of one block alone,
+/// which is then of all rows, and all pairs count.
 inline std::vector<double> largest_products(std::span<const FarPairs> pairs, std::span<const double> queries,
                                             std::span<const double> keys, Index cuts) {
   constexpr Index kRows = kRowBlock;
   const auto size = static_cast<std::size_t>(cuts);
   std::vector<double> products(size), prefix(size), longest(size);
   const auto raise = [size](std::vector<double>& most, std::span<const double> blocks, Index block) {
-    for (std::size_t l = 0; l < size; ++l)
-      most[l] = std::max(most[l], blocks[static_cast<std::size_t>(block) * size + l]);
+    const std::size_t at = blocks.size() == size ? 0 : static_cast<std::size_t>(block) * size;
+    for (std::size_t l = 0; l < size; ++l) most[l] = std::max(most[l], blocks[at + l]);
   };
   Index seen = 0;  // blocks of keys
   for (const FarPairs& p : pairs) {

@@ -89,11 +89,14 @@ struct KernelRows {
 template <class Real>
 class PolynomialAttention {
  public:
-  /// carried: the states of the units, to which these keys are added, as many as fill blocks; `begun` if
-  /// there is something in them. None: every state begins with these keys.
+  /// carried: the states of the units, to which these keys are added, as many as fill blocks or are far from
+  /// some row; `begun` if there is something in them. None: every state begins with these keys. unvouched:
+  /// [heads, n_q] of softmax that carries states, where keys are not at hand to compute a row again: becomes
+  /// whether a row's sums cannot be vouched for, for heads of the units.
   PolynomialAttention(const Problem& problem, std::span<const LowRankUnit> units, Workspace& workspace,
-                      std::span<const CarriedState<Real>> carried = {}, bool begun = false)
-      : units_(units), carried_(carried), begun_(begun) {
+                      std::span<const CarriedState<Real>> carried = {}, bool begun = false,
+                      bool* unvouched = nullptr)
+      : units_(units), carried_(carried), begun_(begun), unvouched_(unvouched) {
     if (units.empty()) return;
     for (const LowRankUnit& unit : units) {
       rank_ = std::max(rank_, unit.monomials->rank());
@@ -259,7 +262,7 @@ class PolynomialAttention {
     }
     // What tokens after these will need.
     if (carried_.empty()) return;
-    const Range all{0, round_down(problem.shapes.n_k, kWidth)};
+    const Range all{0, reach_of(unit, problem.shapes.n_k)};
     move_state(problem, unit, team, memory, all, 0, state);
     if (!gates.empty()) *memory.level = state.factors.carried_from(state.anchor, all.end);
   }
@@ -268,6 +271,11 @@ class PolynomialAttention {
   void finish_rows(const Problem& problem, const PackedKeys<Real>& packed, const ExactAttention<Real>& exact,
                    const LowRankUnit& unit, Index h, Range rows, QueryBlock<Real>& block, const StoredRows& q,
                    const OutputRows& out, Index* repaired) const {
+    if (unvouched_ != nullptr) {
+      for (Index i = 0; i < rows.size(); ++i)
+        unvouched_[h * problem.shapes.n_q + rows.begin + i] = !block.totals().within(i, unit.allowed);
+      return block.write(problem, out);
+    }
     std::array<bool, QueryBlock<Real>::kRows / kTile> keep = {};
     for (Index r = 0; r < rows.size(); r += kTile) {
       bool& all = keep[static_cast<std::size_t>(r / kTile)];
@@ -577,6 +585,7 @@ class PolynomialAttention {
   std::span<const LowRankUnit> units_;
   std::span<const CarriedState<Real>> carried_;
   bool begun_;
+  bool* unvouched_;
   Index rank_ = 0, degree_ = 0, variables_ = 0;  // the largest of any unit
   Index stored_rows_ = 0;
   WorkerScratch scratch_;
