@@ -87,9 +87,6 @@ Config config_of(const Arguments& a) {
     c.radius = 0;
   }
   if (a.kind == "plain") c.local_heads = 0;
-  // What smaller queries and keys save goes to the feed-forward layers, so that twins have as many
-  // parameters.
-  c.hidden += 2 * c.global_heads() * (c.head_size() - c.global_size) / 3;
   return c;
 }
 
