@@ -15,6 +15,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <optional>
@@ -177,7 +178,9 @@ void train(const Arguments& a) {
 
   bounded_model::write_weights(a.weights, config, trainer.model().parameters());
   trainer.model().parameters() = bounded_model::read_weights(a.weights).parameters;
+  const bool begun = std::filesystem::exists(a.runs);
   std::ofstream runs(a.runs, std::ios::app);
+  if (!begun) runs << "kind\tsize\tradius\tseed\tsteps\ttokens\tcontext\tseconds\ttext\tlosses\n";
   for (const std::string& name : names) {
     runs << a.kind << '\t' << a.size << '\t' << a.radius << '\t' << a.seed << '\t' << a.steps << '\t'
          << a.tokens << '\t' << a.context << '\t' << static_cast<int>(trained) << '\t' << name << '\t';

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -36,8 +37,9 @@ inline void draw_panel(figures::Svg& svg, figures::Spot corner, const std::strin
   svg.words({corner.x, corner.y - 12}, title, {.size = 12, .bold = true});
   for (const double tick : y.ticks(10)) {
     svg.line({corner.x, y(tick)}, {corner.x + 330, y(tick)}, "#ddd");
-    svg.words({corner.x - 6, y(tick) + 4},
-              tick < 1 ? figures::short_number(tick) : std::to_string(std::lround(tick)), {.anchor = "end"});
+    char number[16];
+    std::snprintf(number, sizeof number, "%g", tick);
+    svg.words({corner.x - 6, y(tick) + 4}, number, {.anchor = "end"});
   }
   for (const double tick : x.ticks(4)) {
     svg.line({x(tick), corner.y}, {x(tick), corner.y + 220}, "#eee");
