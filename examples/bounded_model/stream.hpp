@@ -74,8 +74,9 @@ class Stream {
     }
   }
 
-  /// The next tokens; the logits of what comes after the last of them, [1, bytes].
+  /// The next tokens, one at least; the logits of what comes after the last of them, [1, bytes].
   Matrix take(std::span<const Token> tokens) {
+    if (tokens.empty()) throw fastrope::Error("Stream::take: no tokens");
     Matrix x;
     for (std::size_t first = 0; first < tokens.size(); first += kChunk) {
       x = network_->embed(tokens.subspan(first, std::min<std::size_t>(kChunk, tokens.size() - first)));

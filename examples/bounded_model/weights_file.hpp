@@ -11,6 +11,7 @@
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <filesystem>
 #include <fstream>
 #include <initializer_list>
 #include <string>
@@ -109,7 +110,7 @@ inline Weights read_weights(const std::string& path) {
   detail::for_each_size(w.config, [&](Index& size) {
     std::int32_t number = 0;
     get(&number, 1);
-    require(number >= 0 && number <= 1 << 20, "has the size " + std::to_string(number));
+    require(number >= 0 && number <= 1 << 16, "has the size " + std::to_string(number));
     size = number;
   });
   for (double* x : {&w.config.radius, &w.config.global_base}) {
@@ -118,7 +119,10 @@ inline Weights read_weights(const std::string& path) {
     *x = static_cast<double>(number);
   }
   consistent(w.config);
+  require(w.config.local_heads <= w.config.heads, "has " + std::to_string(w.config.local_heads) +
+                                                      " local heads of " + std::to_string(w.config.heads));
   const training::Layout layout(w.config);
+  require(layout.size <= static_cast<Index>(std::filesystem::file_size(path)), "ends early");
   w.parameters.resize(layout.size);
   std::vector<std::int8_t> row;
   detail::for_each_block(layout, [&](const training::Block& b) {

@@ -137,6 +137,18 @@ TEST_F(BoundedModelFile, ThatIsDamagedIsRefused) {
   EXPECT_THAT(message(), HasSubstr("ends early"));
   std::filesystem::resize_file(path_, size + 1);
   EXPECT_THAT(message(), HasSubstr("goes on"));
+  {
+    std::fstream file(path_, std::ios::in | std::ios::out | std::ios::binary);
+    const std::int32_t layers = 60000;
+    file.seekp(8).write(reinterpret_cast<const char*>(&layers), sizeof layers);
+  }
+  EXPECT_THAT(message(), HasSubstr("ends early"));
+  {
+    std::fstream file(path_, std::ios::in | std::ios::out | std::ios::binary);
+    const std::int32_t layers = -1;
+    file.seekp(8).write(reinterpret_cast<const char*>(&layers), sizeof layers);
+  }
+  EXPECT_THAT(message(), HasSubstr("has the size -1"));
   std::filesystem::resize_file(path_, 3);
   EXPECT_THAT(message(), HasSubstr("ends early"));
   std::ofstream(path_) << "something else entirely";
