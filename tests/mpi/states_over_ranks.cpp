@@ -152,12 +152,13 @@ void exact_instead() {
   if (ranks > 1) {
     const Options causal{.mask = Mask::causal(), .tolerance = 1e-3};
     expect_reason("near keys would be other ranks'", reason(causal, kGrowing, kAlternating));
-    refused("path polynomial cannot be run over ranks: rank", [&] {
-      Options forced = causal;
-      forced.path = Path::polynomial;
-      reason(forced, kGrowing, kAlternating);
-    });
   }
+  refused("path polynomial cannot be run: attention sinks", [&] {
+    const std::vector<float> sinks = {1, 2};
+    Options o{.tolerance = 1e-3, .path = Path::polynomial};
+    o.sinks = sinks;
+    reason(o, kEven, kEven);
+  });
   refused("it cannot meet tolerance 0", [&] { reason({.path = Path::polynomial}, kEven, kEven); });
 }
 

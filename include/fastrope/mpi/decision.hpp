@@ -1,6 +1,7 @@
 // Decision: what every rank of a call runs, the same on all.
 //
-//     Layout -> do features suit it? -> look at the rows of all ranks -> HeadPlan of each head
+//     Layout -> by rows?  yes: exact pieces, or features: a look at the rows of all ranks -> HeadPlan of each
+//                         no:  by heads: each rank plans some, as one process would
 // What is asked of the rows is reduced over the ranks (side.hpp), and the planner of one process decides from
 // it on each of them. It counts the work of all ranks, which share it.
 #pragma once
@@ -11,7 +12,9 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -19,14 +22,18 @@
 #include "fastrope/attend/make_plan.hpp"
 #include "fastrope/attend/plan.hpp"
 #include "fastrope/core/error.hpp"
-#include "fastrope/core/executor.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
+#include "fastrope/mpi/by_heads.hpp"
+#include "fastrope/mpi/exchange.hpp"
+#include "fastrope/mpi/head_part.hpp"
 #include "fastrope/mpi/layout.hpp"
+#include "fastrope/mpi/rank_problems.hpp"
 #include "fastrope/mpi/ranks.hpp"
 #include "fastrope/mpi/side.hpp"
 #include "fastrope/mpi/states.hpp"
+#include "fastrope/mpi/whole_options.hpp"
 #include "fastrope/plan/certificate.hpp"
 #include "fastrope/plan/cost_model.hpp"
 #include "fastrope/plan/factorisations.hpp"
@@ -37,20 +44,20 @@
 #include "fastrope/polynomial/rounding.hpp"
 #include "fastrope/problem/options.hpp"
 #include "fastrope/problem/problem.hpp"
+#include "fastrope/toeplitz/head.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET::mpi::detail {
-
-/// Query heads that run together, with their key heads.
-struct HeadPart {
-  Range heads, kv_heads;
-};
 
 template <class Real>
 struct Decision {
   std::vector<HeadReport> heads = {};
   std::vector<HeadPart> exact = {};  ///< together all exact heads
   bool allow_pairs = true;           ///< products of bfloat16 in these, where tensors are stored so
-  RankUnits<Real> units = {};        ///< the others
+  RankUnits<Real> units = {};        ///< those by states
+  UnitPlans<Real> by_heads = {};     ///< those that have a rank each
+
+  /// Whether some head is divided by rows.
+  bool by_rows() const { return !exact.empty() || !units.units.empty(); }
 };
 
 /// What merging partial results (online_softmax.hpp) adds to the error of exact attention, over max|V|;
@@ -68,68 +75,35 @@ double merge_rounding(int ranks, double logits, Index keys) {
   return weights < 1 ? output_error(weights) + merges : std::numeric_limits<double>::infinity();
 }
 
-/// Whether all rows see all keys.
-inline bool sees_all_keys(const LagGrid& grid) {
-  return grid.n_q() == 0 || grid.keys_of(0).end >= grid.n_k();
+/// Whether no part of a head's rows can do without the others, so that heads go to ranks whole.
+inline bool takes_whole_heads(const Options& o) {
+  return !o.kernel.is_softmax() || o.log_gates.rows > 0 || o.log_input_gates.rows > 0 ||
+         o.query_section_positions.rows > 0 || o.key_section_positions.rows > 0 || o.path == Path::toeplitz;
 }
 
-/// Why a rank's queries cannot do with all keys of the ranks before and some of its own; else empty.
-inline std::string near_keys_refusal(const Layout& layout, const LagGrid& grid) {
-  if (sees_all_keys(grid)) return {};
-  Index first = 0;  // query of the rank
-  for (std::size_t r = 0; r < layout.queries.size(); first += layout.queries[r++].count) {
-    const Index rows = layout.queries[r].count, first_key = layout.first_keys[r],
-                end = first_key + layout.keys[r].count;
-    if (rows == 0) continue;
-    const Index least = grid.keys_of(first).end, most = grid.keys_of(first + rows - 1).end;
-    if (least < first_key || most > end)
-      return fastrope::detail::message("rank ", r, " has the keys from ", first_key, " to ", end,
-                                       ", and its queries see as few as ", std::max<Index>(least, 0),
-                                       " and as many as ", most, ": near keys would be other ranks'");
-  }
+/// Why every head is exact whatever the sizes; else empty.
+inline std::string exact_anyway(const Options& options) {
+  if (options.path == Path::exact) return "forced";
+  if (options.tolerance == 0) return "tolerance 0 asks for the exact path";
+  if (options.dense_bias.data != nullptr || options.dense_mask.data != nullptr)
+    return "a dense bias or mask is done by the exact path";
+  if (options.path == Path::automatic && options.key_ranges.given())
+    return "key_ranges are done by the exact path";
   return {};
 }
 
-/// The call of all ranks as one; its executor is the calling thread, which alone calls MPI. Requires default
-/// positions, and options that give nothing else of each row.
-inline Problem whole_problem(const Layout& layout, const Options& options) {
-  Options of_all = options;
-  of_all.executor = Executor::serial();
-  return {layout.whole, of_all};
-}
-
-/// The call of some of this rank's rows, the first queries and keys, at their positions among all. Requires
-/// default positions.
-inline Problem own_problem(const Layout& layout, const Options& options, Index n_q, Index n_k) {
-  const auto from = [](Position first, Index count) {
-    std::vector<Position> positions(static_cast<std::size_t>(count));
-    for (Index i = 0; i < count; ++i) positions[static_cast<std::size_t>(i)] = first + i;
-    return positions;
-  };
-  const std::vector<Position> queries = from(layout.whole.n_k - layout.whole.n_q + layout.first_query, n_q),
-                              keys = from(layout.first_key, n_k);
-  Options of_rank = options;
-  of_rank.query_positions = queries;
-  of_rank.key_positions = keys;
-  Shapes shapes = layout.own;
-  shapes.n_q = n_q;
-  shapes.n_k = n_k;
-  return {shapes, of_rank};
-}
-
-/// Why every head is exact without a look at the rows; else empty.
-template <class Real>
-std::string exact_without_look(const Layout& layout, const Options& options) {
-  if (options.path == Path::exact) return "forced";
-  if (options.tolerance == 0) return "tolerance 0 asks for the exact path";
-  if (!layout.default_places) return "positions are given: over ranks, features are of consecutive rows";
-  if (options.key_ranges.given()) return "key_ranges are done by the exact path";
-  if (options.dense_bias.data != nullptr || options.dense_mask.data != nullptr)
-    return "a dense bias or mask is done by the exact path";
-  const Problem whole = whole_problem(layout, options);
+/// Why heads cannot be approximated by states (states.hpp); else empty. whole: of all rows.
+inline std::string states_refusal(const Layout& layout, const Problem& whole) {
+  if (!layout.default_places) return "positions are given: states are of consecutive rows";
   if (std::string refusal = polynomial_refusal(whole); !refusal.empty()) return refusal;
-  if (std::string refusal = near_keys_refusal(layout, whole.grid); !refusal.empty()) return refusal;
-  return fastrope::detail::exact_reason<Real>(whole, options, CostModel{});
+  return near_keys_refusal(layout, whole.grid);
+}
+
+/// What a head's path is predicted to take.
+inline double chosen_seconds(const HeadReport& head) {
+  for (const Candidate& c : head.candidates)
+    if (c.path == head.path) return c.seconds;
+  return 0;
 }
 
 /// Makes a Decision, head group after head group.
@@ -139,31 +113,104 @@ class Decider {
   Decider(const Ranks& ranks, const Layout& layout, const Options& options, const Storage& storage)
       : ranks_(ranks), layout_(layout), options_(options), storage_(storage) {}
 
-  Decision<Real> decide(const StoredRows& q, const StoredRows& k, const StoredRows& v) {
-    std::string reason;
+  /// What messages of rows and options it took goes to traffic.
+  Decision<Real> decide(const StoredRows& q, const StoredRows& k, const StoredRows& v, Traffic& traffic) {
+    const bool whole_heads = takes_whole_heads(options_);
+    std::string exact = whole_heads ? "" : exact_anyway(options_), refusal;
+    const bool dense = options_.dense_bias.data != nullptr || options_.dense_mask.data != nullptr;
     ranks_.agree([&] {
       require_tolerance(options_);
-      reason = exact_without_look<Real>(layout_, options_);
-      if (options_.path == Path::polynomial && !reason.empty())
-        fastrope::detail::fail("path polynomial cannot be run over ranks: ", reason);
+      if (dense && (whole_heads || options_.path == Path::polynomial))
+        fastrope::detail::fail(
+            "a dense bias or mask is spread over ranks on the exact path of softmax alone");
+      if (options_.verify > 0 && !exact.empty() && (options_.key_ranges.given() || dense))
+        fastrope::detail::fail("a spot check of ", options_.verify,
+                               " rows (options.verify) does not go with "
+                               "key_ranges, dense_bias and dense_mask over ranks");
     });
-    if (reason.empty()) {
-      look(q, k, v);
+    std::unique_ptr<WholeOptions> all_options;
+    if (exact.empty()) all_options = std::make_unique<WholeOptions>(ranks_, layout_, options_, traffic);
+    if (exact.empty() && !whole_heads)
+      ranks_.agree([&] {
+        const Problem whole = whole_problem(layout_, all_options->all());
+        refusal = states_refusal(layout_, whole);
+        if (!refusal.empty() && refusal == polynomial_refusal(whole) && !toeplitz_refusal(whole).empty()) {
+          if (options_.path == Path::polynomial)
+            fastrope::detail::fail("path polynomial cannot be run: ", refusal);
+          exact = refusal;
+          return;
+        }
+        exact = fastrope::detail::exact_reason<Real>(whole, options_, CostModel{});
+        if (!exact.empty() && !refusal.empty()) exact = refusal + "; " + exact;
+      });
+    if (!exact.empty()) {
+      all_.heads.resize(static_cast<std::size_t>(layout_.own.heads));
+      for (HeadReport& head : all_.heads) take_exact(head, exact);
+    } else if (whole_heads || !refusal.empty()) {
+      all_.by_heads.units = head_units(layout_.whole, ranks_.count());
+      all_.by_heads.options = std::move(all_options);
+      all_.heads = plan_units(ranks_, layout_, all_.by_heads, q, k, v, storage_, traffic);
+      if (!whole_heads && options_.path == Path::automatic) keep_units_that_pay(refusal);
     } else {
-      constexpr double kInfinity = std::numeric_limits<double>::infinity();
-      all_.heads.assign(static_cast<std::size_t>(layout_.own.heads),
-                        {.path = Path::exact,
-                         .entry_bound = std::numeric_limits<double>::quiet_NaN(),
-                         .error_bound = kInfinity,
-                         .rounding = kInfinity,
-                         .reason = reason});
-      pair_bound_ = kInfinity;
+      look(q, k, v);
     }
     divide_exact_heads();
     return std::move(all_);
   }
 
  private:
+  /// A head by exact pieces, of whose rows nobody knows how long they are.
+  void take_exact(HeadReport& head, const std::string& reason) {
+    constexpr double kInfinity = std::numeric_limits<double>::infinity();
+    head = {.path = Path::exact,
+            .entry_bound = std::numeric_limits<double>::quiet_NaN(),
+            .error_bound = kInfinity,
+            .rounding = kInfinity,
+            .reason = reason,
+            .candidates = std::move(head.candidates)};
+    pair_bound_ = kInfinity;
+  }
+
+  /// Of the planned units those with heads that are not exact, if the rank that has most to do with them is
+  /// predicted to end before all ranks together would have computed them exactly. refusal: of states.
+  void keep_units_that_pay(const std::string& refusal) {
+    UnitPlans<Real>& all = all_.by_heads;
+    UnitPlans<Real> kept;
+    std::vector<double> of_ranks(static_cast<std::size_t>(ranks_.count()));
+    double exact = 0;
+    std::size_t mine = 0;
+    for (const HeadUnit& unit : all.units) {
+      const bool is_mine = unit.rank == ranks_.rank();
+      const std::size_t plan = is_mine ? mine++ : 0;
+      const std::span<HeadReport> heads = heads_of(unit);
+      if (std::all_of(heads.begin(), heads.end(), [](auto& head) { return head.path == Path::exact; })) {
+        for (HeadReport& head : heads) take_exact(head, refusal + "; " + head.reason);
+        continue;
+      }
+      kept.units.push_back(unit);
+      if (is_mine) kept.plans.push_back(std::move(all.plans[plan]));
+      for (const HeadReport& head : heads) {
+        of_ranks[static_cast<std::size_t>(unit.rank)] += chosen_seconds(head);
+        exact += head.candidates.front().seconds / ranks_.count();
+      }
+    }
+    const double longest = *std::max_element(of_ranks.begin(), of_ranks.end());
+    if (longest < exact) {
+      kept.options = std::move(all.options);
+      all = std::move(kept);
+      return;
+    }
+    for (const HeadUnit& unit : kept.units)
+      for (HeadReport& head : heads_of(unit))
+        take_exact(head, fastrope::detail::message(refusal, "; by heads one rank would take ", longest,
+                                                   " s, exactly all together ", exact, " s"));
+    all = {};
+  }
+  std::span<HeadReport> heads_of(const HeadUnit& unit) {
+    return std::span(all_.heads)
+        .subspan(static_cast<std::size_t>(unit.heads.begin), static_cast<std::size_t>(unit.heads.size()));
+  }
+
   void look(const StoredRows& q, const StoredRows& k, const StoredRows& v) {
     const Problem whole = whole_problem(layout_, options_);
     all_.units.of_all = sees_all_keys(whole.grid);
@@ -253,14 +300,16 @@ class Decider {
 
   void divide_exact_heads() {
     const Shapes& s = layout_.own;
-    all_.allow_pairs = options_.tolerance == 0 || (storage_.pairs && pair_bound_ <= options_.tolerance);
-    for (HeadReport& head : all_.heads)
-      if (head.path == Path::exact && all_.allow_pairs && options_.tolerance > 0)
-        head.error_bound = head.rounding = pair_bound_ + storage_.result_rounding * (1 + pair_bound_);
     const Index group = s.kv_heads == 0 ? 1 : s.heads / s.kv_heads;
-    const auto is_exact = [&](Index h) {
-      return h < s.heads && all_.heads[static_cast<std::size_t>(h)].path == Path::exact;
-    };
+    std::vector<bool> exact;
+    for (const HeadReport& head : all_.heads) exact.push_back(head.path == Path::exact);
+    for (const HeadUnit& unit : all_.by_heads.units)
+      std::fill(exact.begin() + unit.heads.begin, exact.begin() + unit.heads.end, false);
+    const auto is_exact = [&](Index h) { return h < s.heads && exact[static_cast<std::size_t>(h)]; };
+    all_.allow_pairs = options_.tolerance == 0 || (storage_.pairs && pair_bound_ <= options_.tolerance);
+    for (Index h = 0; h < s.heads && all_.allow_pairs && options_.tolerance > 0; ++h)
+      if (HeadReport& head = all_.heads[static_cast<std::size_t>(h)]; is_exact(h))
+        head.error_bound = head.rounding = pair_bound_ + storage_.result_rounding * (1 + pair_bound_);
     // Whole groups side by side are one part; of the others, neighbours in a group.
     for (Index h = 0; h < s.heads;) {
       if (!is_exact(h)) {

@@ -26,6 +26,7 @@
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/exact/attend_partial.hpp"
 #include "fastrope/exact/row_kernels.hpp"
+#include "fastrope/mpi/exchange.hpp"
 #include "fastrope/mpi/layout.hpp"
 #include "fastrope/mpi/messages.hpp"
 #include "fastrope/mpi/piece_options.hpp"
@@ -35,21 +36,6 @@
 #include "fastrope/problem/problem.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET::mpi::detail {
-
-/// What a call did on this rank.
-struct Traffic {
-  double pairs = 0;      ///< of queries and keys that the mask allows, of all ranks and heads,
-  double own_pairs = 0;  ///< and those of them that this rank computed
-  Index bytes_sent = 0, bytes_received = 0;
-
-  Traffic& operator+=(const Traffic& more) {
-    pairs += more.pairs;
-    own_pairs += more.own_pairs;
-    bytes_sent += more.bytes_sent;
-    bytes_received += more.bytes_received;
-    return *this;
-  }
-};
 
 /// How the tensors of a call are stored, and what computes with them.
 template <class Q, class K, class V, class Arithmetic = ArithmeticOf<ElementOf<Q>>>

@@ -11,9 +11,21 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/stored_rows.hpp"
 #include "fastrope/core/target.hpp"
+#include "fastrope/core/tensor_view.hpp"
 #include "fastrope/mpi/ranks.hpp"
 
 namespace fastrope::inline FASTROPE_TARGET::mpi::detail {
+
+/// [heads, rows, cols] without gaps, of elements of a type.
+inline StoredRows packed_rows(const StoredType* type, const std::byte* data, Index heads, Index rows,
+                              Index cols) {
+  StoredRows x = TensorView<const float>(nullptr, heads, rows, cols, 0, 0);
+  x.type = type;
+  x.data = data;
+  x.row_stride = type->bytes_of(cols);
+  x.head_stride = rows * x.row_stride;
+  return x;
+}
 
 /// Rows of [heads, rows, cols] without gaps, as they lie in a message: the bytes of each as they are stored,
 /// but of scaled rows as Real.
@@ -21,8 +33,11 @@ template <class Real>
 class PackedRows {
  public:
   explicit PackedRows(const StoredRows& x)
-      : row_bytes_(x.is_scaled() ? x.cols * static_cast<Index>(sizeof(Real)) : x.type->bytes_of(x.cols)) {}
+      : type_(x.is_scaled() ? &kStoredType<Real> : x.type),
+        cols_(x.cols),
+        row_bytes_(type_->bytes_of(x.cols)) {}
 
+  Index row_bytes() const { return row_bytes_; }
   /// Such that what follows is aligned for any type.
   Index bytes(Index heads, Index rows) const { return round_up(heads * rows * row_bytes_, kAlignment); }
   void pack(const StoredRows& x, Range rows, std::byte* to) const {
@@ -35,11 +50,16 @@ class PackedRows {
           std::memcpy(to, head.row(j), static_cast<std::size_t>(row_bytes_));
     }
   }
+  /// What was packed.
+  StoredRows view(const std::byte* packed, Index heads, Index rows) const {
+    return packed_rows(type_, packed, heads, rows, cols_);
+  }
 
  private:
   static constexpr Index kAlignment = 16;
 
-  Index row_bytes_;
+  const StoredType* type_;
+  Index cols_, row_bytes_;
 };
 
 /// Messages that are on their way, in units of a kilobyte, since MPI counts in int.

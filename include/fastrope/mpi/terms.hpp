@@ -66,6 +66,7 @@ inline Terms terms_of(const Shapes& s, const Options& o, std::span<const Index> 
     rope.precision(17);
     rope << static_cast<int>(o.rope->pairing) << ' ' << o.rope->rotary_begin << ' ' << f.attention_factor;
     for (const double theta : f.theta) rope << ' ' << theta;
+    for (const Index section : f.section_of_pair) rope << ' ' << section;
   }
   terms.add("rope", rope.str());
   std::vector<double> weights;
@@ -74,30 +75,41 @@ inline Terms terms_of(const Shapes& s, const Options& o, std::span<const Index> 
       for (Position lag = o.weights->first_lag(); lag <= o.weights->last_lag(); ++lag)
         weights.push_back((*o.weights)(lag, entry));
   terms.add_all("weights", weights);
+  terms.add_all("kernel", o.kernel.coefficients());
+  terms.add("normaliser", std::to_string(static_cast<int>(o.normaliser.kind())) + ' ' +
+                              std::to_string(o.normaliser.constant()));
+  terms.add("verify", o.verify);
   terms.add("key_ranges' per_row", o.key_ranges.per_row);
+  terms.add("the rows of query_section_positions", o.query_section_positions.rows);
+  terms.add("the rows of key_section_positions", o.key_section_positions.rows);
+  terms.add("the rows of log_gates", o.log_gates.rows);
+  terms.add("the rows of log_input_gates", o.log_input_gates.rows);
   terms.add("whether dense_bias is given", o.dense_bias.data != nullptr);
   terms.add("whether dense_mask is given", o.dense_mask.data != nullptr);
   return terms;
 }
 
-/// Refuses what is not spread over ranks, and rows that clash with the options.
+/// Refuses rows of this rank that clash with the options. keys: of all ranks.
 inline void require_local(const Shapes& s, Index keys, const Options& o) {
-  if (!o.kernel.is_softmax()) fastrope::detail::fail("polynomial kernels are not spread over ranks");
-  if (o.log_gates.rows > 0 || o.log_input_gates.rows > 0)
-    fastrope::detail::fail("gates are not spread over ranks");
-  if (o.query_section_positions.data != nullptr || o.key_section_positions.data != nullptr)
-    fastrope::detail::fail("positions of sections are not spread over ranks");
-  if (o.path == Path::toeplitz) fastrope::detail::fail("path toeplitz is not spread over ranks");
-  if (o.verify != 0)
-    fastrope::detail::fail("a spot check of ", o.verify, " rows (options.verify) is not spread over ranks");
+  if (o.verify < 0) fastrope::detail::fail("a spot check is of 0 rows or more, got ", o.verify);
   const auto require = [](const char* name, Index given, Index n) {
     if (given != 0 && given != n)
       fastrope::detail::fail(name, " has ", given, " positions for ", n, " rows of this rank");
   };
   require("query_positions", std::ssize(o.query_positions), s.n_q);
   require("key_positions", std::ssize(o.key_positions), s.n_k);
+  const auto require_columns = [](const char* name, const auto& view, Index n) {
+    if (view.rows > 0 && (view.cols != n || (n > 0 && view.data == nullptr)))
+      fastrope::detail::fail(name, " is [", view.rows, ", ", view.cols, "] for ", n, " rows of this rank");
+  };
+  require_columns("query_section_positions", o.query_section_positions, s.n_q);
+  require_columns("key_section_positions", o.key_section_positions, s.n_k);
+  require_columns("log_gates", o.log_gates, s.n_k);
+  require_columns("log_input_gates", o.log_input_gates, s.n_k);
   Options of_rows = o;  // its ranges, dense bias and dense mask are of all keys
   of_rows.query_positions = of_rows.key_positions = {};
+  of_rows.query_section_positions = of_rows.key_section_positions = {};
+  of_rows.log_gates = of_rows.log_input_gates = {};
   if (s.n_q > 0) Problem({s.heads, s.kv_heads, s.n_q, keys, s.d, s.d_v}, of_rows);
 }
 
