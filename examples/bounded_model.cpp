@@ -21,12 +21,11 @@
 #include <exception>
 #include <fstream>
 #include <iterator>
-#include <optional>
 #include <random>
-#include <sstream>
 #include <string>
 #include <vector>
 
+#include "arguments.hpp"
 #include "bounded_model/figure.hpp"
 #include "bounded_model/network.hpp"
 #include "bounded_model/prompt.hpp"
@@ -45,47 +44,26 @@ constexpr Index kLast = 1024;   // tokens whose loss is looked at beside
 constexpr Index kChecked = 32;  // rows of each global head that are computed again
 constexpr double kTolerance = 1e-2;
 
-struct Arguments {
+struct Request {
   std::string weights, text, figure;
-  Index tokens = 65536, write = 400;
-  bool contexts = false;
-  std::vector<Index> behind = {1024, 65536, 524288};
+  Index tokens, write;
+  bool contexts;
+  std::vector<Index> behind;
 };
 
-std::optional<Arguments> parsed(int count, char** words) {
-  Arguments a;
-  std::vector<std::string> files;
-  for (int i = 1; i < count; ++i) {
-    const std::string word = words[i];
-    if (!word.starts_with("--")) {
-      files.push_back(word);
-      continue;
-    }
-    if (word == "--contexts") {
-      a.contexts = true;
-      continue;
-    }
-    if (i + 1 == count) return std::nullopt;
-    const std::string value = words[++i];
-    if (word == "--tokens") {
-      a.tokens = std::atoll(value.c_str());
-    } else if (word == "--write") {
-      a.write = std::atoll(value.c_str());
-    } else if (word == "--figure") {
-      a.figure = value;
-    } else if (word == "--behind") {
-      a.behind.clear();
-      std::istringstream in(value);
-      for (std::string number; std::getline(in, number, ',');) a.behind.push_back(std::atoll(number.c_str()));
-    } else {
-      return std::nullopt;
-    }
-  }
-  if (files.size() != 2 || a.tokens < 2 * kLast || a.write < 1) return std::nullopt;
-  for (const Index n : a.behind)
-    if (n < 1) return std::nullopt;
-  a.weights = files[0], a.text = files[1];
-  return a;
+Request requested(int count, char** argv) {
+  examples::Arguments words(count, argv,
+                            "WEIGHTS TEXT [--tokens N] [--behind A,B,..] [--write N] [--contexts]\n"
+                            "       [--figure FILE.svg]",
+                            {"--contexts"});
+  Request r;
+  r.tokens = words.number<Index>("--tokens", 65536, 2 * kLast);
+  r.write = words.number<Index>("--write", 400, 1);
+  r.figure = words.text("--figure", "");
+  r.behind = words.numbers<Index>("--behind", "1024,65536,524288", 1);
+  r.contexts = words.flag("--contexts");
+  r.weights = words.files(2)[0], r.text = words.files(2)[1];
+  return r;
 }
 
 std::vector<Token> read_all(const std::string& path) {
@@ -157,7 +135,7 @@ Token draw(const bounded_model::Matrix& logits, std::mt19937& random) {
   return std::discrete_distribution<Token>(weights.begin(), weights.end())(random);
 }
 
-void generate(const Network& network, const std::string& path, const Arguments& a) {
+void generate(const Network& network, const std::string& path, const Request& a) {
   std::string written;
   std::printf("\nGeneration from states, within %g of softmax:\n", kTolerance);
   for (const Index n : a.behind) {
@@ -237,29 +215,21 @@ void draw_figure(const Network& network, const std::vector<Token>& tokens, const
 }  // namespace
 
 int main(int count, char** words) try {
-  const std::optional<Arguments> a = parsed(count, words);
-  if (!a) {
-    std::fprintf(stderr,
-                 "usage: %s WEIGHTS TEXT [--tokens N, 2048 at least] [--behind A,B,..] [--write N]\n"
-                 "       %s WEIGHTS TEXT --contexts\n"
-                 "       %s WEIGHTS TEXT --figure FILE.svg [--tokens N]\n",
-                 words[0], words[0], words[0]);
-    return EXIT_FAILURE;
-  }
+  const Request asked = requested(count, words);
   Eigen::setNbThreads(1);
-  const bounded_model::Weights weights = bounded_model::read_weights(a->weights);
-  if (a->contexts) {
-    compare_contexts(weights, a->text);
+  const bounded_model::Weights weights = bounded_model::read_weights(asked.weights);
+  if (asked.contexts) {
+    compare_contexts(weights, asked.text);
     return EXIT_SUCCESS;
   }
   const Network network(weights);
-  const std::vector<Token> tokens = read_tokens(a->text, a->tokens);
-  if (!a->figure.empty()) {
-    draw_figure(network, tokens, a->figure);
+  const std::vector<Token> tokens = read_tokens(asked.text, asked.tokens);
+  if (!asked.figure.empty()) {
+    draw_figure(network, tokens, asked.figure);
     return EXIT_SUCCESS;
   }
   compare(network, tokens);
-  generate(network, a->text, *a);
+  generate(network, asked.text, asked);
   return EXIT_SUCCESS;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "bounded_model: %s\n", error.what());

@@ -18,11 +18,11 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <optional>
 #include <random>
 #include <string>
 #include <vector>
 
+#include "arguments.hpp"
 #include "bounded_model/training_attention.hpp"
 #include "bounded_model/weights_file.hpp"
 #include "training/trainer.hpp"
@@ -34,51 +34,33 @@ using training::Batch;
 using training::Index;
 using Trainer = training::Trainer<float, bounded_model::TrainingAttention<float>>;
 
-struct Arguments {
-  std::string texts, weights, runs, kind = "bounded";
-  std::uint64_t seed = 0;
-  Index steps = 1500, tokens = 8192, context = 2048, size = 8;
-  double radius = 2, base = 1e3;
+struct Request {
+  std::string texts, weights, runs, kind;
+  std::uint64_t seed;
+  Index steps, tokens, context, size;
+  double radius, base;
 };
 
-std::optional<Arguments> parsed(int count, char** words) {
-  Arguments a;
-  std::vector<std::string> files;
-  for (int i = 1; i < count; ++i) {
-    const std::string word = words[i];
-    if (!word.starts_with("--")) {
-      files.push_back(word);
-      continue;
-    }
-    if (i + 1 == count) return std::nullopt;
-    const std::string value = words[++i];
-    if (word == "--kind")
-      a.kind = value;
-    else if (word == "--seed")
-      a.seed = std::strtoull(value.c_str(), nullptr, 10);
-    else if (word == "--steps")
-      a.steps = std::atoll(value.c_str());
-    else if (word == "--tokens")
-      a.tokens = std::atoll(value.c_str());
-    else if (word == "--context")
-      a.context = std::atoll(value.c_str());
-    else if (word == "--size")
-      a.size = std::atoll(value.c_str());
-    else if (word == "--radius")
-      a.radius = std::strtod(value.c_str(), nullptr);
-    else if (word == "--base")
-      a.base = std::strtod(value.c_str(), nullptr);
-    else
-      return std::nullopt;
-  }
-  if (files.size() != 3 || a.steps < 1 || a.context < 2 || a.tokens < a.context || a.size < 2 ||
-      !(a.radius > 0) || !(a.base > 1) || (a.kind != "bounded" && a.kind != "free" && a.kind != "plain"))
-    return std::nullopt;
-  a.texts = files[0], a.weights = files[1], a.runs = files[2];
-  return a;
+Request requested(int count, char** argv) {
+  examples::Arguments words(count, argv,
+                            "TEXTS OUT.bin RUNS.tsv [--kind bounded|free|plain] [--seed N] [--steps N]\n"
+                            "       [--tokens N] [--context N] [--size d] [--radius R] [--base B]");
+  Request r;
+  r.kind = words.text("--kind", "bounded");
+  r.seed = words.number<std::uint64_t>("--seed", 0, 0);
+  r.steps = words.number<Index>("--steps", 1500, 1);
+  r.context = words.number<Index>("--context", 2048, 2);
+  r.tokens = words.number<Index>("--tokens", 8192, r.context);
+  r.size = words.number<Index>("--size", 8, 2);
+  r.radius = words.number<double>("--radius", 2, 1e-3);
+  r.base = words.number<double>("--base", 1e3, 1);
+  if (r.kind != "bounded" && r.kind != "free" && r.kind != "plain") words.wrong("no kind " + r.kind);
+  const std::vector<std::string>& files = words.files(3);
+  r.texts = files[0], r.weights = files[1], r.runs = files[2];
+  return r;
 }
 
-Config config_of(const Arguments& a) {
+Config config_of(const Request& a) {
   Config c = bounded_model::config_of(a.context);
   c.global_size = a.size;
   c.radius = a.radius;
@@ -139,7 +121,7 @@ std::vector<double> losses(training::Model<float, bounded_model::TrainingAttenti
   return sum;
 }
 
-void train(const Arguments& a) {
+void train(const Request& a) {
   const std::vector<std::string> names{"kjv", "jargon"};
   std::vector<Text> texts;
   std::vector<double> sizes;
@@ -199,16 +181,9 @@ void train(const Arguments& a) {
 }  // namespace
 
 int main(int count, char** words) try {
-  const std::optional<Arguments> a = parsed(count, words);
-  if (!a) {
-    std::fprintf(stderr,
-                 "usage: %s TEXTS OUT.bin RUNS.tsv [--kind bounded|free|plain] [--seed N] [--steps N]\n"
-                 "       [--tokens N] [--context N] [--size d] [--radius R] [--base B]\n",
-                 words[0]);
-    return EXIT_FAILURE;
-  }
+  const Request asked = requested(count, words);
   Eigen::setNbThreads(1);
-  train(*a);
+  train(asked);
   return EXIT_SUCCESS;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "bounded_model_train: %s\n", error.what());

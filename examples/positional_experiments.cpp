@@ -14,10 +14,10 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <optional>
 #include <string>
 #include <vector>
 
+#include "arguments.hpp"
 #include "experiments/report.hpp"
 #include "experiments/run.hpp"
 #include "experiments/schemes.hpp"
@@ -30,40 +30,25 @@ using experiments::Key;
 using experiments::Result;
 using experiments::Scheme;
 
-struct Arguments {
-  std::string runs, probes;
-  int seeds = 3;
-  Index steps = 4000;
-  std::vector<std::string> schemes = {}, tasks = {};  // all, if empty
-  std::optional<std::string> report = {};
+struct Request {
+  std::string runs, probes, report;
+  int seeds;
+  Index steps;
+  std::vector<std::string> schemes, tasks;  // all, if empty
 };
 
-std::optional<Arguments> parsed(int count, char** words) {
-  std::vector<std::string> files;
-  Arguments a;
-  for (int i = 1; i < count; ++i) {
-    const std::string word = words[i];
-    if (!word.starts_with("--")) {
-      files.push_back(word);
-      continue;
-    }
-    if (i + 1 == count) return std::nullopt;
-    const std::string value = words[++i];
-    if (word == "--seeds")
-      a.seeds = std::atoi(value.c_str());
-    else if (word == "--steps")
-      a.steps = std::atoll(value.c_str());
-    else if (word == "--schemes" || word == "--tasks")
-      (word == "--tasks" ? a.tasks : a.schemes) = experiments::split(value, ',');
-    else if (word == "--report")
-      a.report = value;
-    else
-      return std::nullopt;
-  }
-  if (files.size() != 2 || a.seeds < 1 || a.steps < 1) return std::nullopt;
-  a.runs = files[0];
-  a.probes = files[1];
-  return a;
+Request requested(int count, char** argv) {
+  examples::Arguments words(count, argv,
+                            "RUNS PROBES [--seeds N] [--steps N] [--schemes A,B,..] [--tasks A,..]\n"
+                            "       [--report FOLDER]");
+  Request r;
+  r.seeds = words.number<int>("--seeds", 3, 1);
+  r.steps = words.number<Index>("--steps", 4000, 1);
+  r.schemes = words.words("--schemes", "");
+  r.tasks = words.words("--tasks", "");
+  r.report = words.text("--report", "");
+  r.runs = words.files(2)[0], r.probes = words.files(2)[1];
+  return r;
 }
 
 struct Planned {
@@ -77,7 +62,7 @@ bool chosen(const std::vector<std::string>& names, const std::string& name) {
 }
 
 /// What is to be done, the most informative first: every scheme and task of a seed before the next seed.
-std::vector<Planned> planned(const Arguments& a, const std::vector<Result>& done) {
+std::vector<Planned> planned(const Request& a, const std::vector<Result>& done) {
   constexpr Index kTokens = 48;
   std::vector<Planned> runs;
   for (int seed = 0; seed < a.seeds; ++seed)
@@ -93,7 +78,7 @@ std::vector<Planned> planned(const Arguments& a, const std::vector<Result>& done
   return runs;
 }
 
-void run_grid(const Arguments& a) {
+void run_grid(const Request& a) {
   const training::Config config;
   const std::vector<Planned> runs = planned(a, experiments::read_runs(a.runs, config.layers, config.heads));
   const experiments::Effort effort{.schedule = {.steps = a.steps}};
@@ -124,19 +109,12 @@ void run_grid(const Arguments& a) {
 }  // namespace
 
 int main(int count, char** words) try {
-  const std::optional<Arguments> a = parsed(count, words);
-  if (!a) {
-    std::fprintf(stderr,
-                 "usage: %s RUNS PROBES [--seeds N] [--steps N] [--schemes A,B,..] [--tasks A,..]\n"
-                 "       %s RUNS PROBES --report FOLDER\n",
-                 words[0], words[0]);
-    return EXIT_FAILURE;
-  }
+  const Request asked = requested(count, words);
   Eigen::setNbThreads(1);
-  if (a->report)
-    experiments::report(a->runs, a->probes, *a->report);
+  if (!asked.report.empty())
+    experiments::report(asked.runs, asked.probes, asked.report);
   else
-    run_grid(*a);
+    run_grid(asked);
   return EXIT_SUCCESS;
 } catch (const std::exception& error) {
   std::fprintf(stderr, "positional_experiments: %s\n", error.what());

@@ -16,12 +16,12 @@
 #include <fastrope/fastrope.hpp>
 #include <memory>
 #include <random>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "arguments.hpp"
 #include "power/attention.hpp"
 #include "power/layer.hpp"
 #include "power/models.hpp"
@@ -125,48 +125,30 @@ void measure(const char* name, LanguageModel model, const std::vector<Index>& ma
   }
 }
 
-/// Numbers with commas between them, in order.
-std::vector<Index> marks_of(const std::string& text) {
-  std::vector<Index> marks;
-  std::istringstream in(text);
-  for (std::string number; std::getline(in, number, ',');) marks.push_back(std::stol(number));
-  for (std::size_t i = 0; i < marks.size(); ++i)
-    if (marks[i] < kChunk || (i > 0 && marks[i] < marks[i - 1] + kChunk + kDecoded + 1))
-      throw std::runtime_error("--tokens " + text + ": from 1024 on, with more than 1024 between two");
+/// Throws unless there is room between the marks for what is timed.
+void require_room(const std::vector<Index>& marks) {
+  for (std::size_t i = 1; i < marks.size(); ++i)
+    if (marks[i] < marks[i - 1] + kChunk + kDecoded + 1)
+      throw std::runtime_error("--tokens: more than " + std::to_string(kChunk + kDecoded) +
+                               " are needed between two");
   if (marks.empty()) throw std::runtime_error("--tokens gives none");
-  return marks;
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
   try {
-    std::string name = "powercoder", tokens = "1024,4096,16384";
-    Index layers = 2, hidden = 1024, threads = 1;
-    for (int i = 1; i < argc; i += 2) {
-      const std::string option = argv[i];
-      if (i + 1 == argc) throw std::runtime_error(option + " has no value");
-      const std::string value = argv[i + 1];
-      const auto number = [&] {
-        const Index x = std::stol(value);
-        if (x < 1) throw std::runtime_error(option + " must be at least 1");
-        return x;
-      };
-      if (option == "--model")
-        name = value;
-      else if (option == "--tokens")
-        tokens = value;
-      else if (option == "--layers")
-        layers = number();
-      else if (option == "--hidden")
-        hidden = number();
-      else if (option == "--threads")
-        threads = number();
-      else
-        throw std::runtime_error("unknown option " + option);
-    }
+    examples::Arguments words(argc, argv,
+                              "[--model powercoder|brumby|based] [--tokens A,B,..] [--layers N]\n"
+                              "       [--hidden N] [--threads N]");
+    const std::string name = words.text("--model", "powercoder");
+    const std::vector<Index> marks = words.numbers<Index>("--tokens", "1024,4096,16384", kChunk);
+    const Index layers = words.number<Index>("--layers", 2, 1),
+                hidden = words.number<Index>("--hidden", 1024, 1),
+                threads = words.number<Index>("--threads", 1, 1);
+    words.files(0);
     const power::Model model = power::model_of(name);
-    const std::vector<Index> marks = marks_of(tokens);
+    require_room(marks);
     const Index most = marks.back() + 2 * kDecoded;
     const auto executor = fastrope::Executor::openmp(static_cast<int>(threads));
     LanguageModel polynomial(hidden), softmax(hidden);
