@@ -2,14 +2,15 @@
 //
 //     mpirun -n 2 mpi_model [tokens] [ranks to predict for]
 //
-// Prints, for float, exact (one head, d = 64) and by states (16 heads, d = 8), full and causal: seconds of
-// one rank that has the whole sequence (T1, while the others wait), of all ranks together, the speed-up, and
-// the bytes that a rank sends. Then latency and bandwidth between ranks 0 and 1, and what the model makes of
-// them:
+// Prints, for float, exact (one head, d = 64), by states (16 heads, d = 8), full and causal, and by heads
+// (16: transforms with ALiBi, d = 4, and the kernel x^2, d = 16): seconds of one rank that has the whole
+// sequence (T1, while the others wait), of all ranks together, the speed-up, and the bytes that a rank sends.
+// Then latency and bandwidth between ranks 0 and 1, and what the model makes of them:
 //     exact   T1 / P                                    transfers are behind arithmetic as long as
 //                                                       n d-bytes / bandwidth < T1 / P
 //     full    T1 / P + 2 log2 P (latency + S / bandwidth)   S: bytes of the states
 //     causal  T1 / P (1 + share) + log2 P (latency + S / bandwidth)   share: of adding keys a second time
+//     heads   T1 / min(P, heads) + bytes of q, k, v and out / (P bandwidth)
 // Medians of 5 runs. With more ranks than cores nothing here means anything.
 #include <mpi.h>
 
@@ -30,12 +31,23 @@ namespace {
 using fastrope::contiguous;
 using fastrope::Index;
 using fastrope::Mask;
+using fastrope::Options;
 
 int rank = 0, ranks = 1;
+constexpr int kRuns = 5;
+double waited = 0;  // seconds in MPI_Wait and MPI_Waitall
+
+template <class Wait>
+int timed(Wait&& wait) {
+  const double begin = MPI_Wtime();
+  const int error = wait();
+  waited += MPI_Wtime() - begin;
+  return error;
+}
 
 /// Of the slowest rank of comm.
 double seconds(MPI_Comm comm, const std::function<void()>& f) {
-  std::array<double, 5> times;
+  std::array<double, kRuns> times;
   for (double& time : times) {
     MPI_Barrier(comm);
     time = -MPI_Wtime();
@@ -44,16 +56,16 @@ double seconds(MPI_Comm comm, const std::function<void()>& f) {
     MPI_Allreduce(MPI_IN_PLACE, &time, 1, MPI_DOUBLE, MPI_MAX, comm);
   }
   std::sort(times.begin(), times.end());
-  return times[2];
+  return times[kRuns / 2];
 }
 
 struct Times {
-  double one, all;
+  double one, all, waited;
   Index bytes;
 };
 
 /// A sequence of n tokens: on rank 0 alone, and on all ranks.
-Times attend(Index n, Index heads, Index d, const Mask& mask, double tolerance) {
+Times attend(Index n, Index heads, Index d, const Options& options) {
   const auto run = [&](MPI_Comm comm, Index rows, Index& bytes) {
     std::mt19937 random(1);
     std::normal_distribution<float> normal(0, 0.25F);
@@ -61,9 +73,8 @@ Times attend(Index n, Index heads, Index d, const Mask& mask, double tolerance) 
     for (std::vector<float>* x : {&q, &k, &v})
       for (float& e : *x) e = normal(random);
     const auto view = [&](auto& x) { return contiguous(x.data(), heads, rows, d); };
-    const auto plan =
-        fastrope::mpi::make_plan(comm, view(std::as_const(q)), view(std::as_const(k)), view(std::as_const(v)),
-                                 {.mask = mask, .tolerance = tolerance});
+    const auto plan = fastrope::mpi::make_plan(comm, view(std::as_const(q)), view(std::as_const(k)),
+                                               view(std::as_const(v)), options);
     return seconds(comm, [&] {
       bytes = plan.run(view(std::as_const(q)), view(std::as_const(k)), view(std::as_const(v)), view(out))
                   .bytes_sent;
@@ -72,7 +83,10 @@ Times attend(Index n, Index heads, Index d, const Mask& mask, double tolerance) 
   Times times = {};
   if (rank == 0) times.one = run(MPI_COMM_SELF, n, times.bytes);
   MPI_Bcast(&times.one, 1, MPI_DOUBLE, 0, MPI_COMM_WORLD);
+  waited = 0;
   times.all = run(MPI_COMM_WORLD, n / ranks, times.bytes);
+  times.waited = waited / kRuns;
+  MPI_Allreduce(MPI_IN_PLACE, &times.waited, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
   return times;
 }
 
@@ -97,23 +111,35 @@ double transfer(std::size_t bytes, int repeats) {
 
 void run(Index n, double many) {
   if (rank == 0) std::printf("%lld tokens, %d ranks\n", static_cast<long long>(n), ranks);
+  enum class Kind { pieces, states_full, states_causal, heads };
   struct Row {
     const char* name;
     Index heads, d;
-    Mask mask;
-    double tolerance;
-    Times times;
+    Kind kind;
+    Options options;
+    Times times = {};
   };
-  std::array<Row, 4> rows = {{{"exact full", 1, 64, Mask::full(), 0, {}},
-                              {"exact causal", 1, 64, Mask::causal(), 0, {}},
-                              {"states full", 16, 8, Mask::full(), 1e-2, {}},
-                              {"states causal", 16, 8, Mask::causal(), 1e-2, {}}}};
+  const Mask causal = Mask::causal();
+  std::array<Row, 6> rows = {
+      {{"exact full", 1, 64, Kind::pieces, {}},
+       {"exact causal", 1, 64, Kind::pieces, {.mask = causal}},
+       {"states full", 16, 8, Kind::states_full, {.tolerance = 1e-2}},
+       {"states causal", 16, 8, Kind::states_causal, {.mask = causal, .tolerance = 1e-2}},
+       {"transforms",
+        16,
+        4,
+        Kind::heads,
+        {.mask = causal,
+         .bias = fastrope::LagBias::alibi({0.001}),
+         .tolerance = 1e-2,
+         .path = fastrope::Path::toeplitz}},
+       {"x^2 causal", 16, 16, Kind::heads, {.mask = causal, .kernel = fastrope::Kernel::power(2)}}}};
   for (Row& row : rows) {
-    row.times = attend(n, row.heads, row.d, row.mask, row.tolerance);
+    row.times = attend(n, row.heads, row.d, row.options);
     if (rank == 0)
-      std::printf("%-14s one rank %9.4f s  all %9.4f s  speed-up %5.2f  bytes sent %lld\n", row.name,
-                  row.times.one, row.times.all, row.times.one / row.times.all,
-                  static_cast<long long>(row.times.bytes));
+      std::printf("%-14s one rank %9.4f s  all %9.4f s  speed-up %5.2f  sent %lld bytes  waited %.4f s\n",
+                  row.name, row.times.one, row.times.all, row.times.one / row.times.all,
+                  static_cast<long long>(row.times.bytes), row.times.waited);
   }
   if (ranks < 2) return;
   constexpr std::size_t kLarge = std::size_t{1} << 24;
@@ -124,19 +150,39 @@ void run(Index n, double many) {
               bandwidth * 1e-9, share);
   std::printf("predicted for %g ranks of such cores and such a network:\n", many);
   for (const Row& row : rows) {
-    const bool exact = row.tolerance == 0, causal = row.mask == Mask::causal();
-    const double arithmetic = row.times.one / many * (exact || !causal ? 1 : 1 + share);
-    const double bytes =
-        exact ? static_cast<double>(8 * n * row.heads * row.d) : static_cast<double>(row.times.bytes);
-    const double sent =
-        exact ? bytes / bandwidth : (causal ? 1 : 2) * std::log2(many) * (latency + bytes / bandwidth);
-    const double time = exact ? std::max(arithmetic, sent) : arithmetic + sent;
+    const double all_bytes = static_cast<double>(8 * n * row.heads * row.d),
+                 moved = static_cast<double>(row.times.bytes) / bandwidth;
+    double arithmetic = row.times.one / many, sent = 0;
+    switch (row.kind) {
+      case Kind::pieces:
+        sent = all_bytes / bandwidth;
+        break;
+      case Kind::states_full:
+        sent = 2 * std::log2(many) * (latency + moved);
+        break;
+      case Kind::states_causal:
+        arithmetic *= 1 + share;
+        sent = std::log2(many) * (latency + moved);
+        break;
+      case Kind::heads:
+        arithmetic = row.times.one / std::min(many, static_cast<double>(row.heads));
+        sent = 2 * all_bytes / (many * bandwidth);
+    }
+    const double time = row.kind == Kind::pieces ? std::max(arithmetic, sent) : arithmetic + sent;
     std::printf("%-14s %9.5f s, speed-up %5.1f (arithmetic %.5f s, transfer %.5f s)\n", row.name, time,
                 row.times.one / time, arithmetic, sent);
   }
 }
 
 }  // namespace
+
+// MPI's profiling interface: these take the place of MPI's own, which PMPI_ names.
+extern "C" int MPI_Wait(MPI_Request* request, MPI_Status* status) {
+  return timed([&] { return PMPI_Wait(request, status); });
+}
+extern "C" int MPI_Waitall(int count, MPI_Request* requests, MPI_Status* statuses) {
+  return timed([&] { return PMPI_Waitall(count, requests, statuses); });
+}
 
 int main(int argc, char** argv) {
   MPI_Init(&argc, &argv);

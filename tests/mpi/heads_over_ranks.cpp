@@ -87,6 +87,7 @@ void check(AttentionCase c, Path path, double size = 0.25) {
     Tensor<float> out(c.shapes.heads, queries.size(), c.shapes.d_v);
     const mpi::Report report = mpi::attend(MPI_COMM_WORLD, part(in.x.q, queries), part(in.x.k, keys),
                                            part(in.x.v, keys), out.view(), own.options);
+    expect_same_plan(report.heads, c.text);
     for (Index h = 0; h < c.shapes.heads; ++h) {
       const HeadReport& head = report.heads[static_cast<std::size_t>(h)];
       const std::string what = c.text + ", head " + std::to_string(h);
@@ -106,6 +107,29 @@ AttentionCase make_case(const char* text, Shapes shapes, Options base) {
   AttentionCase c{.shapes = shapes, .base = std::move(base)};
   c.text = text;
   return c;
+}
+
+/// All heads in order, each once, and no rank has more of them than it must.
+void units() {
+  for (const auto& [heads, kv_heads] :
+       {std::pair<Index, Index>{1, 1}, {6, 3}, {8, 1}, {9, 3}, {0, 0}, {5, 5}}) {
+    const auto all = mpi::detail::head_units({.heads = heads, .kv_heads = kv_heads}, ranks);
+    std::vector<Index> of_ranks(static_cast<std::size_t>(ranks));
+    Index next = 0, largest = 0;
+    for (const mpi::detail::HeadUnit& unit : all) {
+      expect(unit.heads.begin == next && unit.heads.size() > 0 &&
+                 unit.kv_head == unit.heads.begin / (heads / kv_heads) &&
+                 unit.kv_head == (unit.heads.end - 1) / (heads / kv_heads),
+             "a unit");
+      next = unit.heads.end;
+      of_ranks[static_cast<std::size_t>(unit.rank)] += 1;
+      largest = std::max(largest, unit.heads.size());
+    }
+    expect(next == heads, "all heads");
+    expect(*std::max_element(of_ranks.begin(), of_ranks.end()) <= ceil_div(std::ssize(all), ranks) &&
+               (heads == 0 || largest <= std::max<Index>(1, ceil_div(heads, std::min<Index>(ranks, heads)))),
+           "even shares of " + std::to_string(heads) + " heads");
+  }
 }
 
 /// What cannot be divided by rows.
@@ -180,6 +204,7 @@ void mixed() {
   const OwnOptions options(c, own, own);
   const mpi::Report report = mpi::attend(MPI_COMM_WORLD, part(in.q, own), part(in.k, own), part(in.v, own),
                                          out.view(), options.options);
+  expect_same_plan(report.heads, "mixed");
   const Report of_one = attend(in.q.view(), in.k.view(), in.v.view(), one.view(), c.options());
   for (std::size_t h = 0; h < 4; ++h) {
     const HeadReport &a = of_one.heads[h], &b = report.heads[h];
@@ -269,6 +294,7 @@ void refusals() {
 
 int main(int argc, char** argv) {
   return run_on_ranks(argc, argv, [] {
+    units();
     whole_heads();
     approximated();
     mixed();

@@ -5,13 +5,16 @@
 #include <mpi.h>
 #include <unistd.h>
 
+#include <cmath>
 #include <cstdio>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/tensor_view.hpp"
+#include "fastrope/plan/head_report.hpp"
 #include "support/tensor.hpp"
 
 namespace fastrope_test {
@@ -52,6 +55,19 @@ inline const Spread kEven = [](int) { return 1.0; };
 inline const Spread kGrowing = [](int r) { return 1.0 + r; };
 inline const Spread kSecond = [](int r) { return r == (ranks > 1 ? 1 : 0) ? 1.0 : 0.0; };  // others have none
 inline const Spread kAlternating = [](int r) { return r % 2 == 0 ? 1.0 : 0.01; };
+
+/// Every rank has the same numbers in its report.
+inline void expect_same_plan(const std::vector<fastrope::HeadReport>& heads, const std::string& what) {
+  std::vector<double> numbers;
+  for (const fastrope::HeadReport& head : heads)
+    for (const double x : {static_cast<double>(head.path), head.entry_bound, static_cast<double>(head.rank),
+                           head.error_bound, head.rounding, static_cast<double>(head.repaired_rows),
+                           static_cast<double>(head.verified_rows), head.observed_error})
+      numbers.push_back(std::isnan(x) ? -1 : x);
+  std::vector<double> first = numbers;
+  MPI_Bcast(first.data(), static_cast<int>(first.size()), MPI_DOUBLE, 0, MPI_COMM_WORLD);
+  expect(first == numbers, what + ": two reports");
+}
 
 /// f() throws the same Error, with this in it, on every rank.
 inline void refused(const std::string& text, const std::function<void()>& f) {

@@ -46,18 +46,6 @@ double error_of(Index h, const TensorView<T>& out, const TensorView<const double
   return error;
 }
 
-/// Every rank has the same numbers in its report.
-void expect_same_plan(const std::vector<HeadReport>& heads, const std::string& what) {
-  std::vector<double> numbers;
-  for (const HeadReport& head : heads)
-    for (const double x : {static_cast<double>(head.path), head.entry_bound, static_cast<double>(head.rank),
-                           head.error_bound, head.rounding})
-      numbers.push_back(x);
-  std::vector<double> first = numbers;
-  MPI_Bcast(first.data(), static_cast<int>(first.size()), MPI_DOUBLE, 0, MPI_COMM_WORLD);
-  expect(first == numbers, what + ": two plans");
-}
-
 /// One case, its rows spread in several ways, all of them as queries and keys alike. Within what is promised,
 /// the tolerance, whatever path a head took; and that is `path`.
 template <class T, class KV>

@@ -124,10 +124,11 @@ void attend_by_heads(const Ranks& ranks, const Layout& layout, const UnitPlans<R
       out.rows = s.n_q;
       out.row_stride = s.d_v;
       out.head_stride = s.n_q * s.d_v;
-      Buffer workspace(plan.workspace_bytes());
+      const auto workspace = std::make_unique_for_overwrite<std::byte[]>(plan.workspace_bytes());
       std::vector<Index> again(static_cast<std::size_t>(heads));
       const RunStatus status = plan.template run_tensors<typename Types::Operand>(
-          {units.queries(own, unit), k, v, out}, workspace, {again, {}});
+          {units.queries(own, unit), k, v, out}, std::span(workspace.get(), plan.workspace_bytes()),
+          {again, {}});
       if (status != RunStatus::ok) fastrope::detail::fail("the executor failed while attending");
       const fastrope::Report checked = plan.verify_rows(
           units.queries(own, unit), k, v, packed_rows(out.type, out.data, heads, s.n_q, s.d_v), verify);
