@@ -79,7 +79,8 @@ std::vector<AttentionCase> cases() {
   add("few rows", {2, 1, 3, 5, 8, 4}, {.mask = Mask::causal()});
   add("no keys", {2, 1, 3, 0, 8, 4}, {});
   add("nothing", {2, 1, 0, 0, 8, 4}, {.mask = Mask::causal()});
-  add("long enough to move queries", {2, 1, 900, 900, 8, 8}, {.rope = Rope{}, .mask = Mask::causal()});
+  add("long enough to move queries, and for slices of them", {2, 1, 2600, 2600, 8, 8},
+      {.rope = Rope{}, .mask = Mask::causal()});
   AttentionCase& alibi = add("alibi", s, {.mask = Mask::causal()});
   alibi.base.bias = LagBias::alibi({0.5, 0.25, 0.1, 0.05});
   alibi.bias = alibi_formula({0.5, 0.25, 0.1, 0.05});

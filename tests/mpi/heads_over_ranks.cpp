@@ -186,6 +186,10 @@ void approximated() {
   for (Index i = 0; i < 1000; ++i) placed.query_positions.push_back(2 * i + i % 2);
   placed.key_positions = placed.query_positions;
   check(placed, Path::polynomial);
+  placed.text = "features, positions of queries alone";
+  placed.key_positions.clear();
+  for (Index i = 0; i < 1000; ++i) placed.query_positions[static_cast<std::size_t>(i)] = i;
+  check(placed, Path::polynomial);
 }
 
 /// Where nothing is forced, heads go to ranks whole if that is predicted to pay; those that are exact in one
