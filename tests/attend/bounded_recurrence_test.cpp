@@ -131,7 +131,9 @@ TEST(BoundedRecurrence, ATokenBeyondTheRadiusChangesNothing) {
   unchanged();
   scale(in.q, 25, 1 / 1.5F);
   scale(in.k, 30, 2);
-  scale(in.q, 30, 0.4F);  // whose own query is short
+  scale(in.q, 30, 0.4F);                                                   // whose own query is short
+  EXPECT_THAT(error_of([&] { prefill(20, 40); }), HasSubstr("token 31"));  // a long key of the same call
+  unchanged();
   prefill(20, 30);
   ASSERT_EQ(step(30), RunStatus::ok);
   ASSERT_EQ(recurrence.save(before), RunStatus::ok);

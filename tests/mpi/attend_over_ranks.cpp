@@ -20,29 +20,6 @@ namespace {
 using namespace fastrope;
 using namespace fastrope_test;
 
-/// The options of a case for some of its rows.
-Options own_options(const AttentionCase& c, Range queries, Range keys) {
-  Options o = c.options();
-  const auto span = [](auto all, Range some) {
-    return all.empty()
-               ? all
-               : all.subspan(static_cast<std::size_t>(some.begin), static_cast<std::size_t>(some.size()));
-  };
-  o.query_positions = span(o.query_positions, queries);
-  o.key_positions = span(o.key_positions, keys);
-  if (o.key_ranges.given())
-    o.key_ranges.ranges =
-        o.key_ranges.ranges.subspan(static_cast<std::size_t>(queries.begin * o.key_ranges.per_row),
-                                    static_cast<std::size_t>(queries.size() * o.key_ranges.per_row));
-  if (o.dense_bias.data != nullptr) {
-    TensorView<const float> bias = o.dense_bias.as<float>();
-    bias.data += queries.begin * bias.row_stride;
-    bias.rows = queries.size();
-    o.dense_bias = bias;
-  }
-  return o;
-}
-
 /// One case, its rows spread in several ways.
 template <class T, class KV>
 void check(const AttentionCase& c, const std::vector<std::pair<Spread, Spread>>& ways) {
@@ -52,8 +29,9 @@ void check(const AttentionCase& c, const std::vector<std::pair<Spread, Spread>>&
     const Range queries = part_of(c.shapes.n_q, ways[way].first),
                 keys = part_of(c.shapes.n_k, ways[way].second);
     Tensor<T> out(c.shapes.heads, queries.size(), c.shapes.d_v);
-    const mpi::Report report = mpi::attend(MPI_COMM_WORLD, part(in.q, queries), part(in.k, keys),
-                                           part(in.v, keys), out.view(), own_options(c, queries, keys));
+    const mpi::Report report =
+        mpi::attend(MPI_COMM_WORLD, part(in.q, queries), part(in.k, keys), part(in.v, keys), out.view(),
+                    OwnOptions(c, queries, keys).options);
     const double error = max_abs_difference(out.view(), part(reference.out, queries));
     expect(error <= (std::is_same_v<T, double> ? 1e-13 : 6e-6),
            c.text + ", way " + std::to_string(way) + ": off by " + std::to_string(error));
@@ -124,7 +102,7 @@ void other_rows() {
   const PagedView<const bfloat16> paged{values.data(), 3, own.size(), 7, 1, pages, 7, 70 * 7, 7};
   Tensor<float> out(3, own.size(), 7);
   mpi::attend(MPI_COMM_WORLD, part(in.q, own), rows(contiguous<const Q8_0>(blocks.data(), 3, 70, 32), own),
-              paged, out.view(), own_options(c, own, own));
+              paged, out.view(), OwnOptions(c, own, own).options);
   const double error = max_abs_difference(out.view(), part(in.reference(c).out, own));
   expect(error < 6e-6, "keys in blocks, values in pages: off by " + std::to_string(error));
 }

@@ -19,37 +19,6 @@ namespace {
 using namespace fastrope;
 using namespace fastrope_test;
 
-/// A case with the options of one rank's rows, whose memory it has.
-struct OwnOptions {
-  std::vector<Position> query_sections = {}, key_sections = {};
-  std::vector<Range> ranges = {};
-  Options options;
-
-  OwnOptions(const AttentionCase& c, Range queries, Range keys) : options(c.options()) {
-    const auto some = [](auto all, Range rows) {
-      return all.empty()
-                 ? all
-                 : all.subspan(static_cast<std::size_t>(rows.begin), static_cast<std::size_t>(rows.size()));
-    };
-    options.query_positions = some(options.query_positions, queries);
-    options.key_positions = some(options.key_positions, keys);
-    const auto columns = [](auto& view, Range cols) {
-      if (view.rows > 0) view = {view.data + cols.begin, view.rows, cols.size(), view.row_stride};
-    };
-    columns(options.query_section_positions, queries);
-    columns(options.key_section_positions, keys);
-    columns(options.log_gates, keys);
-    columns(options.log_input_gates, keys);
-    if (options.key_ranges.given()) {
-      const Index m = options.key_ranges.per_row, n_q = c.shapes.n_q;
-      for (Index h = 0; h < std::ssize(options.key_ranges.ranges) / (n_q * m); ++h)
-        for (Index r = (h * n_q + queries.begin) * m; r < (h * n_q + queries.end) * m; ++r)
-          ranges.push_back(options.key_ranges.ranges[static_cast<std::size_t>(r)]);
-      options.key_ranges.ranges = ranges;
-    }
-  }
-};
-
 struct SmallInputs {
   AttentionInputs<float> x;
   Reference reference;
@@ -64,14 +33,6 @@ struct SmallInputs {
     if (largest == 0) largest = 1;  // no values
   }
 };
-
-double error_of(Index h, const TensorView<float>& out, const TensorView<const double>& expected) {
-  double error = 0;
-  for (Index i = 0; i < out.rows; ++i)
-    for (Index e = 0; e < out.cols; ++e)
-      error = std::max(error, std::abs(static_cast<double>(out.head(h)(i, e)) - expected.head(h)(i, e)));
-  return error;
-}
 
 const std::vector<std::pair<Spread, Spread>> kWays = {
     {kEven, kEven}, {kGrowing, kAlternating}, {kSecond, kEven}, {kAlternating, kSecond}};
@@ -232,6 +193,30 @@ void mixed() {
   }
 }
 
+/// A head that features make little cheaper is exact on all ranks, which are faster than one with features.
+void what_pays() {
+  for (const Index n : {1500, 3000, 6000, 12000}) {
+    AttentionCase c = make_case("what pays", {1, 1, n, n, 4, 4}, {.mask = Mask::causal(), .tolerance = 1e-2});
+    for (Index i = 0; i < n; ++i) c.query_positions.push_back(3 * i);
+    c.key_positions = c.query_positions;
+    AttentionInputs<float> in(c.shapes, 37);
+    for (Tensor<float>* t : {&in.q, &in.k})
+      for (float& x : t->values) x *= 0.25F;
+    const HeadReport one = make_plan(in.q.view(), in.k.view(), in.v.view(), c.options()).report().heads[0];
+    const Range own = part_of(n, kEven);
+    const OwnOptions options(c, own, own);
+    const HeadReport head =
+        mpi::make_plan(MPI_COMM_WORLD, part(in.q, own), part(in.k, own), part(in.v, own), options.options)
+            .heads()[0];
+    const bool pays =
+        one.path == Path::polynomial && one.candidates[1].seconds < one.candidates[0].seconds / ranks;
+    expect((head.path == Path::polynomial) == pays,
+           "what pays, n " + std::to_string(n) + ": " + to_string(head.path) + ": " + head.reason);
+    if (one.path == Path::polynomial && !pays)
+      expect(head.reason.find("by heads one rank would take") != std::string::npos, head.reason);
+  }
+}
+
 /// Other types: keys of 16 bits, results of 16 bits, arithmetic in double.
 void types() {
   const AttentionCase c =
@@ -267,7 +252,19 @@ void refusals() {
   if (last) gates[13] = 0.5F;
   refused("log_gates", [&] { call(gated(10)); });
   gates[13] = -0.5F;
-  if (ranks > 1) refused("differ in kernel", [&] { call({.kernel = Kernel::power(last ? 4 : 2)}); });
+  if (ranks > 1) {
+    refused("differ in kernel", [&] { call({.kernel = Kernel::power(last ? 4 : 2)}); });
+    refused("differ in normaliser", [&] {
+      call({.kernel = Kernel::power(2), .normaliser = Normaliser::row_sum(last ? 1e-9 : 1e-12)});
+    });
+    // Ranges of all heads together on some ranks, of each head on one.
+    const std::vector<Range> ranges(20, Range{0, 1});
+    refused("ranks differ in key_ranges", [&] {
+      Options o{.kernel = Kernel::power(2), .path = Path::exact};
+      o.key_ranges = {std::span(ranges).first(last ? 20 : 10), 1};
+      call(o);
+    });
+  }
   const std::vector<float> dense(static_cast<std::size_t>(10 * 10 * ranks));
   refused("dense", [&] {
     Options o{.kernel = Kernel::power(2)};
@@ -304,6 +301,7 @@ int main(int argc, char** argv) {
     whole_heads();
     approximated();
     mixed();
+    what_pays();
     types();
     refusals();
   });

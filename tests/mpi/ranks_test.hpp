@@ -5,9 +5,11 @@
 #include <mpi.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -15,11 +17,13 @@
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/tensor_view.hpp"
 #include "fastrope/plan/head_report.hpp"
+#include "support/attention_case.hpp"
 #include "support/tensor.hpp"
 
 namespace fastrope_test {
 
 using fastrope::Error;
+using fastrope::Options;
 using fastrope::Range;
 using fastrope::TensorView;
 
@@ -55,6 +59,52 @@ inline const Spread kEven = [](int) { return 1.0; };
 inline const Spread kGrowing = [](int r) { return 1.0 + r; };
 inline const Spread kSecond = [](int r) { return r == (ranks > 1 ? 1 : 0) ? 1.0 : 0.0; };  // others have none
 inline const Spread kAlternating = [](int r) { return r % 2 == 0 ? 1.0 : 0.01; };
+
+/// The options of a case for some of its rows.
+struct OwnOptions {
+  std::vector<Range> ranges = {};  // what options refer to
+  Options options;
+
+  OwnOptions(const AttentionCase& c, Range queries, Range keys) : options(c.options()) {
+    const auto some = [](auto all, Range rows) {
+      return all.empty()
+                 ? all
+                 : all.subspan(static_cast<std::size_t>(rows.begin), static_cast<std::size_t>(rows.size()));
+    };
+    options.query_positions = some(options.query_positions, queries);
+    options.key_positions = some(options.key_positions, keys);
+    const auto columns = [](auto& view, Range cols) {
+      if (view.rows > 0) view = {view.data + cols.begin, view.rows, cols.size(), view.row_stride};
+    };
+    columns(options.query_section_positions, queries);
+    columns(options.key_section_positions, keys);
+    columns(options.log_gates, keys);
+    columns(options.log_input_gates, keys);
+    if (options.key_ranges.given()) {
+      const Index m = options.key_ranges.per_row, n_q = c.shapes.n_q;
+      for (Index h = 0; h < std::ssize(options.key_ranges.ranges) / (n_q * m); ++h)
+        for (Index r = (h * n_q + queries.begin) * m; r < (h * n_q + queries.end) * m; ++r)
+          ranges.push_back(options.key_ranges.ranges[static_cast<std::size_t>(r)]);
+      options.key_ranges.ranges = ranges;
+    }
+    if (options.dense_bias.data != nullptr) {
+      TensorView<const float> bias = options.dense_bias.as<float>();
+      bias.data += queries.begin * bias.row_stride;
+      bias.rows = queries.size();
+      options.dense_bias = bias;
+    }
+  }
+};
+
+/// The largest difference in a head's rows.
+template <class T>
+double error_of(Index h, const TensorView<T>& out, const TensorView<const double>& expected) {
+  double error = 0;
+  for (Index i = 0; i < out.rows; ++i)
+    for (Index e = 0; e < out.cols; ++e)
+      error = std::max(error, std::abs(static_cast<double>(out.head(h)(i, e)) - expected.head(h)(i, e)));
+  return error;
+}
 
 /// Every rank has the same numbers in its report.
 inline void expect_same_plan(const std::vector<fastrope::HeadReport>& heads, const std::string& what) {

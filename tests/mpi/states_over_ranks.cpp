@@ -36,16 +36,6 @@ double largest_of(const Tensor<T>& x) {
   return largest;
 }
 
-/// The largest of a head's rows.
-template <class T>
-double error_of(Index h, const TensorView<T>& out, const TensorView<const double>& expected) {
-  double error = 0;
-  for (Index i = 0; i < out.rows; ++i)
-    for (Index e = 0; e < out.cols; ++e)
-      error = std::max(error, std::abs(static_cast<double>(out.head(h)(i, e)) - expected.head(h)(i, e)));
-  return error;
-}
-
 /// One case, its rows spread in several ways, all of them as queries and keys alike. Within what is promised,
 /// the tolerance, whatever path a head took; and that is `path`.
 template <class T, class KV>

@@ -3,7 +3,8 @@
 //     rows of all heads on every rank  ->  all rows of some heads  ->  Plan::run  ->  rows of all heads
 // Each rank gets all rows of some query heads and of their key head, plans and runs them as one process would
 // that has no other heads, and sends every rank its rows of the result (the all-to-all of DeepSpeed-Ulysses,
-// Jacobs et al. 2023). Every path and option goes; as many ranks work as there are query heads, no more.
+// Jacobs et al. 2023). Every path goes, and every option but dense bias and mask; as many ranks work as there
+// are query heads, no more.
 #pragma once
 
 #include <cstddef>

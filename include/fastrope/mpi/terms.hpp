@@ -76,8 +76,8 @@ inline Terms terms_of(const Shapes& s, const Options& o, std::span<const Index> 
         weights.push_back((*o.weights)(lag, entry));
   terms.add_all("weights", weights);
   terms.add_all("kernel", o.kernel.coefficients());
-  terms.add("normaliser", std::to_string(static_cast<int>(o.normaliser.kind())) + ' ' +
-                              std::to_string(o.normaliser.constant()));
+  terms.add_all("normaliser",
+                std::vector<double>{static_cast<double>(o.normaliser.kind()), o.normaliser.constant()});
   terms.add("verify", o.verify);
   terms.add("key_ranges' per_row", o.key_ranges.per_row);
   terms.add("the rows of query_section_positions", o.query_section_positions.rows);

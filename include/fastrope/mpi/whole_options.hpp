@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "fastrope/core/error.hpp"
 #include "fastrope/core/index.hpp"
 #include "fastrope/core/target.hpp"
 #include "fastrope/core/tensor_view.hpp"
@@ -37,28 +38,28 @@ class WholeOptions {
   WholeOptions(const Ranks& ranks, const Layout& layout, const Options& own, Traffic& traffic)
       : shapes_(layout.whole), all_(own) {
     const auto me = static_cast<std::size_t>(ranks.rank());
-    const auto join = [&]<class T>(MatrixView<const T>& view, std::vector<T>& memory) {
+    const auto join = [&]<class T>(const char* name, MatrixView<const T>& view, std::vector<T>& memory) {
       if (view.rows == 0) return;
-      memory = joined(ranks, view, traffic);
+      memory = joined(ranks, name, view, traffic);
       view = {memory.data(), view.rows, std::ssize(memory) / view.rows};
     };
     const auto join_positions = [&](std::span<const Position>& view, const RankRows& rows,
                                     std::vector<Position>& memory) {
       std::vector<Position> positions(view.begin(), view.end());
       for (Index i = std::ssize(view); i < rows.count; ++i) positions.push_back(rows.least + i);
-      view = memory = joined<Position>(ranks, {positions.data(), 1, rows.count}, traffic);
+      view = memory = joined<Position>(ranks, "positions", {positions.data(), 1, rows.count}, traffic);
     };
     if (!layout.default_places) {
       join_positions(all_.query_positions, layout.queries[me], query_positions_);
       join_positions(all_.key_positions, layout.keys[me], key_positions_);
     }
-    join(all_.query_section_positions, query_sections_);
-    join(all_.key_section_positions, key_sections_);
-    join(all_.log_gates, gates_);
-    join(all_.log_input_gates, input_gates_);
+    join("query_section_positions", all_.query_section_positions, query_sections_);
+    join("key_section_positions", all_.key_section_positions, key_sections_);
+    join("log_gates", all_.log_gates, gates_);
+    join("log_input_gates", all_.log_input_gates, input_gates_);
     if (const Index of_rows = layout.own.n_q * own.key_ranges.per_row; own.key_ranges.per_row > 0) {
       const Index heads = of_rows == 0 ? 0 : std::ssize(own.key_ranges.ranges) / of_rows;
-      ranges_ = joined<Range>(ranks, {own.key_ranges.ranges.data(), heads, of_rows}, traffic);
+      ranges_ = joined<Range>(ranks, "key_ranges", {own.key_ranges.ranges.data(), heads, of_rows}, traffic);
       all_.key_ranges.ranges = ranges_;
     }
   }
@@ -90,9 +91,11 @@ class WholeOptions {
   }
 
  private:
-  /// [rows, columns of all ranks] of [rows, columns] of each. Ranks without columns may have any rows.
+  /// [rows, columns of all ranks] of [rows, columns] of each. Ranks without columns may have any
+  /// rows; throws Error where others differ in rows.
   template <class T>
-  static std::vector<T> joined(const Ranks& ranks, MatrixView<const T> own, Traffic& traffic) {
+  static std::vector<T> joined(const Ranks& ranks, const char* name, MatrixView<const T> own,
+                               Traffic& traffic) {
     Packer packer;
     ranks.agree([&] {
       packer(own.rows, own.cols);
@@ -108,6 +111,8 @@ class WholeOptions {
         Index part_rows = 0, part_cols = 0;
         numbers(part_rows, part_cols);
         if (part_cols == 0) continue;
+        if (!views.empty() && part_rows != rows)
+          fastrope::detail::fail("ranks differ in ", name, ": [", rows, ", ..] and [", part_rows, ", ..]");
         views.push_back({reinterpret_cast<const T*>(numbers.left().data()), part_rows, part_cols});
         rows = part_rows;
         cols += part_cols;
